@@ -1,0 +1,3 @@
+"""preftree: preference optimization over token trees, every prompt computed once."""
+
+__version__ = "0.1.0"
