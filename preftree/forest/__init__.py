@@ -1,0 +1,10 @@
+"""The concept: token trees, forests packed to a token budget, and one integer a token for the mask.
+
+Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, `forest` lays them out.
+"""
+
+from preftree.forest.forest import Forest, Segment
+from preftree.forest.pack import pack
+from preftree.forest.tree import Bundle, Node, grow
+
+__all__ = ["Bundle", "Forest", "Node", "Segment", "grow", "pack"]

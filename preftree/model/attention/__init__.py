@@ -1,0 +1,26 @@
+"""Attention over a forest. One function a backend, all with the signature of `dense.attend`:
+
+    attend(query_HTD, key_KTD, value_KTD, forest, rules) -> out_THD
+
+`dense` is the specification; every other backend is tested against it, outputs and gradients. To add one,
+write that function and its line in `BACKENDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from preftree.forest import Forest
+from preftree.model.attention import cpu, dense
+from preftree.model.attention.rules import Rules
+
+Attend = Callable[[Tensor, Tensor, Tensor, Forest, Rules], Tensor]
+
+BACKENDS: dict[str, Attend] = {
+    "dense": dense.attend,
+    "cpu": cpu.attend,
+}
+
+__all__ = ["BACKENDS", "Attend", "Rules"]

@@ -1,0 +1,31 @@
+"""How a family of models runs its body over a forest.
+
+Most go through transformers' attention interface (`interface`). A family that bypasses it gets a file here
+and a line in `FAMILIES`, keyed by `config.model_type`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftree.forest import Forest
+from preftree.model.attention import Attend
+from preftree.model.families import interface, mpt
+
+#: body(forest, attend) -> hidden states (T, D) after the final norm.
+Body = Callable[[Forest, Attend], Tensor]
+
+FAMILIES: dict[str, Callable[[PreTrainedModel], Body]] = {
+    "mpt": mpt.prepare,
+}
+
+
+def prepare(model: PreTrainedModel) -> Body:
+    """Make `model` (a causal language model, LoRA layers injected or not) able to run forests."""
+    return FAMILIES.get(model.config.model_type, interface.prepare)(model)
+
+
+__all__ = ["FAMILIES", "Body", "prepare"]

@@ -1,0 +1,169 @@
+"""The layout of a forest: tokens depth first, and for each token where its subtree ends.
+
+    query q attends key k   ⇔   k ≤ q < subtree_end[k]
+
+is causality, packing and prompt sharing at once. A token's position is its depth on its own path.
+
+Shape suffixes: T tokens of the forest, S scored tokens, L leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from preftree.forest.tree import Bundle, Node, grow
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens without a fork: one `Node` laid out at `[start, end)` of the forest."""
+
+    start: int
+    end: int
+    parent: int  # index of the parent segment, -1 for a root
+    position: int  # path position of the first token
+    leaf: int | None  # index into `Forest.leaf_ids`, None for a prompt segment
+
+
+@dataclass(frozen=True, eq=False)
+class Forest:
+    """Token trees side by side in one sequence.
+
+    Args:
+        input_ids_T: token ids.
+        position_ids_T: depth of each token on its root-to-leaf path, from 0.
+        subtree_end_T: index one past the last token below each token's segment.
+        segments: the runs without a fork, in layout order (parents before children).
+        leaf_ids: the caller's names of the leaves, in layout order.
+        predictor_S, target_S, leaf_S: for each scored token the index of the token whose hidden state
+            predicts it, its id, and its leaf (index into `leaf_ids`).
+    """
+
+    input_ids_T: Tensor
+    position_ids_T: Tensor
+    subtree_end_T: Tensor
+    segments: tuple[Segment, ...]
+    leaf_ids: tuple[int, ...]
+    predictor_S: Tensor
+    target_S: Tensor
+    leaf_S: Tensor
+
+    @classmethod
+    def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu") -> Forest:
+        """Lay out `trees` depth first, one after another."""
+        layout = _Layout()
+        for tree in trees:
+            layout.add(tree, parent=-1)
+        return layout.forest(torch.device(device))
+
+    @classmethod
+    def of(cls, bundles: Sequence[Bundle], device: torch.device | str = "cpu") -> Forest:
+        """Merge `bundles` into trees and lay them out."""
+        return cls.plant(grow(bundles), device)
+
+    def __len__(self) -> int:
+        return self.input_ids_T.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.input_ids_T.device
+
+    def dense_mask(self, window: int | None = None) -> Tensor:
+        """The specification, (T, T) booleans: may query row q attend key column k?
+
+        With a sliding `window`, only the last `window` tokens of the query's own path, itself included.
+        """
+        index_T = torch.arange(len(self), device=self.device)
+        q_T1, k_1T = index_T[:, None], index_T[None, :]
+        mask_TT = (k_1T <= q_T1) & (q_T1 < self.subtree_end_T[None, :])
+        if window is not None:
+            mask_TT &= self.position_ids_T[:, None] - self.position_ids_T[None, :] < window
+        return mask_TT
+
+    def ancestors(self, segment: int) -> list[int]:
+        """Indices of the segments above `segment`, root first."""
+        path: list[int] = []
+        above = self.segments[segment].parent
+        while above >= 0:
+            path.append(above)
+            above = self.segments[above].parent
+        return path[::-1]
+
+    @cached_property
+    def leaf_segments(self) -> tuple[int, ...]:
+        """The segment of each leaf, in the order of `leaf_ids`."""
+        return tuple(i for i, segment in enumerate(self.segments) if segment.leaf is not None)
+
+    @cached_property
+    def leaf_lengths(self) -> tuple[int, ...]:
+        """Scored tokens of each leaf, in the order of `leaf_ids`."""
+        return tuple(self.segments[i].end - self.segments[i].start for i in self.leaf_segments)
+
+    def unrolled(self) -> list[Tensor]:
+        """Each leaf as the single sequence it stands for (path and continuation), in the order of `leaf_ids`."""
+        sequences = []
+        for leaf in self.leaf_segments:
+            parts = [self.segments[i] for i in (*self.ancestors(leaf), leaf)]
+            sequences.append(torch.cat([self.input_ids_T[part.start : part.end] for part in parts]))
+        return sequences
+
+    @cached_property
+    def unrolled_tokens(self) -> int:
+        """Tokens of all leaves as single sequences: what is computed without sharing or padding."""
+        return sum(self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True))
+
+
+class _Layout:
+    """Collects a depth-first walk into the arrays of a forest."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self.ends: list[int] = []
+        self.segments: list[Segment] = []
+        self.leaf_ids: list[int] = []
+        self.predictors: list[int] = []
+        self.leaves: list[int] = []
+
+    def add(self, node: Node, parent: int) -> None:
+        if not node.tokens:
+            raise ValueError("a node without tokens")
+        above = self.segments[parent] if parent >= 0 else None
+        start, end = len(self.ids), len(self.ids) + len(node.tokens)
+        position = above.position + above.end - above.start if above else 0
+        leaf = None
+        if node.leaf is not None:
+            if above is None:
+                raise ValueError("a leaf needs a prompt above it: nothing predicts its first token")
+            leaf = len(self.leaf_ids)
+            self.leaf_ids.append(node.leaf)
+            self.predictors += [above.end - 1, *range(start, end - 1)]
+            self.leaves += [leaf] * len(node.tokens)
+        index = len(self.segments)
+        self.segments.append(Segment(start, end, parent, position, leaf))
+        self.ids += node.tokens
+        self.positions += range(position, position + len(node.tokens))
+        self.ends += [0] * len(node.tokens)
+        for child in node.children:
+            self.add(child, index)
+        self.ends[start:end] = [len(self.ids)] * (end - start)
+
+    def forest(self, device: torch.device) -> Forest:
+        input_ids_T = torch.tensor(self.ids, dtype=torch.long, device=device)
+        spans = [range(s.start, s.end) for s in self.segments if s.leaf is not None]
+        scored = torch.tensor([i for span in spans for i in span], dtype=torch.long, device=device)
+        return Forest(
+            input_ids_T=input_ids_T,
+            position_ids_T=torch.tensor(self.positions, dtype=torch.long, device=device),
+            subtree_end_T=torch.tensor(self.ends, dtype=torch.long, device=device),
+            segments=tuple(self.segments),
+            leaf_ids=tuple(self.leaf_ids),
+            predictor_S=torch.tensor(self.predictors, dtype=torch.long, device=device),
+            target_S=input_ids_T[scored],
+            leaf_S=torch.tensor(self.leaves, dtype=torch.long, device=device),
+        )

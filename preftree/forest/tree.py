@@ -1,0 +1,101 @@
+"""From prompts and their continuations to token trees.
+
+A `Bundle` is what a batch is made of: one prompt with the continuations that must be scored together (a
+preference pair, K ranked answers, the options of a question). `grow` merges the prompts of many bundles into
+trees, so that equal prompts, and equal beginnings of prompts (a system turn, a few-shot prefix), stand once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+#: Shortest common beginning that is worth a segment of its own. Sharing fewer tokens saves less than the
+#: extra segment costs in attention tiles. Equal prompts are merged whatever their length.
+MIN_SHARED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """One prompt and the continuations that belong together.
+
+    `leaf_ids[i]` is the caller's name for `continuations[i]`; it comes back with its log-prob.
+    """
+
+    prompt: tuple[int, ...]
+    continuations: tuple[tuple[int, ...], ...]
+    leaf_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a bundle needs at least one prompt token: its last token predicts the first answer token")
+        if len(self.continuations) != len(self.leaf_ids):
+            raise ValueError(f"{len(self.continuations)} continuations but {len(self.leaf_ids)} leaf ids")
+        if not all(self.continuations):
+            raise ValueError("an empty continuation has no log-prob; drop it before building trees")
+
+    @property
+    def size(self) -> int:
+        """Tokens of this bundle as a tree of its own."""
+        return len(self.prompt) + sum(len(continuation) for continuation in self.continuations)
+
+
+@dataclass(slots=True)
+class Node:
+    """A run of tokens, and what follows it. `leaf` names the continuation these tokens are, if they are one."""
+
+    tokens: tuple[int, ...]
+    children: list[Node] = field(default_factory=list)
+    leaf: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens of the whole subtree."""
+        return len(self.tokens) + sum(child.size for child in self.children)
+
+    def walk(self) -> Iterator[Node]:
+        """The nodes of the subtree, depth first, parents before children."""
+        yield self
+        for child in self.children:
+            yield from child.walk()
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
+    """Length of the common beginning of `a` and `b`, given that the first `start` tokens agree."""
+    end = min(len(a), len(b))
+    if a[start:end] == b[start:end]:
+        return end
+    return next(i for i in range(start, end) if a[i] != b[i])
+
+
+def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
+    """Merge bundles into trees: equal prompts always, equal beginnings of at least `min_shared` tokens.
+
+    The result does not depend on the order of `bundles`, only the order of equal prompts' leaves does.
+    """
+    answers: dict[tuple[int, ...], list[Node]] = {}
+    for bundle in bundles:
+        leaves = answers.setdefault(bundle.prompt, [])
+        leaves += [Node(c, leaf=i) for c, i in zip(bundle.continuations, bundle.leaf_ids, strict=True)]
+    return _branch(sorted(answers.items(), key=lambda item: item[0]), 0, min_shared)
+
+
+def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], depth: int, min_shared: int) -> list[Node]:
+    """Trees for sorted (prompt, leaves) entries that agree on their first `depth` tokens, which stand above."""
+    if len(entries) == 1:
+        prompt, leaves = entries[0]
+        return [Node(prompt[depth:], list(leaves))]
+    # Entries are sorted, so what the first and the last have in common, all have in common.
+    fork = common_prefix(entries[0][0], entries[-1][0], depth)
+    groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], list[Node]]]] = {}
+    for entry in entries:
+        groups.setdefault(entry[0][fork : fork + 1], []).append(entry)
+    if fork - depth < min_shared:
+        return [tree for group in groups.values() for tree in _branch(group, depth, min_shared)]
+    ending_here = groups.pop((), [])  # at most one: a prompt that is itself the beginning of others
+    trunk = Node(entries[0][0][depth:fork])
+    for _, leaves in ending_here:
+        trunk.children += leaves
+    for group in groups.values():
+        trunk.children += _branch(group, fork, min_shared)
+    return [trunk]

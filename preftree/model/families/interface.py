@@ -1,0 +1,81 @@
+"""Models that take their attention from transformers' `AttentionInterface`: nearly all of them.
+
+The model is switched to an implementation of ours, once. With a forest in the call it runs one of our
+backends; without one it does what `sdpa` does, so that `generate` and plain forwards stay as they are.
+The forest travels as a keyword argument, not in a global: gradient checkpointing replays it in the backward
+pass with the arguments of its own call.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from preftree.errors import ModelError
+from preftree.forest import Forest
+from preftree.model.attention import Attend, Rules
+
+NAME = "preftree"
+
+#: Keywords that a layer may pass and that change nothing here: either they restate the forest's own
+#: positions and causality, or they concern caching.
+_HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "cache_params"}
+
+
+def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
+    """See `families.prepare`."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
+    body_module = model.base_model
+    # A 4-D mask is handed through by transformers untouched: it builds none, and does not look for packed
+    # sequences in the position ids. Nothing reads its content.
+    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+
+    def body(forest: Forest, attend: Attend) -> Tensor:
+        output = body_module(
+            input_ids=forest.input_ids_T[None],
+            position_ids=forest.position_ids_T[None],
+            attention_mask=no_mask.to(forest.device),
+            use_cache=False,
+            forest=forest,
+            attend=attend,
+        )
+        return output.last_hidden_state[0]
+
+    return body
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    forest: Forest | None = None,
+    attend: Attend | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """Query (1, H, T, D), key and value (1, K, T, D) to (1, T, H, D)."""
+    if forest is None or attend is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )
+    unknown = [name for name, value_ in others.items() if value_ is not None and name not in _HARMLESS]
+    if unknown:
+        raise ModelError(f"attention of {type(module).__name__} passes {', '.join(unknown)}, unknown to trees")
+    if dropout:
+        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+    rules = Rules(
+        scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
+        window=sliding_window,
+        softcap=softcap,
+    )
+    return attend(query[0], key[0], value[0], forest, rules)[None], None

@@ -1,0 +1,63 @@
+"""MPT (mosaicml): ALiBi, one fused `Wqkv`, and no attention interface.
+
+Stock MPT biases scores by the key's index in the batch, which in a forest is not its distance. Here the
+blocks run as they are, with the forest handed down where the ALiBi tensor goes, and the attention module
+computes the bias from path positions.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
+
+from preftree.errors import ModelError
+from preftree.forest import Forest
+from preftree.model.attention import Attend, Rules
+
+
+@dataclass(frozen=True, eq=False)
+class _Passenger:
+    """What travels down in place of the ALiBi tensor."""
+
+    forest: Forest
+    attend: Attend
+    slopes_H: Tensor
+
+
+def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
+    """See `families.prepare`."""
+    transformer = model.base_model
+    for block in transformer.blocks:
+        block.attn.forward = types.MethodType(_attention, block.attn)
+
+    def body(forest: Forest, attend: Attend) -> Tensor:
+        # At distance 1 the stock bias is −slope, whatever the heads' number and interpolation.
+        alibi_H12 = build_mpt_alibi_tensor(transformer.num_heads, 2, device=forest.device)
+        passenger = _Passenger(forest, attend, -alibi_H12[:, 0, 0])
+        hidden = transformer.wte(forest.input_ids_T[None])
+        for block in transformer.blocks:
+            hidden = block(hidden, position_bias=passenger, attention_mask=None)[0]
+        return transformer.norm_f(hidden)[0]
+
+    return body
+
+
+def _attention(self: nn.Module, hidden_states: Tensor, position_bias=None, *args, **kwargs):  # type: ignore[no-untyped-def]
+    """`MptAttention.forward` that knows forests; anything else goes to the stock code."""
+    if not isinstance(position_bias, _Passenger):
+        return type(self).forward(self, hidden_states, position_bias, *args, **kwargs)
+    if self.training and self.attn_dropout_p:
+        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+    mixed = self.Wqkv(hidden_states[0])
+    if self.clip_qkv:
+        mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
+    query_HTD, key_HTD, value_HTD = (
+        part.view(part.shape[0], self.n_heads, self.head_dim).transpose(0, 1) for part in mixed.chunk(3, dim=1)
+    )
+    rules = Rules(scale=self.softmax_scale, slopes_H=position_bias.slopes_H)
+    out_THD = position_bias.attend(query_HTD, key_HTD, value_HTD, position_bias.forest, rules)
+    return self.out_proj(out_THD.reshape(1, *mixed.shape[:1], -1)), None

@@ -1,0 +1,127 @@
+"""Log-probs of given tokens from hidden states, without ever holding (all positions × vocabulary).
+
+The logits of a chunk of rows live only while that chunk is worked on. Where the head is frozen, the gradient
+with respect to the hidden states is formed in the same pass,
+
+    d log p(y) / d h  =  W[y] − softmax(h Wᵀ) W        (then through softcap and scale, if there are any)
+
+and kept instead of the logits: size (S, D), nothing of size vocabulary, and nothing is recomputed.
+
+Shape suffixes: S scored rows, D hidden size, V vocabulary, C rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+#: Bytes of float32 logits held at a time. Larger chunks gain nothing once the GEMM is large.
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """How a model turns hidden states into logits: `softcap(scale · module(h))`.
+
+    Args:
+        module: the output embedding.
+        scale: factor on the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        softcap: logits become `softcap · tanh(logits / softcap)` (Gemma 2).
+    """
+
+    module: nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Head:
+        """Read the head of a transformers causal language model off its config."""
+        config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+        scale = getattr(config, "logit_scale", None) if config.model_type != "mpt" else None
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            scale = 1.0 / divisor
+        return cls(
+            module=model.get_output_embeddings(),  # type: ignore[operator]
+            scale=float(scale) if isinstance(scale, int | float) else 1.0,
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+
+    @property
+    def fusable(self) -> bool:
+        """A frozen plain linear layer; with an adapter or a trained weight the gradient goes through autograd."""
+        module = self.module
+        return type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters())
+
+    def logits(self, hidden_CD: Tensor) -> Tensor:
+        """Float32 logits (float64 if the model is), (C, V), of a few rows."""
+        return self.shape(self.module(hidden_CD))[0]
+
+    def shape(self, raw_CV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Scaled and capped logits, and tanh of the cap's argument for its derivative."""
+        logits_CV = raw_CV.to(torch.promote_types(raw_CV.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits_CV = logits_CV * self.scale
+        if self.softcap is None:
+            return logits_CV, None
+        tanh_CV = torch.tanh(logits_CV / self.softcap)
+        return tanh_CV * self.softcap, tanh_CV
+
+
+def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head) -> Tensor:
+    """log p(target) for each row of hidden states; (S,) in float32 (float64 if the model is)."""
+    rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
+    if head.fusable:
+        return _FusedLogprobs.apply(hidden_SD, target_S, head, rows)
+    parts = []
+    for hidden_CD, target_C in zip(hidden_SD.split(rows), target_S.split(rows), strict=True):
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(_chunk_logprobs, hidden_CD, target_C, head, use_reentrant=False))
+        else:
+            parts.append(_chunk_logprobs(hidden_CD, target_C, head))
+    return torch.cat(parts)
+
+
+def _vocabulary(module: nn.Module) -> int:
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[0]) if isinstance(weight, Tensor) else 1 << 17
+
+
+def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head) -> Tensor:
+    logits_CV = head.logits(hidden_CD)
+    return logits_CV.gather(1, target_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)
+
+
+class _FusedLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_SD, target_S, head: Head, rows: int):  # type: ignore[no-untyped-def]
+        weight_VD, bias_V = head.module.weight, head.module.bias
+        need_grad = ctx.needs_input_grad[0]
+        out_S = hidden_SD.new_empty(
+            hidden_SD.shape[0], dtype=torch.promote_types(hidden_SD.dtype, torch.float32)
+        )
+        slope_SD = torch.empty_like(hidden_SD) if need_grad else None
+        for start in range(0, hidden_SD.shape[0], rows):
+            chunk = slice(start, start + rows)
+            target_C1 = target_S[chunk, None]
+            logits_CV, tanh_CV = head.shape(nn.functional.linear(hidden_SD[chunk], weight_VD, bias_V))
+            total_C1 = logits_CV.logsumexp(1, keepdim=True)
+            out_S[chunk] = (logits_CV.gather(1, target_C1) - total_C1).squeeze(1)
+            if slope_SD is not None:
+                # d log p / d logits = onehot(y) − softmax, then the cap's and the scale's derivatives.
+                slope_CV = logits_CV.sub_(total_C1).exp_().neg_()
+                slope_CV.scatter_add_(1, target_C1, torch.ones_like(target_C1, dtype=slope_CV.dtype))
+                if tanh_CV is not None:
+                    slope_CV *= 1 - tanh_CV * tanh_CV
+                if head.scale != 1.0:
+                    slope_CV *= head.scale
+                slope_SD[chunk] = slope_CV.to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(slope_SD)
+        return out_S
+
+    @staticmethod
+    def backward(ctx, grad_S):  # type: ignore[no-untyped-def]
+        (slope_SD,) = ctx.saved_tensors
+        return (slope_SD * grad_S[:, None]).to(slope_SD.dtype), None, None, None

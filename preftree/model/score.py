@@ -1,0 +1,254 @@
+"""The one door: `leaf_logprobs(model, forest)` is what training, the reference pass and evaluation call.
+
+A model is attached once: a tiny forest is scored by the fast path and by the model's own plain forward on
+single sequences. If they differ, or the fast path cannot run, the next one is tried:
+
+    tree     every prompt once, our attention, log-probs without logits
+    padded   right-padded single sequences through the model's own attention, log-probs without logits
+    plain    the model's own logits, for heads that are more than a linear layer
+
+Shape suffixes: T tokens of a forest, S scored tokens, L leaves, D hidden size, B sequences, N their length.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from preftree.errors import ModelError, SettingsError, did_you_mean
+from preftree.forest import Bundle, Forest
+from preftree.model import families
+from preftree.model.attention import BACKENDS
+from preftree.model.logprob import Head, token_logprobs
+
+#: `attention` settings besides the names of tree backends.
+PADDED = ("padded", "plain")
+
+
+@dataclass(frozen=True, eq=False)
+class LeafLogprobs:
+    """Log-probs of a forest's scored tokens, in float32 (float64 if the model is).
+
+    Args:
+        token_S: log p of each scored token.
+        leaf_S: the leaf of each, an index into `leaf_ids`.
+        leaf_ids: the caller's names of the leaves.
+        lengths: scored tokens of each leaf.
+    """
+
+    token_S: Tensor
+    leaf_S: Tensor
+    leaf_ids: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def sum_L(self) -> Tensor:
+        """log p(continuation | prompt) of each leaf."""
+        return self.token_S.new_zeros(len(self.leaf_ids)).index_add(0, self.leaf_S, self.token_S)
+
+    def by_leaf(self) -> dict[int, Tensor]:
+        """Per-token log-probs under the caller's leaf names."""
+        return dict(zip(self.leaf_ids, self.token_S.split(self.lengths), strict=True))
+
+
+Scorer = Callable[[Forest], Tensor]  # log p of the scored tokens, (S,)
+
+
+@dataclass(frozen=True, eq=False)
+class Attachment:
+    """How a model is scored: the path's name, why it was chosen, and the function itself."""
+
+    name: str
+    reason: str
+    scorer: Scorer
+
+    @property
+    def shares_prompts(self) -> bool:
+        return self.name not in PADDED
+
+
+_attached: weakref.WeakKeyDictionary[nn.Module, Attachment] = weakref.WeakKeyDictionary()
+
+
+def leaf_logprobs(model: nn.Module, forest: Forest) -> LeafLogprobs:
+    """Log-probs of every continuation in `forest` under `model`, differentiable.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one. Attached with the automatic
+            choice if `attach` was not called before.
+        forest: on the model's device.
+    """
+    attachment = _attached.get(causal_model(model)) or attach(model)
+    token_S = attachment.scorer(forest)
+    return LeafLogprobs(token_S, forest.leaf_S, forest.leaf_ids, forest.leaf_lengths)
+
+
+def causal_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of a PEFT model if it is in one (LoRA layers stay injected)."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(inner, PreTrainedModel):
+        raise ModelError(f"need a transformers causal language model, got {type(inner).__name__}")
+    return inner
+
+
+def attach(model: nn.Module, attention: str = "auto") -> Attachment:
+    """Choose how `model` is scored and check that choice against its plain forward.
+
+    Args:
+        attention: "auto", a tree backend's name, "padded" or "plain". A named path that fails its check
+            falls back too; the reason says so.
+
+    Raises:
+        SettingsError: unknown name.
+        ModelError: no path agrees with the model itself.
+    """
+    causal = causal_model(model)
+    known = ("auto", *BACKENDS, *PADDED)
+    if attention not in known:
+        raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
+    stock = _stock_attention(causal)
+    probe = _probe_forest(causal)
+    with _evaluating(causal):
+        # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
+        _set_attention(causal, "eager")
+        expected_S, noise = _plain_truth(causal, probe)
+        _set_attention(causal, stock)
+        refusals: list[str] = []
+        for name in _candidates(attention):
+            if name in PADDED:
+                _set_attention(causal, stock)
+            try:
+                scorer = _scorer(causal, name)
+                error = float((scorer(probe) - expected_S).abs().max())
+            except Exception as problem:  # whatever a foreign model does, the next path may still work
+                refusals.append(f"{name}: {type(problem).__name__}: {problem}".splitlines()[0])
+                continue
+            if not error <= noise:
+                refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})")
+                continue
+            reason = f"agrees with the model's plain forward to {error:.1g}"
+            attachment = Attachment(name, "; ".join([*refusals, reason]), scorer)
+            _attached[causal] = attachment
+            return attachment
+    raise ModelError(
+        f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: {'; '.join(refusals)}"
+    )
+
+
+def _candidates(attention: str) -> tuple[str, ...]:
+    tree = "cpu" if attention == "auto" else attention
+    return PADDED[PADDED.index(tree) :] if tree in PADDED else (tree, *PADDED)
+
+
+def _scorer(causal: PreTrainedModel, name: str) -> Scorer:
+    if name == "plain":
+        return lambda forest: _plain(causal, forest)
+    head = Head.of(causal)
+    if name == "padded":
+        return lambda forest: token_logprobs(_padded_hidden(causal, forest), forest.target_S, head)
+    body, attend = families.prepare(causal), BACKENDS[name]
+    return lambda forest: token_logprobs(body(forest, attend)[forest.predictor_S], forest.target_S, head)
+
+
+def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves as right-padded sequences: ids and mask (B, N), and each scored token's predictor as an index
+    into the flattened (B · N)."""
+    sequences = forest.unrolled()
+    longest = max(len(sequence) for sequence in sequences)
+    ids_BN = torch.zeros(len(sequences), longest, dtype=torch.long, device=forest.device)
+    mask_BN = torch.zeros_like(ids_BN)
+    predictors = []
+    for row, (sequence, length) in enumerate(zip(sequences, forest.leaf_lengths, strict=True)):
+        ids_BN[row, : len(sequence)] = sequence
+        mask_BN[row, : len(sequence)] = 1
+        first = row * longest + len(sequence) - length - 1
+        predictors.append(torch.arange(first, first + length, device=forest.device))
+    return ids_BN, mask_BN, torch.cat(predictors)
+
+
+def _padded_hidden(causal: PreTrainedModel, forest: Forest) -> Tensor:
+    """Hidden states that predict the scored tokens, (S, D), from padded sequences."""
+    ids_BN, mask_BN, predictor_S = _pad(forest)
+    hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
+    return hidden_BND.flatten(0, 1)[predictor_S]
+
+
+def _plain(causal: PreTrainedModel, forest: Forest) -> Tensor:
+    """Log-probs from the model's own logits, one sequence at a time: the reference for everything else."""
+    parts = []
+    for sequence, length in zip(forest.unrolled(), forest.leaf_lengths, strict=True):
+        logits_NV = causal(input_ids=sequence[None], use_cache=False).logits[0, -length - 1 : -1]
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        logprobs_NV = torch.log_softmax(logits_NV.to(wide), dim=-1)
+        parts.append(logprobs_NV.gather(1, sequence[-length:, None]).squeeze(1))
+    return torch.cat(parts)
+
+
+def _probe_forest(causal: PreTrainedModel) -> Forest:
+    """A small forest with everything in it: two trees, a shared beginning, a fork of forks, uneven leaves."""
+    config = causal.config.get_text_config()
+    random = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(config.vocab_size, (count,), generator=random).tolist())
+
+    shared = ids(10)
+    bundles = [
+        Bundle(shared + ids(6), (ids(5), ids(1)), (0, 1)),
+        Bundle(shared + ids(3), (ids(4), ids(6)), (2, 3)),
+        Bundle(ids(7), (ids(3), ids(2)), (4, 5)),
+    ]
+    return Forest.of(bundles, device=causal.device)
+
+
+def _plain_truth(causal: PreTrainedModel, probe: Forest) -> tuple[Tensor, float]:
+    """What the model itself says, and how far two of its own computations may be apart in its dtype.
+
+    Random tokens have log-probs of about −log V; a wrong mask or position moves them by tenths and more.
+    """
+    expected_S = _plain(causal, probe)
+    allowed = 2e-3 if expected_S.dtype == torch.float32 and causal.dtype == torch.float32 else 1e-6
+    if causal.dtype in (torch.bfloat16, torch.float16):
+        allowed = 0.25
+        try:
+            again_S = token_logprobs(_padded_hidden(causal, probe), probe.target_S, Head.of(causal))
+            allowed = max(allowed, 4 * float((again_S - expected_S).abs().max()))
+        except Exception:  # a model without a padded path is measured against the fixed bound alone
+            pass
+    return expected_S, min(allowed, 0.5)
+
+
+def _stock_attention(causal: PreTrainedModel) -> str:
+    """The attention the model came with; eager where its default leaves out part of the model (a softcap)."""
+    stock = getattr(causal.config, "_attn_implementation", None) or "eager"
+    capped = getattr(causal.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if stock == families.interface.NAME or capped else stock
+
+
+def _set_attention(causal: PreTrainedModel, name: str) -> None:
+    """Switch a model's own attention; families without that switch have one implementation and keep it."""
+    if causal.config.model_type not in families.FAMILIES and hasattr(causal, "set_attn_implementation"):
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            causal.set_attn_implementation(name)
+        finally:
+            logging.set_verbosity(level)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
