@@ -1,0 +1,87 @@
+"""What the data layer speaks in: a prompt with its ranked answers, and the preference pair taken from it.
+
+A record keeps everything that a source says about one prompt (all answers, with ranks or scores), a pair is
+what DPO learns from: one prompt, the answer preferred and the answer not preferred. Texts are kept exactly as
+they stand in the source; nothing is stripped, merged or sorted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation: who speaks (`system`, `user`, `assistant`, …) and what is said."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer to a prompt.
+
+    `rank` is 1 for the best answer and grows from there; equal ranks mean that the source prefers neither.
+    `score` is the source's own number, higher is better; it orders the answers only where ranks are absent.
+    """
+
+    text: str
+    score: float | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """One prompt with the answer preferred and the one not preferred; the three always come from one record.
+
+    `system` is None where the source gives no system text (an empty text stays an empty text).
+    `turns` is the conversation up to the answer. `source` names the place for people ("pairs.jsonl:12"),
+    `row` is the zero-based position among all rows read by one load, so it orders and identifies pairs.
+    """
+
+    system: str | None
+    turns: tuple[Turn, ...]
+    chosen: str
+    rejected: str
+    source: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRecord:
+    """One prompt with all its answers, as one row of a source states it.
+
+    `source` and `row` are as in `PreferencePair`; `extra` holds the columns that the format does not use.
+    """
+
+    system: str | None
+    turns: tuple[Turn, ...]
+    responses: tuple[Response, ...]
+    source: str = ""
+    extra: Mapping[str, Any] | None = field(default=None, compare=False)
+    row: int = 0
+
+    def pairs(self) -> list[PreferencePair]:
+        """The best answer against the worst, or no pair where the record prefers no answer to another.
+
+        Answers are ordered by rank if every one has a rank, else by score if every one has a score. Of equally
+        good (or bad) answers the first is taken.
+        """
+        keys = self._keys()
+        if keys is None or min(keys) == max(keys):
+            return []
+        best, worst = (self.responses[keys.index(end)].text for end in (min(keys), max(keys)))
+        return [PreferencePair(self.system, self.turns, best, worst, self.source, self.row)]
+
+    def _keys(self) -> list[float] | None:
+        """A number for each answer, smaller is better; None where they cannot be compared."""
+        ranks = [response.rank for response in self.responses if response.rank is not None]
+        scores = [response.score for response in self.responses if response.score is not None]
+        if self.responses and len(ranks) == len(self.responses):
+            return [float(rank) for rank in ranks]
+        if self.responses and len(scores) == len(self.responses):
+            return [-score for score in scores]
+        return None
