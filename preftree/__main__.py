@@ -1,0 +1,5 @@
+"""`python -m preftree` is `preftree`."""
+
+from preftree.cli import main
+
+main()

@@ -1,0 +1,91 @@
+"""The command line: `preftree train | env | demo | version`, and the entry point of dpo_clm.py.
+
+Only light modules are imported here; a stage brings its own when it runs. What a user can mend ends with one
+message and exit code 2, a bug with its traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+import typer
+
+from preftree import __version__, gaudi
+from preftree.errors import PreftreeError
+
+app = typer.Typer(
+    name="preftree",
+    help="Exact, fast preference optimization over token trees.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def main_train(argv: Sequence[str]) -> int:
+    """Train as the command line says; returns the exit code. `dpo_clm.py` and `preftree train` are this."""
+    return guarded(lambda: _train(list(argv)))
+
+
+def guarded(stage: Callable[[], int | None]) -> int:
+    """Run a stage: 0, or 2 after one message for what the user can mend, or 130 after Ctrl-C."""
+    try:
+        return stage() or 0
+    except PreftreeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _train(argv: list[str]) -> int | None:
+    gaudi.bootstrap(argv)  # before torch is imported
+    if gaudi.flag_is_on(argv, "use_habana"):
+        gaudi.require_gaudi()
+    from preftree.settings import parse_settings
+
+    settings = parse_settings(argv)
+    if os.environ.get("RANK", "0") == "0":
+        for note in settings.notes:
+            print(f"note: {note}")
+    from preftree.train.run import train
+
+    return train(settings)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train a model by DPO: [settings.yaml] --flag value …; --help lists the flags."""
+    raise typer.Exit(main_train(context.args))
+
+
+@app.command()
+def env() -> None:
+    """Print what this machine is and which versions are installed, as JSON."""
+    from preftree.device import environment
+
+    print(json.dumps(environment(), indent=2, ensure_ascii=False))
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def demo(context: typer.Context) -> None:
+    """Train the small bundled model on the bundled pairs and show what it learned."""
+    from preftree.demo.run import main as run_demo
+
+    raise typer.Exit(guarded(lambda: run_demo(context.args)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(__version__)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()

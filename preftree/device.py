@@ -1,0 +1,271 @@
+"""Where to compute and in which precision, each choice with its reason, and what this machine is.
+
+Nothing here guesses in silence: `choose_device` and `choose_dtype` return a `Choice` whose reason the caller
+prints. `environment` is what a run folder keeps about the machine; it holds versions and hardware, never
+names of users or hosts, and no environment variables.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import psutil
+import torch
+
+from preftree.errors import DeviceError
+from preftree.gaudi import require_gaudi
+
+if TYPE_CHECKING:
+    from preftree.settings import Settings
+
+T = TypeVar("T")
+
+_PACKAGES = "preftree torch transformers peft accelerate datasets tokenizers safetensors numpy gguf trl"
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86, x86, Arm
+
+
+@dataclass(frozen=True)
+class Choice(Generic[T]):
+    """A value that was chosen and, in words, why."""
+
+    value: T
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{str(self.value).removeprefix('torch.')}: {self.reason}"
+
+
+def choose_device(settings: Settings) -> Choice[str]:
+    """The device transformers' Trainer will use ('cpu', 'cuda:0', 'hpu:0', …).
+
+    Raises DeviceError when --use_habana is given and the Gaudi stack is not there.
+    """
+    train = settings.train
+    if train.use_habana:
+        require_gaudi()
+    device = str(train.device)  # found by TrainingArguments already; a second opinion could only disagree
+    kind = device.partition(":")[0]
+    if kind == "cpu":
+        asked = not any("training runs on the CPU" in note for note in train.notes)
+        return Choice(device, "asked for by --use_cpu" if asked else "no GPU or other accelerator was found")
+    if kind == "cuda":
+        return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
+    if train.use_habana and kind != "hpu":
+        raise DeviceError(
+            f"--use_habana: the Gaudi software is installed, but no card answers; torch offers {device}."
+        )
+    return Choice(device, "the accelerator that torch found; --use_cpu would keep off it")
+
+
+def choose_dtype(settings: Settings, device: str) -> Choice[torch.dtype]:
+    """The precision of weights and activations on `device`.
+
+    --torch_dtype wins. Otherwise --bf16 asks for bfloat16, --fp16 for float16, and neither for what is fast.
+    A CPU that computes bfloat16 slower than float32 computes in float32; the reason says how much slower.
+    """
+    asked, train = settings.model.torch_dtype, settings.train
+    kind = device.partition(":")[0]
+    if asked != "auto":
+        return Choice(getattr(torch, asked), f"asked for by --torch_dtype {asked}")
+    flag = "--bf16" if train.bf16 else "--fp16" if train.fp16 else None
+    if kind == "cpu":
+        return _cpu_dtype(flag)
+    if flag:
+        return Choice(torch.bfloat16 if train.bf16 else torch.float16, f"asked for by {flag}")
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(torch.float32, "this GPU has no native bfloat16; --fp16 asks for float16")
+    if kind == "mps":
+        return Choice(torch.float32, "the safe choice on Apple GPUs; --bf16 asks for bfloat16")
+    return Choice(
+        torch.bfloat16, f"native on this {kind} device; --torch_dtype float32 asks for full precision"
+    )
+
+
+def _cpu_dtype(flag: str | None) -> Choice[torch.dtype]:
+    native = cpu_bf16_instructions()
+    speedup = bf16_speedup()
+    measured = f"a bfloat16 matrix product takes {1 / speedup:.2g} x the time of a float32 one"
+    if flag == "--fp16":
+        return Choice(torch.float32, "--fp16 is for GPUs; --torch_dtype float16 forces it")
+    # The instructions decide, so that all ranks and a resumed run choose alike; the clock can only veto.
+    if native and speedup > 0.7:
+        return Choice(torch.bfloat16, f"{flag or 'auto'}: this CPU has {native}; measured: {measured}")
+    lacks = f"has {native}, yet is slow with it" if native else "has no bfloat16 instructions"
+    reason = f"this CPU {lacks}; measured: {measured}"
+    if flag:
+        return Choice(
+            torch.float32, f"--bf16 computes in float32, for {reason}. --torch_dtype bfloat16 forces it"
+        )
+    return Choice(torch.float32, f"auto: {reason}")
+
+
+@lru_cache(maxsize=1)
+def cpu_bf16_instructions() -> str | None:
+    """The CPU's bfloat16 instructions, as its flags name them, or None."""
+    words = set(_cpuinfo().get("flags", _cpuinfo().get("Features", "")).split())
+    found = next((flag for flag in _BF16_FLAGS if flag in words), None)
+    if found is None and not words:  # no /proc: ask torch
+        ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return "avx512_bf16" if ask is not None and ask() else None
+    return found
+
+
+@lru_cache(maxsize=1)
+def bf16_speedup() -> float:
+    """Time of a float32 matrix product over that of a bfloat16 one, measured here in about 0.2 s."""
+    small = _speed_ratio(256, repeats=2)
+    return small if small < 0.3 else _speed_ratio(768, repeats=5)  # a slow one would take seconds when large
+
+
+def _speed_ratio(size: int, repeats: int) -> float:
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(size, size, dtype=dtype)
+        matrix @ matrix  # the first call sets up kernels
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            matrix @ matrix
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.float32] / seconds[torch.bfloat16]
+
+
+def total_memory(device: str = "cpu") -> int:
+    """Bytes of memory this process may use at most; on the CPU a control group's limit counts."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[1])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
+
+
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that can be allocated without pushing anything out; on cuda with the allocator's reserve."""
+    if device.startswith("cuda"):
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
+    free = [max(0, limit - used) for limit, used in _cgroup_memory()]
+    return min([psutil.virtual_memory().available, *free])
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """Most bytes this process has held at once: resident memory on the CPU, allocated memory on cuda."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group above this process that has a limit; versions 1 and 2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base, names = (root, ("memory.max", "memory.current", "inactive_file"))
+        if controllers:
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        here = Path(path.lstrip("/"))
+        for folder in dict.fromkeys([base / here, *(base / parent for parent in here.parents), base]):
+            pair = _limit_and_use(folder, *names)
+            if pair is not None:
+                found.append(pair)
+    return found
+
+
+def _limit_and_use(folder: Path, limit_file: str, used_file: str, cache_key: str) -> tuple[int, int] | None:
+    try:
+        limit = int((folder / limit_file).read_text())  # "max" is no number
+        used = int((folder / used_file).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return limit, max(0, used - int(stat.get(cache_key, 0)))  # file cache can be dropped
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware that explain a result: JSON values, no user, host or environment variable."""
+    info = _cpuinfo()
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": {name: _version(name) for name in _PACKAGES.split() if _version(name)},
+        "commit": _commit(),
+        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_bf16": cpu_bf16_instructions(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": {
+            "logical": psutil.cpu_count(),
+            "usable": _usable_cpus(),
+            "torch": torch.get_num_threads(),
+        },
+        "memory_gib": round(total_memory() / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "devices": _devices(),
+    }
+
+
+def _devices() -> list[dict[str, Any]]:
+    if not torch.cuda.is_available():
+        return []
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [{"name": card.name, "memory_gib": round(card.total_memory / 2**30, 1)} for card in cards]
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout ('…+changes' when tracked files differ from it), None when installed."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    try:
+        git = ["git", "-C", str(root)]
+        head = subprocess.run(
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
+        )
+        clean = (
+            subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5).returncode == 0
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    commit = head.stdout.strip()
+    return (commit if clean else f"{commit}+changes") if commit else None
+
+
+@lru_cache(maxsize=1)
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}

@@ -1,0 +1,231 @@
+"""From dataclasses to a command line and back: one source for flags, YAML keys and help texts.
+
+Every flag is a dataclass field and its help text is the docstring below that field. Old names that command
+lines out in the world still carry are in `OLD_FLAGS`. Each flag is parsed by itself, so that all mistakes of
+a command line are reported together and not one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from preftree.errors import did_you_mean
+
+_RENAMED = "renamed in transformers 5"
+_GONE = "gone from transformers 5 and ignored"
+_SAFETENSORS = "ignored: weights are always written as safetensors"
+_LOADING = "ignored: weights are always loaded that way"
+_SCRATCH = "ignored: it was for models trained from scratch, which the original never did"
+_GAUDI = "ignored: an optimum-habana setting without a counterpart here"
+
+OLD_FLAGS: dict[str, tuple[str | None, str]] = {
+    "evaluation_strategy": ("eval_strategy", _RENAMED),
+    "no_cuda": ("use_cpu", _RENAMED),
+    "warmup_ratio": ("warmup_steps", "a value below 1 is a share of all steps"),
+    "per_gpu_train_batch_size": ("per_device_train_batch_size", _RENAMED),
+    "per_gpu_eval_batch_size": ("per_device_eval_batch_size", _RENAMED),
+    "push_to_hub_token": ("hub_token", _RENAMED),
+    "push_to_hub_model_id": ("hub_model_id", _RENAMED),
+    "xpu_backend": ("ddp_backend", _RENAMED),
+    "logging_dir": (None, "ignored: logs are in OUTPUT_DIR/run/metrics.jsonl"),
+    "save_safetensors": (None, _SAFETENSORS),
+    "low_cpu_mem_usage": (None, _LOADING),
+    "group_by_length": (None, "ignored: forests are filled to a token budget, so lengths need no grouping"),
+    "padding_side": (None, "ignored: forests hold no padding"),
+    "dispatch_batches": (None, "gone from transformers 5 and ignored; see --accelerator_config"),
+    "split_batches": (None, "gone from transformers 5 and ignored; see --accelerator_config"),
+    "include_tokens_per_second": (None, "ignored: tokens per second are always logged"),
+    "include_inputs_for_metrics": (None, _GONE),
+    "fp16_backend": (None, _GONE),
+    "fp16_opt_level": (None, _GONE),
+    "half_precision_backend": (None, _GONE),
+    "jit_mode_eval": (None, _GONE),
+    "mp_parameters": (None, _GONE),
+    "past_index": (None, _GONE),
+    "ray_scope": (None, _GONE),
+    "torchdynamo": (None, "gone from transformers 5 and ignored; see --torch_compile"),
+    "tpu_metrics_debug": (None, _GONE),
+    "tpu_num_cores": (None, _GONE),
+    "use_ipex": (None, "ignored: what it did is in torch itself by now"),
+    "use_legacy_prediction_loop": (None, _GONE),
+    "use_mps_device": (None, "ignored: an Apple GPU is chosen by itself; --use_cpu keeps off it"),
+    "model_type": (None, _SCRATCH),
+    "config_name": (None, _SCRATCH),
+    "config_overrides": (None, _SCRATCH),
+    "use_hpu_graphs": (None, _GAUDI),
+    "use_hpu_graphs_for_inference": (None, _GAUDI),
+    "disable_tensor_cache_hpu_graphs": (None, _GAUDI),
+    "max_hpu_graphs": (None, _GAUDI),
+    "distribution_strategy": (None, _GAUDI),
+    "throughput_warmup_steps": (None, _GAUDI),
+    "adjust_throughput": (None, _GAUDI),
+    "pipelining_fwd_bwd": (None, _GAUDI),
+    "non_blocking_data_copy": (None, _GAUDI),
+    "ignore_eos": (None, _GAUDI),
+}
+"""Flags of older versions and of the original script: what each is called now (None: nothing), and a word."""
+
+
+@dataclasses.dataclass
+class Parsed:
+    """What a command line says: `values` by field name, `notes` to print, `problems` to refuse it for."""
+
+    values: dict[str, Any]
+    notes: list[str]
+    problems: list[str]
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The docstring below each field that `cls` itself declares (not its bases), as one line each."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    docs: dict[str, str] = {}
+    for statement, below in zip(tree.body, tree.body[1:], strict=False):
+        named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+    return docs
+
+
+class _FlagError(Exception):
+    """One flag with a value that its type refuses."""
+
+
+class FlagParser(HfArgumentParser):
+    """HfArgumentParser with docstrings for help texts, no abbreviations, and errors that can be collected."""
+
+    def __init__(self, groups: Iterable[type], prog: str = "preftree train") -> None:
+        groups = list(groups)
+        for cls in groups:
+            _docs_to_help(cls)
+        super().__init__(
+            groups,
+            prog=prog,
+            allow_abbrev=False,
+            usage=f"{prog} [settings.yaml] [--flag value ...]",
+            description="DPO training over token trees. The YAML file has the same names; flags win over it.",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise _FlagError(message)
+
+    @property
+    def flags(self) -> set[str]:
+        """Every flag, without dashes and in its underscore spelling."""
+        return {option[2:].replace("-", "_") for option in self._option_string_actions if option[:2] == "--"}
+
+    def parse(self, argv: Sequence[str]) -> Parsed:
+        """Read `[settings.yaml] --flag value …`; nothing is raised, all problems come back."""
+        parsed = Parsed({}, [], [])
+        groups: list[tuple[str, list[str], str]] = []
+        words = list(argv)
+        if words and words[0].endswith((".yaml", ".yml")):
+            path = words.pop(0)
+            for key, value in _read_yaml(Path(path), parsed.problems).items():
+                groups.append((key.replace("-", "_"), _as_words(value), f"{path}: {key}"))
+        groups += _split(words, parsed.problems)
+        namespace = argparse.Namespace()
+        self._parse_one(["--"], namespace)  # so that every default is there
+        for name, group_values, shown in groups:
+            self._take(name, group_values, shown, namespace, parsed)
+        parsed.values = vars(namespace)
+        return parsed
+
+    def _take(
+        self, name: str, words: list[str], shown: str, namespace: argparse.Namespace, parsed: Parsed
+    ) -> None:
+        """Parse one flag into `namespace`, or add what is wrong with it to `parsed.problems`."""
+        if name in OLD_FLAGS and name not in self.flags:
+            new, why = OLD_FLAGS[name]
+            note = f"--{name}: {why}." if new is None else f"--{name} is now --{new} ({why})."
+            if note not in parsed.notes:
+                parsed.notes.append(note)
+            if new is None:
+                return
+            name = new
+        if name not in self.flags:
+            near = did_you_mean(name, sorted(self.flags | set(OLD_FLAGS)))
+            near = re.sub(r"(?<=[ ,])(?=\w+[,?])", "--", near)
+            parsed.problems.append(f"{shown} is not a setting.{near}")
+            return
+        secret = name.endswith("token")  # what was given for a token is never repeated
+        try:
+            extra = self._parse_one([f"--{name}", *words], namespace)
+        except _FlagError as error:
+            text = str(error).removeprefix("argument ")
+            text = re.sub(r"^--\S+: ", "", text)
+            hint = "takes no such value (--use_auth_token is true or false; --token takes the token itself)"
+            parsed.problems.append(f"{shown}: {hint if secret else text.rstrip('.')}.")
+        else:
+            if extra:
+                what = "too many values" if secret else f"too many values, {' '.join(extra)!r} is left over"
+                parsed.problems.append(f"{shown}: {what}.")
+
+    def _parse_one(self, words: list[str], namespace: argparse.Namespace) -> list[str]:
+        return super().parse_known_args(words, namespace)[1]
+
+
+def _docs_to_help(cls: type) -> None:
+    docs = field_docs(cls)
+    for field in dataclasses.fields(cls):
+        if field.name in docs:
+            text = docs[field.name].replace("%", "%%")
+            field.metadata = MappingProxyType({**field.metadata, "help": text})
+
+
+def _split(words: Sequence[str], problems: list[str]) -> list[tuple[str, list[str], str]]:
+    """Cut a command line at its flags: (field name, values, the flag as it was written)."""
+    groups: list[tuple[str, list[str], str]] = []
+    for word in words:
+        if re.match(r"--[A-Za-z]", word):
+            flag, equals, value = word.partition("=")
+            groups.append((flag[2:].replace("-", "_"), [value] if equals else [], flag))
+        elif word == "-h":
+            groups.append(("help", [], word))
+        elif groups:
+            groups[-1][1].append(word)
+        else:
+            problems.append(
+                f"{word!r} belongs to no flag; the first word may be a .yaml file, all others are flags."
+            )
+    return groups
+
+
+def _read_yaml(path: Path, problems: list[str]) -> dict[str, Any]:
+    """The mapping in a YAML file; an unreadable one is a problem and reads as empty."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        problems.append(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.")
+        return {}
+    except yaml.YAMLError as error:
+        problems.append(f"{path} is not YAML: {' '.join(str(error).split())}")
+        return {}
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path} must hold 'flag: value' lines. Got a {type(content).__name__} instead.")
+        return {}
+    return {str(key): value for key, value in content.items() if value is not None}
+
+
+def _as_words(value: Any) -> list[str]:
+    """A YAML value as it would be written on a command line."""
+    if isinstance(value, bool):
+        return [str(value).lower()]
+    if isinstance(value, list):
+        return [str(item) for item in value]
+    return [json.dumps(value)] if isinstance(value, dict) else [str(value)]

@@ -1,0 +1,211 @@
+"""The run folder: what a stage leaves for the next one and for reports.
+
+    OUTPUT_DIR/run/config.json     the settings and their fingerprint
+    OUTPUT_DIR/run/env.json        machine and versions
+    OUTPUT_DIR/run/metrics.jsonl   one record a line, flushed as it is written
+    OUTPUT_DIR/run/samples.jsonl   prompts and answers, one a line
+
+JSON files are replaced in one piece, so a reader never sees half of one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from preftree.errors import RunError
+
+_CHECKPOINT = re.compile(r"checkpoint-\d+")
+_RESULTS = ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json")
+
+
+class RunFolder:
+    """The run folder of one output folder. With several ranks only the first one writes: see `claim`."""
+
+    def __init__(self, output_dir: str | os.PathLike[str]) -> None:
+        self.output_dir = Path(output_dir)
+        self.folder = self.output_dir / "run"
+        self.config_path = self.folder / "config.json"
+        self.env_path = self.folder / "env.json"
+        self.metrics_path = self.folder / "metrics.jsonl"
+        self.samples_path = self.folder / "samples.jsonl"
+
+    def check(
+        self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Raise RunError where `claim` would; nothing is written."""
+        found = self._contents()
+        if not found:
+            return
+        earlier = self._earlier()
+        if resume:
+            self._check_same_settings(earlier, fingerprint, config)
+        elif not overwrite and (self._has_results() or not earlier or set(found) != {"run"}):
+            holds = "another run" if earlier else "other files"
+            shown = ", ".join(found[:6]) + (", …" if len(found) > 6 else "")
+            ways = "Give another folder"
+            if earlier:
+                ways += ", go on with that run by --resume_from_checkpoint, or delete it by --overwrite_output_dir"
+            else:
+                ways += ", or keep them and train there all the same by --overwrite_output_dir"
+            raise RunError(
+                f"--output_dir {self.output_dir} holds {holds} ({shown}), and nothing is written over. {ways}."
+            )
+
+    def claim(
+        self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
+    ) -> None:
+        """Make the folder this run's own and write config.json. Only the first rank calls it.
+
+        Raises RunError when the folder holds another run or other files and neither `resume` nor `overwrite`
+        is set, and when `resume` meets settings of another fingerprint. A run that never logged anything does
+        not count: whoever mends a flag starts again without further ado. `overwrite` deletes what an earlier
+        run of ours left (run/, checkpoints, results) and no other file.
+        """
+        self.check(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config=config)
+        if self._earlier() and not resume:
+            self._delete_earlier()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.metrics_path, self.samples_path):
+            _drop_torn_line(path)
+        self.write_json(self.config_path, {"fingerprint": fingerprint, "settings": dict(config or {})})
+
+    def write_env(self, environment: Mapping[str, Any]) -> None:
+        """Write env.json."""
+        self.write_json(self.env_path, environment)
+
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Append one record to metrics.jsonl."""
+        _append(self.metrics_path, record)
+
+    def sample(self, record: Mapping[str, Any]) -> None:
+        """Append one record to samples.jsonl."""
+        _append(self.samples_path, record)
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The records of metrics.jsonl, without a line that a kill tore."""
+        yield from _records(self.metrics_path)
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        """The records of samples.jsonl, without a line that a kill tore."""
+        yield from _records(self.samples_path)
+
+    @staticmethod
+    def write_json(path: Path, content: Mapping[str, Any]) -> None:
+        """Replace `path` by `content` in one piece: a temporary file beside it, then a rename."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with open(temporary, "w", encoding="utf-8") as file:
+                json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _contents(self) -> list[str]:
+        """Names in the output folder, the run folder first; raises RunError when it cannot be one."""
+        try:
+            names = sorted(path.name for path in self.output_dir.iterdir())
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            raise RunError(f"--output_dir {self.output_dir} is a file. Give a folder.") from None
+        except PermissionError:
+            raise RunError(
+                f"--output_dir {self.output_dir} may not be read. Give a folder of your own."
+            ) from None
+        return sorted(names, key=lambda name: name != "run")
+
+    def _earlier(self) -> dict[str, Any]:
+        """config.json of the run that is there, or an empty dict."""
+        try:
+            content = json.loads(self.config_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _has_results(self) -> bool:
+        logged = any(path.exists() and path.stat().st_size for path in (self.metrics_path, self.samples_path))
+        return logged or any(_CHECKPOINT.fullmatch(name) or name in _RESULTS for name in self._contents())
+
+    def _check_same_settings(
+        self, earlier: Mapping[str, Any], fingerprint: str, config: Mapping[str, Any] | None
+    ) -> None:
+        if not earlier or earlier.get("fingerprint") == fingerprint:
+            return
+        changed = [
+            f"--{key} was {_get(earlier.get('settings'), group, key)!r}, now {value!r}"
+            for group, values in (config or {}).items()
+            for key, value in (values.items() if isinstance(values, Mapping) else ())
+            if _get(earlier.get("settings"), group, key) != value
+            and key not in ("resume_from_checkpoint", "output_dir")
+        ]
+        raise RunError(
+            f"--resume_from_checkpoint: the run in {self.output_dir} began with other settings"
+            f"{': ' + '; '.join(changed[:8]) if changed else ''}. Repeat the flags it began with, or start a"
+            " new run in another folder."
+        )
+
+    def _delete_earlier(self) -> None:
+        """Delete what a run of ours wrote; called only when run/config.json says that there was one."""
+        shutil.rmtree(self.folder)
+        for path in self.output_dir.iterdir():
+            if _CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name in _RESULTS:
+                path.unlink()
+
+
+def _get(settings: Any, group: str, key: str) -> Any:
+    values = settings.get(group) if isinstance(settings, Mapping) else None
+    return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append one line in one write and flush it, so that a kill loses at most the record in hand."""
+    line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line without its newline, or the next record would be joined to it."""
+    if path.exists():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            os.truncate(path, whole)
+
+
+def _plain(value: Any) -> Any:
+    """JSON values only: scalars of torch and numpy as numbers, NaN and infinities as the words for them."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)  # JSON has no NaN; float("nan") reads the word
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)
