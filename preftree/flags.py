@@ -94,9 +94,10 @@ def field_docs(cls: type) -> dict[str, str]:
     assert isinstance(tree, ast.ClassDef)
     docs: dict[str, str] = {}
     for statement, below in zip(tree.body, tree.body[1:], strict=False):
-        named = isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-        if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
-            docs[statement.target.id] = " ".join(str(below.value.value).split())  # type: ignore[union-attr]
+        if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+            continue
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+            docs[statement.target.id] = " ".join(str(below.value.value).split())
     return docs
 
 
@@ -112,7 +113,7 @@ class FlagParser(HfArgumentParser):
         for cls in groups:
             _docs_to_help(cls)
         super().__init__(
-            groups,
+            groups,  # type: ignore[arg-type]
             prog=prog,
             allow_abbrev=False,
             usage=f"{prog} [settings.yaml] [--flag value ...]",

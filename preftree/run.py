@@ -51,11 +51,12 @@ class RunFolder:
             shown = ", ".join(found[:6]) + (", …" if len(found) > 6 else "")
             ways = "Give another folder"
             if earlier:
-                ways += ", go on with that run by --resume_from_checkpoint, or delete it by --overwrite_output_dir"
+                ways += ", go on with that run by --resume_from_checkpoint, or replace it by"
+                ways += " --overwrite_output_dir"
             else:
                 ways += ", or keep them and train there all the same by --overwrite_output_dir"
             raise RunError(
-                f"--output_dir {self.output_dir} holds {holds} ({shown}), and nothing is written over. {ways}."
+                f"--output_dir {self.output_dir} holds {holds} ({shown}); nothing is written over. {ways}."
             )
 
     def claim(

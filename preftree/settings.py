@@ -69,7 +69,7 @@ class ModelSettings:
         _one_of(problems, "torch_dtype", self.torch_dtype, DTYPES)
         if self.trust_remote_code:
             problems.append(
-                "--trust_remote_code is not supported: code from a model repository would run with your rights,"
+                "--trust_remote_code is not supported: code from a model's repository would run as you,"
                 " and token trees need the attention of transformers' own model classes. Leave the flag out."
             )
         _raise(problems)
@@ -149,9 +149,13 @@ class LoraSettings:
         _within(problems, "lora_rank", self.lora_rank, 1)
         _within(problems, "lora_alpha", self.lora_alpha, 1)
         _within(problems, "lora_dropout", self.lora_dropout, 0, 1, below=True)
-        if isinstance(self.lora_target_modules, str):
-            self.lora_target_modules = [self.lora_target_modules]
-        words = ",".join(self.lora_target_modules or []).replace("'", "").replace('"', "").split(",")
+        given: str | list[str] = self.lora_target_modules or []
+        words = (
+            (given if isinstance(given, str) else ",".join(given))
+            .replace("'", "")
+            .replace('"', "")
+            .split(",")
+        )
         self.lora_target_modules = [word.strip() for word in words if word.strip()] or None
         if not self.lora_all_linear and not self.lora_target_modules:
             problems.append("--lora_all_linear false needs --lora_target_modules: name the layers to adapt.")
@@ -190,7 +194,7 @@ class TrainSettings(TrainingArguments):
     """Steps between two log lines; below 1 a share of all steps."""
     remove_unused_columns: bool = False
     """Kept off: batches are forests and not the columns of a table."""
-    report_to: str | list[str] | None = "none"
+    report_to: None | str | list[str] = "none"  # noqa: RUF036 (HfArgumentParser takes the second type)
     """Further trackers (tensorboard, wandb, …); the run folder is always written."""
     disable_tqdm: bool | None = True
     """No progress bars beside the live line."""
@@ -343,7 +347,7 @@ def _has_effect(key: str) -> bool:
 
 def _accelerator_available() -> bool:
     import torch
-    from transformers.utils import is_torch_hpu_available
+    from transformers.utils.import_utils import is_torch_hpu_available
 
     return torch.accelerator.is_available() or is_torch_hpu_available()
 
