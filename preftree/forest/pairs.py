@@ -1,0 +1,32 @@
+"""Preference pairs as forests: one batch of pairs, cut into forests of at most a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from preftree.forest.forest import Forest
+from preftree.forest.pack import pack
+from preftree.forest.tree import Bundle
+
+
+class Pair(Protocol):
+    """An encoded preference pair, as `preftree.data.encode` makes them."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]: ...
+    @property
+    def chosen_ids(self) -> tuple[int, ...]: ...
+    @property
+    def rejected_ids(self) -> tuple[int, ...]: ...
+
+
+def forests_of_pairs(pairs: Sequence[Pair], budget: int, device: torch.device | str = "cpu") -> list[Forest]:
+    """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest."""
+    bundles = [
+        Bundle(tuple(p.prompt_ids), (tuple(p.chosen_ids), tuple(p.rejected_ids)), (2 * i, 2 * i + 1))
+        for i, p in enumerate(pairs)
+    ]
+    return [Forest.of(group, device) for group in pack(bundles, budget)]

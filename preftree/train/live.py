@@ -1,0 +1,107 @@
+"""What is seen while training: one live line on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from preftree.device import peak_memory
+from preftree.run import RunFolder
+from preftree.train.metrics import PairMeter, SpeedMeter
+
+#: Seconds between two lines where the output is no terminal.
+QUIET_SECONDS = 10.0
+
+
+class LiveLine(TrainerCallback):
+    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, memory and time left."""
+
+    def __init__(self, console: Console, device: str) -> None:
+        self.console, self.device = console, device
+        self.live: Live | None = None
+        self.meter, self.speed = PairMeter(), SpeedMeter()
+        self.started = time.perf_counter()
+        self.first_step = 0
+        self.printed = 0.0
+
+    def watch(self, step: PairMeter, speed: SpeedMeter) -> None:
+        """Given by the trainer before each step ends: the step's pairs and the speed so far."""
+        self.meter, self.speed = step, speed
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self.started, self.first_step = time.perf_counter(), state.global_step
+        if self.console.is_terminal:
+            self.live = Live(console=self.console, refresh_per_second=4, transient=True)
+            self.live.start()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        now = time.perf_counter()
+        if self.live is not None:
+            self.live.update(self.line(state))
+        elif now - self.printed >= QUIET_SECONDS or state.global_step == state.max_steps:
+            self.console.print(self.line(state))
+            self.printed = now
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back; safe to call twice."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+    def line(self, state: TrainerState) -> Text:
+        """The line itself, for a state after at least one step."""
+        values, rates = self.meter.means(), self.speed.rates()
+        done = max(state.global_step - self.first_step, 1)
+        left = (state.max_steps - state.global_step) * (time.perf_counter() - self.started) / done
+        parts = [
+            f"step {state.global_step}/{state.max_steps}",
+            f"loss {values.get('loss', math.nan):.4f}",
+            f"acc {values.get('rewards/accuracies', math.nan):.2f}",
+            f"margin {values.get('rewards/margins', math.nan):+.3f}",
+            f"{rates['pairs_per_second']:.2f} pairs/s",
+            f"{rates['tokens_per_second']:.0f} tok/s",
+            f"{100 * rates['tokens_saved']:.0f}% shared",
+            f"{peak_memory(self.device) / 2**30:.1f} GiB",
+            f"{clock(left)} left",
+        ]
+        return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+
+
+class RunLog(TrainerCallback):
+    """Every log record of Trainer, as a line of the run folder's metrics."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **others: Any,
+    ) -> None:
+        if state.is_world_process_zero and logs:
+            self.folder.log({"step": state.global_step, **logs})
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03."""
+    whole = max(0, round(seconds))
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
