@@ -98,8 +98,8 @@ def explain_unknown(columns: Iterable[str]) -> str:
 def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[PreferenceRecord], int]:
     """Records of one labelled answer each -> records of a good and a bad answer to the same prompt.
 
-    The first good answer to a prompt goes with the first bad one, the second with the second, and so on. A new
-    record stands at the earlier of its two rows. Also returns how many answers found no opposite.
+    The first good answer to a prompt goes with the first bad one, the second with the second, and so on. A
+    new record stands at the earlier of its two rows. Also returns how many answers found no opposite.
     """
     groups: dict[
         tuple[str | None, tuple[Turn, ...]], tuple[list[PreferenceRecord], list[PreferenceRecord]]
@@ -118,7 +118,7 @@ def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[Preference
     return sorted(paired, key=lambda record: record.row), alone
 
 
-# --- the readers ---------------------------------------------------------------------------------------------
+# --- the readers ----------------------------------------------------------------------------------
 
 
 def read_prompted(row: Row, prompt_column: str = "prompt") -> PreferenceRecord:
@@ -187,7 +187,7 @@ def read_services(row: Row) -> PreferenceRecord:
     return _record(row, system, turns, answers, ("input", *columns))
 
 
-# --- parts of rows -------------------------------------------------------------------------------------------
+# --- parts of rows --------------------------------------------------------------------------------
 
 _HH_TURN = re.compile(r"\s*\b(Human|Assistant):")
 _HH_SPLIT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -229,7 +229,7 @@ def _text(row: Row, column: str) -> str:
 
 
 def _messages(value: object, column: str) -> tuple[Turn, ...]:
-    """Message objects -> turns; keys other than role and content are the services' extras and mean nothing."""
+    """Message objects -> turns; keys other than role and content are extras of some service and left out."""
     if not isinstance(value, list) or not value:
         got = "an empty list" if value == [] else _found(value)
         raise RowProblem(f"column `{column}` must be text or a list of messages. Got {got} instead.")
@@ -266,7 +266,7 @@ def _prompt(row: Row, column: str) -> tuple[str | None, tuple[Turn, ...]]:
 
 
 def _system(row: Row, of_turns: str | None) -> str | None:
-    """The system text of the columns `system` or `system_prompt`, else the one that the messages began with."""
+    """The text of the column `system` or `system_prompt`, else the one that the messages began with."""
     column = next((name for name in ("system", "system_prompt") if row.get(name) is not None), None)
     if column is None:
         return of_turns
@@ -339,7 +339,7 @@ def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn
     return _record(row, _system(row, system), turns, answers, ("prompt", "chosen", "rejected", "system"))
 
 
-# --- the formats, in the order in which they are tried --------------------------------------------------------
+# --- the formats, in the order in which they are tried --------------------------------------------
 
 
 def _has(*names: str) -> Callable[[Columns], bool]:
@@ -372,7 +372,7 @@ FORMATS: dict[str, Format] = {
 
 
 def _fit(needs: Sequence[str], names: Sequence[str]) -> float:
-    """How much of `needs` is among `names`; a near miss counts for half, so that a misspelling still leads home."""
+    """How much of `needs` is among `names`; a near miss counts for half, as a misspelling must lead home."""
     return sum(1.0 if need in names else 0.5 if did_you_mean(need, names) else 0.0 for need in needs) / len(
         needs
     )

@@ -67,8 +67,8 @@ class PreferenceRecord:
     def pairs(self) -> list[PreferencePair]:
         """The best answer against the worst, or no pair where the record prefers no answer to another.
 
-        Answers are ordered by rank if every one has a rank, else by score if every one has a score. Of equally
-        good (or bad) answers the first is taken.
+        Answers are ordered by rank if every one has a rank, else by score if every one has a score. Of
+        equally good (or bad) answers the first is taken.
         """
         keys = self._keys()
         if keys is None or min(keys) == max(keys):

@@ -1,8 +1,8 @@
 """Preference pairs from a local file, a folder of files, or a hub data set.
 
-Local files are .jsonl, .json, .csv and .parquet; what their columns mean is decided in `formats.py`. A file is
-read to its end before anything is said, so that one error names every bad row. Rows are numbered from 1: lines
-of a .jsonl, otherwise data rows (a CSV header is not counted).
+Local files are .jsonl, .json, .csv and .parquet; what their columns mean is decided in `formats.py`. A file
+is read to its end before anything is said, so that one error names every bad row. Rows are numbered from 1:
+lines of a .jsonl, otherwise data rows (a CSV header is not counted).
 """
 
 from __future__ import annotations
@@ -43,17 +43,16 @@ Table = tuple[str, str, Iterable[Numbered]]
 
 _PEEKED_ROWS = 100
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"} | {
-    name: "validation" for name in ("validation", "valid", "val", "dev", "eval")
-}
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
 
 
 class LoadedPairs(list[PreferencePair]):
     """The pairs of one load, in the order of their rows, and what is worth telling about it.
 
     `format`: the recognised format (several, joined with commas, if files differ). `files`: what was read.
-    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `left_out`: files of a folder
-    that belong to another split.
+    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `left_out`: files of a
+    folder that belong to another split.
     """
 
     def __init__(self, pairs: Iterable[PreferencePair] = ()) -> None:
@@ -94,9 +93,9 @@ def load_pairs(
 
     A local name wins over a hub id. In a folder (searched downwards) files whose name or folder tells a split
     ("test-00000.parquet", "validation/a.jsonl") belong to it and all others to train; a single file is taken
-    as it is and has only the split train. `limit` is the most pairs to take, the first ones; later rows are
-    then not read. `config_name`, `revision`, `cache_dir`, `token`, `streaming` and `overwrite_cache` are meant
-    for the hub, as `datasets.load_dataset` takes them; code from the hub is never run.
+    as it is and has only the split train. `limit` is the most pairs to take, the first ones; later rows
+    are then not read. `config_name`, `revision`, `cache_dir`, `token`, `streaming` and `overwrite_cache` are
+    meant for the hub, as `datasets.load_dataset` takes them; code from the hub is never run.
 
     Raises DataError with every problem found (each with its file and row), where nothing is there under this
     name, or where no pair is left; SettingsError for a `limit` below 1.
@@ -120,7 +119,7 @@ def load_pairs(
     return loaded
 
 
-# --- rows -> pairs -------------------------------------------------------------------------------------------
+# --- rows -> pairs --------------------------------------------------------------------------------
 
 
 def _read_tables(tables: Iterable[Table], limit: int | None) -> LoadedPairs:
@@ -157,8 +156,8 @@ def _read_tables(tables: Iterable[Table], limit: int | None) -> LoadedPairs:
     if not loaded:
         why = "; ".join(f"{count} of them: {reason}" for reason, count in loaded.skipped.items())
         raise DataError(
-            f"{', '.join(loaded.files)}: {loaded.rows} rows ({loaded.format}) were read and not one gives a pair "
-            f"({why}). Training needs, for the same prompt, one answer that is preferred to another."
+            f"{', '.join(loaded.files)}: {loaded.rows} rows ({loaded.format}) were read and not one gives "
+            f"a pair ({why}). Training needs, for the same prompt, one answer that is preferred to another."
         )
     return loaded
 
@@ -214,7 +213,7 @@ def _placed(name: str, number: int, problem: RowProblem) -> str:
     return f"{name} row {number}: {problem}" if number else f"{name}: {problem}"
 
 
-# --- local files ---------------------------------------------------------------------------------------------
+# --- local files ----------------------------------------------------------------------------------
 
 
 def _local_tables(path: Path, split: str) -> tuple[list[Table], list[str]]:
@@ -284,7 +283,7 @@ def _checked(row: Any) -> Row | RowProblem:
 
 
 def _read_json(path: Path) -> Iterator[Numbered]:
-    """A list of objects, an object with one such list in it, or, as often under this name, one object a line."""
+    """A list of objects, an object with one such list in it, or, as often happens, one object a line."""
     text = path.read_bytes()
     if not text.strip():
         return
@@ -366,7 +365,7 @@ def _nothing_there(path: Path) -> str:
     return f"{said}{did_you_mean(path.name, names)} Check the path; it is relative to {Path.cwd()}."
 
 
-# --- the hub -------------------------------------------------------------------------------------------------
+# --- the hub --------------------------------------------------------------------------------------
 
 
 def _may_be_hub_id(name: str) -> bool:
