@@ -74,6 +74,11 @@ class ModelSettings:
             )
         _raise(problems)
 
+    @property
+    def auth(self) -> str | bool | None:
+        """What the hub's loaders take as their `token`."""
+        return self.token or (True if self.use_auth_token else None)
+
 
 @dataclass
 class DataSettings:

