@@ -87,21 +87,15 @@ class EncodeReport:
 
     def summary(self) -> list[str]:
         """Plain sentences for people; nothing is said of what did not happen."""
-        said = [
-            f"Encoded {self.kept} of {self.read} pairs: {self.prompt_tokens} prompt tokens and "
-            f"{self.response_tokens} response tokens. A full answer ends with {self.terminator}."
-        ]
+        tokens = f"{self.prompt_tokens} prompt tokens and {self.response_tokens} response tokens"
+        said = [f"Encoded {self.kept} of {self.read} pairs: {tokens}. Answers end with {self.terminator}."]
         said += [f"Dropped {count} pairs: {reason}." for reason, count in self.dropped.items()]
         counts = {
             "prompts were cut to max_prompt_length, keeping their end": self.prompts_cut,
             "responses were cut to max_length and have no end token": self.responses_cut,
-            "responses were encoded on their own, as the template or a token would cross the prompt's end": (
-                self.boundary_repairs
-            ),
-            "answers held an end token in their text and were ended there": self.early_ends,
-            "system texts were put before the first user turn, as the template has no system role": (
-                self.systems_folded
-            ),
+            "responses were encoded on their own, as a token crossed the prompt's end": self.boundary_repairs,
+            "responses held an end token in their text and were ended there": self.early_ends,
+            "system texts were put into the first user turn, for want of a system role": self.systems_folded,
         }
         return said + [f"{count} {text}." for text, count in counts.items() if count] + self.notes
 
@@ -146,12 +140,10 @@ def encode_pairs(
 
 
 def _check_lengths(max_length: int, max_prompt_length: int) -> None:
-    if max_prompt_length < 1:
-        raise SettingsError(f"max_prompt_length must be at least 1. Got {max_prompt_length} instead.")
     if max_prompt_length >= max_length:
+        got = f"Got max_prompt_length {max_prompt_length} and max_length {max_length} instead."
         raise SettingsError(
-            f"max_prompt_length must be less than max_length, or no room is left for an answer. Got "
-            f"max_prompt_length {max_prompt_length} and max_length {max_length} instead."
+            f"max_prompt_length must be less than max_length, to leave room for an answer. {got}"
         )
 
 
@@ -382,11 +374,9 @@ class _Chat:
         return int(self.tokenizer.eos_token_id), 0
 
     def _find_own_bos(self) -> list[int]:
-        """The BOS that the tokenizer puts before plain text; a chat template writes its own, or wants none."""
-        bos = self.tokenizer.bos_token_id
-        if not self._plain or bos is None:
-            return []
-        return [bos] if self.tokenizer(_QUESTION)["input_ids"][:1] == [bos] else []
+        """The BOS that the tokenizer itself puts before a text; chat templates write their own or none."""
+        first = self.tokenizer(_QUESTION)["input_ids"][:1] if self._plain else []
+        return first if first == [self.tokenizer.bos_token_id] else []
 
     def _last_control_text(self) -> str:
         """The control token nearest to the end of every prompt; "" if none, or for a slow tokenizer."""

@@ -7,7 +7,8 @@ they stand in the source; nothing is stripped, merged or sorted here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,3 +86,33 @@ class PreferenceRecord:
         if self.responses and len(scores) == len(self.responses):
             return [-score for score in scores]
         return None
+
+
+class LoadedPairs(list[PreferencePair]):
+    """The pairs of one load, in the order of their rows, and what is worth telling about it.
+
+    `format`: the recognised format (several, joined with commas, if files differ). `files`: what was read.
+    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `left_out`: files of a
+    folder that belong to another split.
+    """
+
+    def __init__(self, pairs: Iterable[PreferencePair] = ()) -> None:
+        super().__init__(pairs)
+        self.format = ""
+        self.files: list[str] = []
+        self.rows = 0
+        self.skipped: Counter[str] = Counter()
+        self.left_out: list[str] = []
+
+    @property
+    def pairs(self) -> list[PreferencePair]:
+        """The pairs as a plain list."""
+        return list(self)
+
+    def summary(self) -> list[str]:
+        """Plain sentences for people: what was read, as what, and why rows were left out."""
+        said = [f"Read {len(self)} pairs from {self.rows} rows of {', '.join(self.files)} ({self.format})."]
+        said += [f"Skipped {count} rows: {reason}." for reason, count in self.skipped.items()]
+        if self.left_out:
+            said.append(f"Left out, as files of another split: {', '.join(self.left_out)}.")
+        return said

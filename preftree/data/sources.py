@@ -12,7 +12,6 @@ import json
 import os
 import re
 import socket
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,8 +32,10 @@ from preftree.data.formats import (
     pair_by_prompt,
     recognise,
 )
-from preftree.data.record import PreferencePair, PreferenceRecord
+from preftree.data.record import LoadedPairs, PreferenceRecord
 from preftree.errors import DataError, SettingsError, did_you_mean
+
+__all__ = ["READERS", "LoadedPairs", "load_pairs"]
 
 Numbered = tuple[int, "Row | RowProblem"]
 """A row with its number, or what is wrong with it; number 0 stands for the whole file."""
@@ -45,36 +46,6 @@ _PEEKED_ROWS = 100
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
-
-
-class LoadedPairs(list[PreferencePair]):
-    """The pairs of one load, in the order of their rows, and what is worth telling about it.
-
-    `format`: the recognised format (several, joined with commas, if files differ). `files`: what was read.
-    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `left_out`: files of a
-    folder that belong to another split.
-    """
-
-    def __init__(self, pairs: Iterable[PreferencePair] = ()) -> None:
-        super().__init__(pairs)
-        self.format = ""
-        self.files: list[str] = []
-        self.rows = 0
-        self.skipped: Counter[str] = Counter()
-        self.left_out: list[str] = []
-
-    @property
-    def pairs(self) -> list[PreferencePair]:
-        """The pairs as a plain list."""
-        return list(self)
-
-    def summary(self) -> list[str]:
-        """Plain sentences for people: what was read, as what, and why rows were left out."""
-        said = [f"Read {len(self)} pairs from {self.rows} rows of {', '.join(self.files)} ({self.format})."]
-        said += [f"Skipped {count} rows: {reason}." for reason, count in self.skipped.items()]
-        if self.left_out:
-            said.append(f"Left out, as files of another split: {', '.join(self.left_out)}.")
-        return said
 
 
 def load_pairs(

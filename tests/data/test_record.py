@@ -1,0 +1,77 @@
+"""What a record prefers: ranks first, scores where there are no ranks, nothing where they are equal."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from preftree.data.record import LoadedPairs, PreferencePair, PreferenceRecord, Response, Turn
+
+ASK = (Turn("user", "Which?"),)
+
+
+def record(*responses: Response) -> PreferenceRecord:
+    return PreferenceRecord("Be brief.", ASK, responses, source="a.jsonl:3", row=2)
+
+
+def test_best_against_worst_by_rank_with_place_and_prompt() -> None:
+    pair = record(Response("b", rank=2), Response("c", rank=3), Response("a", rank=1)).pairs()
+    assert pair == [PreferencePair("Be brief.", ASK, "a", "c", "a.jsonl:3", 2)]
+
+
+def test_scores_order_answers_that_have_no_rank() -> None:
+    (pair,) = record(Response("low", score=1.5), Response("high", score=4.0)).pairs()
+    assert (pair.chosen, pair.rejected) == ("high", "low")
+
+
+def test_ranks_go_before_scores() -> None:
+    (pair,) = record(Response("x", score=9.0, rank=2), Response("y", score=1.0, rank=1)).pairs()
+    assert (pair.chosen, pair.rejected) == ("y", "x")
+
+
+@pytest.mark.parametrize(
+    "responses",
+    [
+        (),
+        (Response("only", rank=1),),
+        (Response("a", rank=1), Response("b", rank=1)),
+        (Response("a", score=1.0), Response("b")),
+        (Response("a", rank=1), Response("b", score=2.0)),
+    ],
+    ids=["none", "one", "equal ranks", "a score missing", "rank and score"],
+)
+def test_no_pair_where_nothing_is_preferred(responses: tuple[Response, ...]) -> None:
+    assert record(*responses).pairs() == []
+
+
+@given(st.lists(st.integers(1, 5), min_size=2, max_size=6))
+def test_pair_has_the_extreme_ranks(ranks: list[int]) -> None:
+    pairs = record(*(Response(f"{place} {rank}", rank=rank) for place, rank in enumerate(ranks))).pairs()
+    if len(set(ranks)) == 1:
+        assert pairs == []
+    else:
+        assert pairs[0].chosen == f"{ranks.index(min(ranks))} {min(ranks)}"
+        assert pairs[0].rejected == f"{ranks.index(max(ranks))} {max(ranks)}"
+
+
+def test_records_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record().row = 5  # type: ignore[misc]
+    assert not hasattr(record(), "__dict__")
+
+
+def test_loaded_pairs_are_a_list_and_tell_about_the_load() -> None:
+    loaded = LoadedPairs(record(Response("a", rank=1), Response("b", rank=2)).pairs())
+    loaded.format, loaded.files, loaded.rows = "KTO labels", ["k.jsonl"], 4
+    loaded.skipped["no opposite"] += 2
+    loaded.left_out = ["test.jsonl"]
+    assert isinstance(loaded, list)
+    assert loaded.pairs == list(loaded)
+    assert loaded.summary() == [
+        "Read 1 pairs from 4 rows of k.jsonl (KTO labels).",
+        "Skipped 2 rows: no opposite.",
+        "Left out, as files of another split: test.jsonl.",
+    ]
