@@ -63,7 +63,7 @@ def check_world_size(actual: int, environ: Mapping[str, str] = os.environ) -> No
     if launched is not None and int(launched) != actual:
         raise DeviceError(
             f"The launcher started {launched} ranks, but the process group has {actual}: each group would"
-            " train a model of its own. Start through dpo_clm.py or `preftree train`, which tell torch its rank."
+            " train a model of its own. Start dpo_clm.py or `preftree train`, which tell torch its rank."
         )
 
 
@@ -72,8 +72,8 @@ def require_gaudi() -> None:
     if importlib.util.find_spec("habana_frameworks") is None:
         raise DeviceError(
             "--use_habana: the Intel Gaudi software is not installed here (Python package habana_frameworks,"
-            " which comes with the vendor's PyTorch image). Run in that image on a machine with Gaudi cards, or"
-            " leave out --use_habana, --use_lazy_mode and --use_hpu_graphs_for_training."
+            " which comes with the vendor's PyTorch image). Run in that image, on a machine with Gaudi cards,"
+            " or leave out --use_habana, --use_lazy_mode and --use_hpu_graphs_for_training."
         )
 
 

@@ -8,8 +8,10 @@ A wrong value raises SettingsError, which lists everything that is wrong at once
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -214,6 +216,9 @@ class TrainSettings(TrainingArguments):
             self.use_cpu = True  # else --bf16 is refused as a GPU setting
             if not self.use_habana:
                 self.notes.append("No GPU or other accelerator was found: training runs on the CPU.")
+        if self.ddp_backend and "WORLD_SIZE" not in os.environ:
+            self.ddp_backend = None  # else accelerate asks for a process group that nobody started
+            self.notes.append("--ddp_backend does nothing with a single process.")
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError) as error:
@@ -305,11 +310,10 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     Raises SettingsError with every problem found: unknown names, values of a wrong type, values out of range,
     settings that contradict each other. `--help` prints the flags and exits with 0.
     """
-    types = (ModelSettings, DataSettings, LoraSettings, TrainSettings)
-    parsed = FlagParser(types).parse(argv)
+    parsed = _parser().parse(argv)
     problems = parsed.problems
     groups: list[Any] = []
-    for cls in types:
+    for cls in _GROUPS:
         values = {item.name: parsed.values[item.name] for item in dataclasses.fields(cls) if item.init}
         try:
             groups.append(cls(**values))
@@ -319,6 +323,14 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     settings = Settings(*groups)
     settings.notes = parsed.notes + settings.train.notes + _advice(settings)
     return settings
+
+
+_GROUPS = (ModelSettings, DataSettings, LoraSettings, TrainSettings)
+
+
+@functools.cache
+def _parser() -> FlagParser:
+    return FlagParser(_GROUPS)
 
 
 def _advice(settings: Settings) -> list[str]:

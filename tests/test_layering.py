@@ -1,0 +1,104 @@
+"""Imports point one way, so that each part can be read, tested and replaced without those above it.
+
+errors ← forest ← model ← train, evaluate ← cli
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted((ROOT / "preftree").rglob("*.py"))
+}
+
+BASE = {"errors"}
+SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run"}
+STAGE = SETTINGS | {"forest", "data", "model"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "forest": BASE,
+    "data": BASE,
+    "flags": BASE,
+    "gaudi": BASE,
+    "run": BASE,
+    "settings": BASE | {"flags"},
+    "device": BASE | {"gaudi", "settings"},
+    "model": BASE | {"forest"},
+    "train": STAGE,
+    "evaluate": STAGE,
+    "demo": STAGE | {"train", "evaluate"},
+    "report": BASE | {"run"},
+    "cli": STAGE | {"train", "evaluate", "demo", "report"},
+    "__main__": {"cli"},
+}
+"""What each part may import from this package, beside itself and the package's version."""
+
+OTHERS: dict[str, set[str]] = {
+    "errors": set(),
+    "gaudi": set(),
+    "run": set(),
+    "forest": {"torch"},
+    "cli": {"typer"},
+}
+"""What the lightest parts may import from outside the standard library."""
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute names of all modules a file imports, also inside functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the full name"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return found
+
+
+def part(module: str) -> str:
+    """The part of the package that a module belongs to: 'model' for preftree.model.load."""
+    return module.split(".")[1] if "." in module else ""
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if "." in name])
+def test_imports_point_one_way(module: str) -> None:
+    here = part(module)
+    assert here in ALLOWED, f"say in ALLOWED what preftree.{here} may import"
+    for name in imports(MODULES[module]):
+        top = name.split(".")[0]
+        if top == "preftree":
+            assert part(name) in ALLOWED[here] | {here, ""}, f"{module} must not import {name}"
+        elif here in OTHERS and top not in sys.stdlib_module_names:
+            assert top in OTHERS[here], f"{module} must do without {top}"
+
+
+def test_the_table_has_no_cycle() -> None:
+    done: set[str] = set()
+    while ready := {name for name, below in ALLOWED.items() if name not in done and below <= done | {name}}:
+        done |= ready
+    assert done == set(ALLOWED)
+
+
+def test_every_imported_module_of_ours_exists() -> None:
+    missing = {
+        f"{module} imports {name}"
+        for module, path in MODULES.items()
+        for name in imports(path)
+        if name.split(".")[0] == "preftree" and name not in MODULES
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
+def test_every_module_can_be_imported(module: str) -> None:
+    assert find_spec(module) is not None
+    importlib.import_module(module)
