@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging as std_logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,13 +106,16 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
     Raises:
         ModelError: it cannot be found, read, or is not a causal language model.
     """
-    with _explained(source, "model"), _quiet():
+    # The GGUF reader has a progress bar of its own that no switch turns off.
+    hidden_bar = redirect_stderr(io.StringIO()) if source.gguf else nullcontext()
+    with _explained(source, "model"), _quiet(), hidden_bar:
         model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=dtype, **options)
     if source.gguf is not None:
-        # The weights were dequantized on loading. Left in the config, the entry would make the next loader
-        # of a saved copy look for a quantized file.
+        # The weights were dequantized on loading. Left in place, these marks would make Trainer refuse the
+        # model and the next loader of a saved copy look for a quantized file.
         model.config.__dict__.pop("quantization_config", None)
-        model.hf_quantizer = None
+        for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
+            model.__dict__.pop(mark, None)
     model.name_or_path = model.config._name_or_path = source.name
     return model
 

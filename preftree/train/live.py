@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from preftree.device import peak_memory
 from preftree.run import RunFolder
-from preftree.train.metrics import PairMeter, SpeedMeter
+from preftree.train.metrics import Pulse
 
 #: Seconds between two lines where the output is no terminal.
 QUIET_SECONDS = 10.0
@@ -22,22 +22,18 @@ QUIET_SECONDS = 10.0
 class LiveLine(TrainerCallback):
     """Step, loss, accuracy, margin, rates, share of prompt tokens saved, memory and time left."""
 
-    def __init__(self, console: Console, device: str) -> None:
-        self.console, self.device = console, device
+    def __init__(self, console: Console, pulse: Pulse, device: str) -> None:
+        self.console, self.pulse, self.device = console, pulse, device
         self.live: Live | None = None
-        self.meter, self.speed = PairMeter(), SpeedMeter()
         self.started = time.perf_counter()
         self.first_step = 0
         self.printed = 0.0
-
-    def watch(self, step: PairMeter, speed: SpeedMeter) -> None:
-        """Given by the trainer before each step ends: the step's pairs and the speed so far."""
-        self.meter, self.speed = step, speed
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         self.started, self.first_step = time.perf_counter(), state.global_step
+        self.pulse.speed.started = self.started
         if self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
@@ -65,7 +61,7 @@ class LiveLine(TrainerCallback):
 
     def line(self, state: TrainerState) -> Text:
         """The line itself, for a state after at least one step."""
-        values, rates = self.meter.means(), self.speed.rates()
+        values, rates = self.pulse.step.means(), self.pulse.speed.rates()
         done = max(state.global_step - self.first_step, 1)
         left = (state.max_steps - state.global_step) * (time.perf_counter() - self.started) / done
         parts = [

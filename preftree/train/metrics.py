@@ -82,3 +82,11 @@ class SpeedMeter:
             "tokens_per_second": self.tree_tokens / seconds,
             "tokens_saved": self.saved_share,
         }
+
+
+@dataclass
+class Pulse:
+    """What the live line reads: the last step's pairs, and the speed since the run began."""
+
+    step: PairMeter = field(default_factory=PairMeter)
+    speed: SpeedMeter = field(default_factory=SpeedMeter)

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftree.forest import Pair, forests_of_pairs
-from preftree.train.metrics import PairMeter, SpeedMeter
+from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
 
@@ -54,6 +54,8 @@ class PreferenceTrainer(Trainer):
         reference: log-probs of the model before training.
         objective: loss and constants.
         budget: most tokens of a forest.
+        tokenizer: saved beside the adapter.
+        pulse: filled in as steps go by, for a live line.
     """
 
     def __init__(
@@ -67,12 +69,13 @@ class PreferenceTrainer(Trainer):
         objective: Objective,
         budget: int,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        pulse: Pulse | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.reference, self.objective, self.budget = reference, objective, budget
         self.since_log = PairMeter()
         self.speed = SpeedMeter()
-        self.last_step = PairMeter()
+        self.pulse = pulse or Pulse()
         super().__init__(
             model=model,
             args=_one_batch_a_step(args),
@@ -89,16 +92,17 @@ class PreferenceTrainer(Trainer):
         """Gradients of the mean loss over the pairs of the step; returns that mean."""
         model.train()
         pairs: list[Pair] = inputs["pairs"]
-        self.last_step = PairMeter()
+        self.pulse.step = PairMeter()
         total = torch.zeros((), device=self.args.device)
         for forest in forests_of_pairs(pairs, self.budget, self.args.device):
             losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
             share = losses_P.sum() / len(pairs)
             self.accelerator.backward(share)
             total += share.detach().to(total.dtype)
-            for meter in (self.last_step, self.since_log):
+            for meter in (self.pulse.step, self.since_log):
                 meter.add(logps, losses_P, self.objective.beta)
-            self.speed.add(forest)
+            for speed in (self.pulse.speed, self.speed):
+                speed.add(forest)
         return total
 
     @torch.no_grad()

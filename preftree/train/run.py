@@ -1,0 +1,229 @@
+"""The training stage: from settings to an adapter on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from preftree.data.encode import EncodedPair, encode_pairs
+from preftree.data.sources import load_pairs
+from preftree.data.split import split_validation
+from preftree.device import Choice, available_memory, choose_device, choose_dtype, environment
+from preftree.errors import DataError, RunError
+from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
+from preftree.model.lora import add_lora
+from preftree.model.score import attach, causal_model
+from preftree.run import RunFolder
+from preftree.settings import Settings
+from preftree.train.budget import choose_budget
+from preftree.train.live import LiveLine, RunLog
+from preftree.train.metrics import Pulse
+from preftree.train.reference import Reference
+from preftree.train.step import Objective
+from preftree.train.trainer import PreferenceTrainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded pairs, ready to train on."""
+
+    train: list[EncodedPair]
+    validation: list[EncodedPair]
+
+
+def train(settings: Settings, console: Console | None = None) -> int:
+    """Train as `settings` say; returns the process's exit code.
+
+    Leaves in the output folder: the adapter, the tokenizer, trainer_state.json, checkpoints and `run/`.
+
+    Raises:
+        PreftreeError: whatever the user can mend, before anything is written over.
+    """
+    console = console or Console(quiet=settings.train.process_index != 0, soft_wrap=True)
+    say: Say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
+    folder, resume = RunFolder(settings.train.output_dir or ""), _checkpoint(settings)
+    claim = {
+        "resume": resume is not None,
+        "overwrite": settings.train.overwrite_output_dir,
+        "fingerprint": settings.fingerprint(),
+        "config": settings.as_dict(),
+    }
+    folder.check(**claim)  # before minutes of loading
+    device = choose_device(settings)
+    dtype = choose_dtype(settings, device.value)
+    source = resolve(settings.model.model_name_or_path or "")
+    say(f"device     {device}")
+    say(f"precision  {dtype}")
+    tokenizer = _tokenizer(settings, source)
+    prepared = _pairs(settings, tokenizer, say)
+    set_seed(settings.train.seed)
+    model = _model(settings, source, dtype.value, device, say)
+    trainer = _trainer(settings, model, tokenizer, prepared, folder, device.value, console, say)
+    if settings.train.should_save:
+        folder.claim(**claim)
+        folder.write_env(environment())
+    _run(trainer, resume, say)
+    return 0
+
+
+def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
+    result = trainer.train(resume_from_checkpoint=resume)
+    if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+        trainer.evaluate()
+    trainer.save_model()
+    trainer.save_state()
+    seconds = result.metrics.get("train_runtime", 0.0)
+    say(f"trained    {trainer.state.global_step} steps in {seconds:.0f} s; reference: {_reuse(trainer.reference)}")
+    for record in reversed(trainer.state.log_history):
+        if "eval_loss" in record:
+            say(
+                f"validation loss {record['eval_loss']:.4f}, accuracy {record['eval_rewards/accuracies']:.2f}, "
+                f"margin {record['eval_rewards/margins']:+.3f}"
+            )
+            break
+    say(f"saved      {trainer.args.output_dir}: adapter, tokenizer, trainer_state.json, run/")
+
+
+def _reuse(reference: Reference) -> str:
+    return f"{reference.misses} answers computed, {reference.hits} reused"
+
+
+def _checkpoint(settings: Settings) -> str | None:
+    """The checkpoint folder that `--resume_from_checkpoint` means, which may be 'true' for the last one."""
+    asked, output = settings.train.resume_from_checkpoint, settings.train.output_dir or ""
+    if not asked or str(asked).lower() in ("false", "no", "none"):
+        return None
+    if str(asked).lower() in ("true", "yes", "last"):
+        last = get_last_checkpoint(output) if os.path.isdir(output) else None
+        if last is None:
+            raise RunError(f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start")
+        return last
+    if not os.path.isfile(os.path.join(str(asked), "trainer_state.json")):
+        raise RunError(f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)")
+    return str(asked)
+
+
+def _hub_options(settings: Settings) -> dict[str, Any]:
+    model = settings.model
+    return {
+        "revision": model.model_revision,
+        "cache_dir": model.cache_dir,
+        "token": model.token or (True if model.use_auth_token else None),
+    }
+
+
+def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBase:
+    own = settings.model.tokenizer_name
+    place = resolve(own) if own else source
+    return load_tokenizer(place, use_fast=settings.model.use_fast_tokenizer, **_hub_options(settings))
+
+
+def _pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, say: Say) -> Prepared:
+    """Read, encode and split, saying how many pairs were kept and why others were not."""
+    data = settings.data
+    train = _encoded(settings, data.dataset_name or "", tokenizer, say, data.max_train_samples)
+    if data.validation_file:
+        validation = _encoded(settings, data.validation_file, tokenizer, say, None)
+        how = f"from {data.validation_file}"
+    else:
+        train, validation = split_validation(train, data.validation_split_percentage, settings.train.data_seed or 0)
+        how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
+    validation = validation[: data.max_eval_samples]
+    say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
+    return Prepared(train, validation)
+
+
+def _encoded(
+    settings: Settings, name: str, tokenizer: PreTrainedTokenizerBase, say: Say, limit: int | None
+) -> list[EncodedPair]:
+    data, hub = settings.data, _hub_options(settings)
+    loaded = load_pairs(
+        name,
+        config_name=data.dataset_config_name,
+        cache_dir=hub["cache_dir"],
+        token=hub["token"],
+        streaming=data.streaming,
+        limit=limit,
+        overwrite_cache=data.overwrite_cache,
+    )
+    say(f"data       {name}: {len(loaded)} pairs in the format {loaded.format}")
+    for reason, count in loaded.skipped.items():
+        say(f"           {count} rows gave no pair: {reason}")
+    pairs, report = encode_pairs(
+        loaded, tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
+    )
+    for line in report.summary():
+        say(f"           {line}")
+    if not pairs:
+        raise DataError(f"{name}: no pair is left to train on; the lines above say why each was dropped")
+    return pairs
+
+
+def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[str], say: Say) -> PeftModel:
+    """Load, put LoRA in, switch dropout off, and choose how the model is scored."""
+    lora = settings.lora
+    model = load_model(source, dtype, **_hub_options(settings)).to(device.value)
+    targets = None if lora.lora_all_linear else lora.lora_target_modules
+    peft = add_lora(
+        model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=targets
+    )
+    trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in peft.parameters())
+    say(f"model      {source.described}: {type(model).__name__}, {total / 1e6:.0f} M weights, LoRA trains {trained / 1e6:.2f} M")
+    if settings.train.disable_dropout and disable_dropout(peft):
+        say("dropout    switched off, so that policy and reference are one function (--disable_dropout false keeps it)")
+    attachment = attach(peft, settings.model.attention)
+    what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
+    say(f"attention  {attachment.name} ({what}): {attachment.reason}")
+    return peft
+
+
+def _trainer(
+    settings: Settings,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prepared: Prepared,
+    folder: RunFolder,
+    device: str,
+    console: Console,
+    say: Say,
+) -> PreferenceTrainer:
+    args = settings.train
+    budget = choose_budget(
+        causal_model(model),
+        prepared.train + prepared.validation,
+        device=device,
+        checkpointing=args.gradient_checkpointing,
+        asked=args.tokens_per_forest,
+    )
+    say(f"forests    of at most {budget.value} tokens: {budget.reason}")
+    say(
+        f"step       {args.pairs_per_step} pairs a rank ({args.per_device_train_batch_size} x "
+        f"{args.gradient_accumulation_steps}), loss {args.loss_type}, beta {args.beta:g}"
+    )
+    pulse = Pulse()
+    trainer = PreferenceTrainer(
+        model,
+        args,
+        train_pairs=prepared.train,
+        eval_pairs=prepared.validation,
+        reference=Reference(model),
+        objective=Objective(args.loss_type, args.beta, args.label_smoothing),
+        budget=budget.value,
+        tokenizer=tokenizer,
+        pulse=pulse,
+        callbacks=[LiveLine(console, pulse, device), RunLog(folder)],
+    )
+    for callback in ("PrinterCallback", "ProgressCallback"):
+        for present in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
+            trainer.remove_callback(present)
+    return trainer
