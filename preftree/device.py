@@ -56,8 +56,8 @@ def choose_device(settings: Settings) -> Choice[str]:
     device = str(train.device)  # found by TrainingArguments already; a second opinion could only disagree
     kind = device.partition(":")[0]
     if kind == "cpu":
-        asked = not any("training runs on the CPU" in note for note in train.notes)
-        return Choice(device, "asked for by --use_cpu" if asked else "no GPU or other accelerator was found")
+        missing = "no GPU or other accelerator was found"
+        return Choice(device, missing if train.cpu_by_default else "asked for by --use_cpu")
     if kind == "cuda":
         return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
     if train.use_habana and kind != "hpu":

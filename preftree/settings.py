@@ -207,17 +207,20 @@ class TrainSettings(TrainingArguments):
     """No progress bars beside the live line."""
 
     notes: list[str] = field(default_factory=list, init=False)
+    cpu_by_default: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         problems = self._problems()
-        if self.activation_checkpointing is None:  # said here so that the old name brings no warning
-            self.activation_checkpointing = self.gradient_checkpointing
-        if not self.use_cpu and not _accelerator_available():
-            self.use_cpu = True  # else --bf16 is refused as a GPU setting
+        args: TrainingArguments = self
+        if args.activation_checkpointing is None:  # said here so that the old name brings no warning
+            args.activation_checkpointing = args.gradient_checkpointing
+        if not args.use_cpu and not _accelerator_available():
+            args.use_cpu = True  # else --bf16 is refused as a GPU setting
+            self.cpu_by_default = True
             if not self.use_habana:
                 self.notes.append("No GPU or other accelerator was found: training runs on the CPU.")
-        if self.ddp_backend and "WORLD_SIZE" not in os.environ:
-            self.ddp_backend = None  # else accelerate asks for a process group that nobody started
+        if args.ddp_backend and "WORLD_SIZE" not in os.environ:
+            args.ddp_backend = None  # else accelerate asks for a process group that nobody started
             self.notes.append("--ddp_backend does nothing with a single process.")
         try:
             super().__post_init__()
