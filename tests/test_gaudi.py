@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import gaudi_spawn
 from preftree.errors import DeviceError
 from preftree.gaudi import bootstrap, check_world_size, environment_for, flag_is_on
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-import gaudi_spawn  # noqa: E402
-
 MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
