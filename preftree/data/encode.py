@@ -394,8 +394,6 @@ class _Chat:
                 f"The chat template writes no end token behind an answer: {self.terminator} is added."
             )
         if lead.strip():
-            notes.append(
-                f"The chat template writes {lead!r} before an answer but not in its generation prompt: "
-                f"the model has to generate it, so it counts as part of the answer."
-            )
+            where = f"The chat template writes {lead!r} before an answer but not in its generation prompt"
+            notes.append(f"{where}: the model has to generate it, so it counts as part of the answer.")
         return notes
