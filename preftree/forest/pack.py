@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from preftree.forest.tree import MIN_SHARED, Bundle, common_prefix
+from preftree.forest.tree import MIN_SHARED, Bundle, common_prefix, grow
 
 
 def pack(bundles: Sequence[Bundle], budget: int, min_shared: int = MIN_SHARED) -> list[list[Bundle]]:
@@ -24,29 +24,35 @@ def pack(bundles: Sequence[Bundle], budget: int, min_shared: int = MIN_SHARED) -
     for size, run in sorted(runs, key=lambda item: -item[0]):
         # Fullest forest that still has room (best fit): leaves the fewest half-empty ones.
         fitting = [i for i, (held, _) in enumerate(forests) if held + size <= budget]
-        if fitting:
-            best = max(fitting, key=lambda i: forests[i][0])
-            forests[best] = (forests[best][0] + size, forests[best][1] + run)
+        for i in sorted(fitting, key=lambda i: -forests[i][0]):
+            together = forests[i][1] + run
+            # Grown, not added up: a run that forks an earlier trunk can cost that trunk its sharing.
+            if (tokens := _tree_tokens(together, min_shared)) <= budget:
+                forests[i] = (tokens, together)
+                break
         else:
             forests.append((size, run))
     return [group for _, group in forests]
 
 
 def _cut_in_order(ordered: Sequence[Bundle], budget: int, min_shared: int) -> list[tuple[int, list[Bundle]]]:
-    """Runs of neighbours, each with its tree tokens. A run ends where the budget does or where sharing does."""
+    """Runs of neighbours, each with its tree tokens; a run ends where the budget or the sharing does."""
     runs: list[tuple[int, list[Bundle]]] = []
     for bundle in ordered:
-        shared = 0
-        if runs:
-            previous = runs[-1][1][-1].prompt
-            shared = common_prefix(previous, bundle.prompt)
-            # Below the threshold `grow` shares nothing, except between equal prompts.
-            if shared < min_shared and previous != bundle.prompt:
-                shared = 0
-        if shared and runs[-1][0] + bundle.size - shared <= budget:
-            size, run = runs[-1]
-            run.append(bundle)
-            runs[-1] = (size + bundle.size - shared, run)
-        else:
-            runs.append((bundle.size, [bundle]))
+        if runs and _shares(runs[-1][1][-1].prompt, bundle.prompt, min_shared):
+            longer = [*runs[-1][1], bundle]
+            # What neighbours share may fork inside the threshold for the run as a whole, so it is grown.
+            if (size := _tree_tokens(longer, min_shared)) <= budget:
+                runs[-1] = (size, longer)
+                continue
+        runs.append((bundle.size, [bundle]))
     return runs
+
+
+def _shares(a: tuple[int, ...], b: tuple[int, ...], min_shared: int) -> bool:
+    """Would `grow` merge anything of two prompts? Below the threshold only equal prompts are merged."""
+    return a == b or common_prefix(a, b) >= min_shared
+
+
+def _tree_tokens(bundles: Sequence[Bundle], min_shared: int) -> int:
+    return sum(tree.size for tree in grow(bundles, min_shared))

@@ -28,7 +28,9 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            raise ValueError("a bundle needs at least one prompt token: its last token predicts the first answer token")
+            raise ValueError(
+                "a bundle needs at least one prompt token: its last token predicts the first answer token"
+            )
         if len(self.continuations) != len(self.leaf_ids):
             raise ValueError(f"{len(self.continuations)} continuations but {len(self.leaf_ids)} leaf ids")
         if not all(self.continuations):
@@ -77,7 +79,7 @@ def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
     for bundle in bundles:
         leaves = answers.setdefault(bundle.prompt, [])
         leaves += [Node(c, leaf=i) for c, i in zip(bundle.continuations, bundle.leaf_ids, strict=True)]
-    return _branch(sorted(answers.items(), key=lambda item: item[0]), 0, min_shared)
+    return _branch(sorted(answers.items(), key=lambda item: item[0]), 0, min_shared) if answers else []
 
 
 def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], depth: int, min_shared: int) -> list[Node]:
