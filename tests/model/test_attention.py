@@ -1,0 +1,287 @@
+"""Every backend against the dense specification, and that against single sequences computed one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from preftree.forest import Bundle, Forest
+from preftree.model.attention import BACKENDS, Attend, Rules, cpu
+from tests.strategies import batches, leaf_paths, random_batch
+
+SIZE = 4
+FAST = [name for name in BACKENDS if name != "dense"]
+# What a float64 sum of some dozens of terms loses, with room to spare; a wrong mask shows at 1e-2 and above.
+EXACT = 1e-11
+
+
+def single_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, rules: Rules) -> Tensor:
+    """Attention in one ordinary causal sequence, one query row at a time: no mask, no forest; (N, H, D)."""
+    group = query_HND.shape[0] // key_KND.shape[0]
+    rows = []
+    for n in range(query_HND.shape[1]):
+        first = 0 if rules.window is None else max(0, n + 1 - rules.window)
+        heads = []
+        for h in range(query_HND.shape[0]):
+            score_M = key_KND[h // group, first : n + 1] @ query_HND[h, n] * rules.scale
+            if rules.softcap is not None:
+                score_M = rules.softcap * torch.tanh(score_M / rules.softcap)
+            if rules.slopes_H is not None:
+                score_M = score_M - rules.slopes_H[h] * (n - torch.arange(first, n + 1))
+            heads.append(torch.softmax(score_M, dim=0) @ value_KND[h // group, first : n + 1])
+        rows.append(torch.stack(heads))
+    return torch.stack(rows)
+
+
+def unrolled(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
+    """The outputs of all leaves' sequences, one below the other."""
+    parts = [
+        single_attention(query_HTD[:, path], key_KTD[:, path], value_KTD[:, path], rules)
+        for path in leaf_paths(forest)
+    ]
+    return torch.cat(parts)
+
+
+def spread(out_THD: Tensor, forest: Forest) -> Tensor:
+    """A forest's outputs in the rows of `unrolled`: shared tokens as often as leaves share them."""
+    return torch.cat([out_THD[path] for path in leaf_paths(forest)])
+
+
+def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key and value of a spread that makes attention far from uniform."""
+    random = torch.Generator().manual_seed(seed)
+    shapes = [(heads, len(forest), SIZE), *[(key_heads, len(forest), SIZE)] * 2]
+    return [
+        (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def values_and_gradients(rows: Tensor, leaves: list[Tensor], seed: int) -> list[Tensor]:
+    """`rows` and the gradients of a random weighting of them; with the same seed comparable across paths."""
+    weight = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    return [rows.detach(), *torch.autograd.grad((rows * weight.to(rows.dtype)).sum(), leaves)]
+
+
+@st.composite
+def rules(draw: st.DrawFn, heads: int) -> Rules:
+    """Any combination of window, softcap and ALiBi."""
+    slopes = st.lists(st.sampled_from((0.0, 0.06, 0.5, 1.0)), min_size=heads, max_size=heads)
+    return Rules(
+        scale=draw(st.sampled_from((SIZE**-0.5, 0.3))),
+        window=draw(st.one_of(st.none(), st.integers(1, 12))),
+        softcap=draw(st.sampled_from((None, 1.5))),
+        slopes_H=draw(st.one_of(st.none(), slopes.map(lambda s: torch.tensor(s, dtype=torch.float64)))),
+    )
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[Forest, list[Tensor], Rules, int]:
+    forest = Forest.of(draw(batches(max_bundles=4, longest=14)))
+    heads, key_heads = draw(st.sampled_from(((1, 1), (2, 2), (4, 2), (3, 1))))
+    seed = draw(st.integers(0, 1000))
+    return forest, inputs(forest, heads, key_heads, seed, torch.float64), draw(rules(heads)), seed
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(problems())
+def test_the_specification_is_attention_in_single_sequences(
+    problem: tuple[Forest, list[Tensor], Rules, int],
+) -> None:
+    forest, qkv, rule, seed = problem
+    expected = values_and_gradients(unrolled(*qkv, forest, rule), qkv, seed)
+    found = values_and_gradients(spread(BACKENDS["dense"](*qkv, forest, rule), forest), qkv, seed)
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("name", FAST)
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(problem=problems(), tile_rows=st.sampled_from((1, 2, 3, 7, 128)))
+def test_backend_matches_the_specification(
+    name: str, problem: tuple[Forest, list[Tensor], Rules, int], tile_rows: int
+) -> None:
+    forest, qkv, rule, seed = problem
+    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, seed)
+    # The plan of tiles is kept under the forest, which is new in each example.
+    with mock.patch.object(cpu, "TILE_ROWS", tile_rows):
+        found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, seed)
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
+
+
+NAMED_RULES = {
+    "plain": Rules(0.5),
+    "window": Rules(0.5, window=6),
+    "softcap": Rules(0.5, softcap=2.0),
+    "alibi": Rules(0.5, slopes_H=torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)),
+    "all": Rules(0.5, 9, 2.0, torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)),
+}
+
+
+def long_forest() -> Forest:
+    """Segments longer than two tiles of the real size, a fork of forks, and tiles that end mid-segment."""
+    trunk = tuple(range(140))
+    bundles = [
+        Bundle((*trunk, 1, 2, 3), (tuple(range(300)), (5,)), (0, 1)),
+        Bundle((*trunk, *range(50, 60)), (tuple(range(129)), (6, 7)), (2, 3)),
+        Bundle((9,), ((1, 2, 3), (4,)), (4, 5)),
+    ]
+    return Forest.of(bundles)
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
+def test_real_tiles(name: str, rule: Rules) -> None:
+    forest = long_forest()
+    assert max(s.end - s.start for s in forest.segments) > 2 * cpu.TILE_ROWS
+    qkv = inputs(forest, 4, 2, 0, torch.float64)
+    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
+    found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, 0)
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
+
+
+def test_a_window_as_long_as_the_tile_and_longer_than_the_path() -> None:
+    """Borders at which a tile starts or stops to need the window's mask."""
+    forest = long_forest()
+    qkv = inputs(forest, 2, 1, 3, torch.float64)
+    for window in (1, 2, 127, 128, 129, 130, 440, 443, 444, 1000):
+        rule = Rules(0.5, window=window)
+        expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 3)
+        for name in FAST:
+            found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, 3)
+            for have, want in zip(found, expected, strict=True):
+                torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT, msg=f"window {window}")
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
+def test_low_precision_is_as_good_as_the_specification_in_it(
+    name: str, dtype: torch.dtype, rule: Rules
+) -> None:
+    """Errors against the float64 oracle on the same rounded inputs: at most 3 times the dense path's own."""
+    forest = Forest.of(random_batch(5, bundles=6))
+    rounded = inputs(forest, 4, 2, 0, dtype)
+    exact = [x.detach().double().requires_grad_() for x in rounded]
+    oracle = values_and_gradients(BACKENDS["dense"](*exact, forest, rule), exact, 0)
+    low = rule if rule.slopes_H is None else replace(rule, slopes_H=rule.slopes_H.float())
+    dense = values_and_gradients(BACKENDS["dense"](*rounded, forest, low), rounded, 0)
+    found = values_and_gradients(BACKENDS[name](*rounded, forest, low), rounded, 0)
+    for have, spec, want in zip(found, dense, oracle, strict=True):
+        assert have.dtype == dtype
+        allowed = (spec.double() - want).abs()
+        error = (have.double() - want).abs()
+        assert float(error.max()) <= 3 * float(allowed.max())
+        assert float(error.mean()) <= 3 * float(allowed.mean())
+
+
+# --- Would these tests notice? One token too many or too few must be far above every tolerance. ---
+
+
+class _Skewed(Forest):
+    """A forest with the wrong mask."""
+
+    skew: str
+
+    def dense_mask(self, window: int | None = None) -> Tensor:
+        true_TT = super().dense_mask(window)
+        index_T = torch.arange(len(self))
+        q_T1, k_1T = index_T[:, None], index_T[None, :]
+        end_T = self.subtree_end_T
+        if self.skew == "sees its successor":
+            return true_TT | ((k_1T == q_T1 + 1) & (self.position_ids_T[None, :] > 0))
+        if self.skew == "subtrees end one late":
+            return true_TT | ((k_1T <= q_T1) & (q_T1 < end_T[None, :] + 1))
+        if self.skew == "subtrees end one early":
+            return true_TT & ((q_T1 < end_T[None, :] - 1) | (q_T1 == k_1T))
+        assert self.skew == "plain causal"
+        return k_1T <= q_T1
+
+
+def _skewed(skew: str) -> _Skewed:
+    forest = Forest.of(random_batch(1))
+    fields = {name: getattr(forest, name) for name in Forest.__dataclass_fields__}
+    wrong = _Skewed(**fields)
+    object.__setattr__(wrong, "skew", skew)
+    return wrong
+
+
+@pytest.mark.parametrize(
+    "skew", ["sees its successor", "subtrees end one late", "subtrees end one early", "plain causal"]
+)
+def test_a_wrong_mask_is_noticed(skew: str) -> None:
+    wrong, rule = _skewed(skew), Rules(0.5)
+    qkv = inputs(wrong, 2, 2, 0, torch.float64)
+    expected = unrolled(*qkv, wrong, rule)
+    found = spread(BACKENDS["dense"](*qkv, wrong, rule), wrong)
+    assert float((found - expected).detach().abs().max()) > 1e6 * EXACT
+
+
+@pytest.mark.parametrize("step", [-1, 1])
+def test_a_window_off_by_one_is_noticed(step: int) -> None:
+    forest, rule = Forest.of(random_batch(1)), Rules(0.5, window=5)
+    qkv = inputs(forest, 2, 2, 0, torch.float64)
+    expected = unrolled(*qkv, forest, rule)
+    for attend in BACKENDS.values():
+        found = spread(attend(*qkv, forest, Rules(0.5, window=5 + step)), forest)
+        assert float((found - expected).detach().abs().max()) > 1e6 * EXACT
+
+
+# --- The plan of tiles ---
+
+
+def test_tiles_cover_every_token_once_and_waste_nothing() -> None:
+    """Without a window a tile's keys are its rows' ancestors and its own segment so far: nothing masked whole."""
+    forest = Forest.of(random_batch(2))
+    with mock.patch.object(cpu, "TILE_ROWS", 3):
+        plan = cpu.tiles(forest, None)
+    assert [i for tile in plan for i in range(tile.start, tile.end)] == list(range(len(forest)))
+    mask = forest.dense_mask()
+    for tile in plan:
+        keys = [i for span in tile.spans for i in range(*span)]
+        assert sorted(keys) == mask[tile.start : tile.end].any(0).nonzero().flatten().tolist()
+        assert tile.key_position_m.tolist() == list(range(len(keys)))  # the path in order
+
+
+def test_windowed_tiles_leave_out_what_no_row_reaches() -> None:
+    forest = Forest.of(random_batch(2))
+    with mock.patch.object(cpu, "TILE_ROWS", 3):
+        plan = cpu.tiles(forest, 4)
+    mask = forest.dense_mask(4)
+    for tile in plan:
+        keys = [i for span in tile.spans for i in range(*span)]
+        assert sorted(keys) == mask[tile.start : tile.end].any(0).nonzero().flatten().tolist()
+
+
+@pytest.fixture
+def planned() -> Iterator[list[int | None]]:
+    """The windows that plans were made for."""
+    calls: list[int | None] = []
+    make = cpu._plan
+
+    def counted(forest: Forest, window: int | None) -> list[cpu.Tile]:
+        calls.append(window)
+        return make(forest, window)
+
+    with mock.patch.object(cpu, "_plan", counted):
+        yield calls
+
+
+def test_layers_share_a_plan_for_each_window(planned: list[int | None]) -> None:
+    forest = Forest.of(random_batch(3))
+    qkv = inputs(forest, 2, 1, 0, torch.float64)
+    attend: Attend = BACKENDS["cpu"]
+    for window in (None, 4, None, 4):
+        attend(*qkv, forest, Rules(0.5, window)).sum().backward()
+    assert planned == [None, 4]
+    attend(*qkv, Forest.of(random_batch(3)), Rules(0.5))
+    assert planned == [None, 4, None]  # another forest, though of the same tokens
