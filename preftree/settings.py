@@ -140,7 +140,7 @@ class LoraSettings:
 
     _argument_group_name: ClassVar[str] = "lora"
 
-    lora_rank: int = 16
+    lora_rank: int = 8
     """Rank of the adapter's matrices."""
     lora_alpha: int = 16
     """Scale of the adapter: its output is multiplied by alpha / rank."""

@@ -105,7 +105,7 @@ class Forest:
         return tuple(self.segments[i].end - self.segments[i].start for i in self.leaf_segments)
 
     def unrolled(self) -> list[Tensor]:
-        """Each leaf as the single sequence it stands for (path and continuation), in the order of `leaf_ids`."""
+        """Each leaf as the single sequence it stands for (path and continuation), as `leaf_ids` go."""
         sequences = []
         for leaf in self.leaf_segments:
             parts = [self.segments[i] for i in (*self.ancestors(leaf), leaf)]
@@ -115,7 +115,9 @@ class Forest:
     @cached_property
     def unrolled_tokens(self) -> int:
         """Tokens of all leaves as single sequences: what is computed without sharing or padding."""
-        return sum(self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True))
+        return sum(
+            self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True)
+        )
 
 
 class _Layout:

@@ -44,7 +44,7 @@ class Bundle:
 
 @dataclass(slots=True)
 class Node:
-    """A run of tokens, and what follows it. `leaf` names the continuation these tokens are, if they are one."""
+    """A run of tokens, and what follows it. `leaf` names the continuation that they are, if any."""
 
     tokens: tuple[int, ...]
     children: list[Node] = field(default_factory=list)
@@ -83,7 +83,7 @@ def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
 
 
 def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], depth: int, min_shared: int) -> list[Node]:
-    """Trees for sorted (prompt, leaves) entries that agree on their first `depth` tokens, which stand above."""
+    """Trees for sorted (prompt, leaves) entries whose first `depth` tokens are equal and stand above."""
     if len(entries) == 1:
         prompt, leaves = entries[0]
         return [Node(prompt[depth:], list(leaves))]

@@ -51,7 +51,7 @@ class Head:
 
     @property
     def fusable(self) -> bool:
-        """A frozen plain linear layer; with an adapter or a trained weight the gradient goes through autograd."""
+        """A frozen plain linear layer; an adapter or a trained weight needs autograd's way."""
         module = self.module
         return type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters())
 
@@ -97,6 +97,7 @@ def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head) -> Tensor:
 class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_SD, target_S, head: Head, rows: int):  # type: ignore[no-untyped-def]
+        assert isinstance(head.module, nn.Linear)
         weight_VD, bias_V = head.module.weight, head.module.bias
         need_grad = ctx.needs_input_grad[0]
         out_S = hidden_SD.new_empty(

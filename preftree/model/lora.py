@@ -49,7 +49,9 @@ def add_lora(
 
 def linear_names(model: nn.Module) -> dict[str, int]:
     """Last names of the linear layers and how often each occurs, head included."""
-    found = (name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D))
+    found = (
+        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)
+    )
     return dict(Counter(found))
 
 
@@ -60,6 +62,6 @@ def _check_targets(model: PreTrainedModel, targets: Sequence[str]) -> None:
         names = linear_names(model)
         hints = "".join(did_you_mean(target, names) for target in unmatched)
         raise ModelError(
-            f"--lora_target_modules: {', '.join(unmatched)} matches no module of {type(model).__name__}.{hints} "
-            f"Its linear layers are {', '.join(f'{name} ({count})' for name, count in names.items())}"
+            f"--lora_target_modules: {', '.join(unmatched)} matches no module of {type(model).__name__}."
+            f"{hints} Its linear layers are {', '.join(f'{name} ({count})' for name, count in names.items())}"
         )

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
@@ -92,7 +93,7 @@ def leaf_logprobs(model: nn.Module, forest: Forest) -> LeafLogprobs:
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
     """The transformers model itself, out of a PEFT model if it is in one (LoRA layers stay injected)."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
     if not isinstance(inner, PreTrainedModel):
         raise ModelError(f"need a transformers causal language model, got {type(inner).__name__}")
     return inner
@@ -112,7 +113,9 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
     causal = causal_model(model)
     known = ("auto", *BACKENDS, *PADDED)
     if attention not in known:
-        raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
+        raise SettingsError(
+            f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}"
+        )
     stock = _stock_attention(causal)
     probe = _probe_forest(causal)
     with _evaluating(causal):
@@ -131,14 +134,17 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
                 refusals.append(f"{name}: {type(problem).__name__}: {problem}".splitlines()[0])
                 continue
             if not error <= noise:
-                refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})")
+                refusals.append(
+                    f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})"
+                )
                 continue
             reason = f"agrees with the model's plain forward to {error:.1g}"
             attachment = Attachment(name, "; ".join([*refusals, reason]), scorer)
             _attached[causal] = attachment
             return attachment
     raise ModelError(
-        f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: {'; '.join(refusals)}"
+        f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: "
+        f"{'; '.join(refusals)}"
     )
 
 
@@ -176,7 +182,9 @@ def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
 def _padded_hidden(causal: PreTrainedModel, forest: Forest) -> Tensor:
     """Hidden states that predict the scored tokens, (S, D), from padded sequences."""
     ids_BN, mask_BN, predictor_S = _pad(forest)
-    hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
+    hidden_BND = causal.base_model(
+        input_ids=ids_BN, attention_mask=mask_BN, use_cache=False
+    ).last_hidden_state
     return hidden_BND.flatten(0, 1)[predictor_S]
 
 

@@ -33,12 +33,14 @@ def choose_budget(
     if fits < largest:
         return Choice(
             largest,
-            f"{word} would allow {fits}, but the largest pair has {largest} tokens and cannot be cut; if memory runs "
-            "out, lower --max_length or add --gradient_checkpointing true",
+            f"{word} would allow {fits}, but the largest pair has {largest} tokens and cannot be cut; if "
+            "memory runs out, lower --max_length or add --gradient_checkpointing true",
         )
     if fits < enough:
         return Choice(fits, word)
-    return Choice(max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}")
+    return Choice(
+        max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}"
+    )
 
 
 def bytes_per_token(model: PreTrainedModel, checkpointing: bool) -> int:

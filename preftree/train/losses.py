@@ -63,7 +63,7 @@ def ipo(logps: PairLogps, beta: float, label_smoothing: float) -> Tensor:
 
 
 def hinge(logps: PairLogps, beta: float, label_smoothing: float) -> Tensor:
-    """Hinge, max(0, 1 − β h) (SLiC-HF, arXiv 2305.10425, eq. 1, on DPO's log-ratios as in RSO, 2309.06657)."""
+    """Hinge, max(0, 1 − β h) (SLiC-HF, arXiv 2305.10425, eq. 1, on log-ratios as in RSO, 2309.06657)."""
     return torch.relu(1 - beta * (logps.chosen_ratio_P - logps.rejected_ratio_P))
 
 

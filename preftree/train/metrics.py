@@ -1,4 +1,4 @@
-"""Sums over pairs, so that a mean is a mean over pairs: no average of averages, no duplicate counted twice."""
+"""Sums over pairs, so that a mean is a mean over pairs and never an average of averages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = (
 
 @dataclass
 class PairMeter:
-    """Adds up what is reported of pairs, on their device; `means()` reads it once and divides by their number."""
+    """Adds up what is reported of pairs, on their device; `means()` reads it once."""
 
     pairs: int = 0
     total: Tensor | None = None  # one sum a name, float64

@@ -36,8 +36,8 @@ class Reference:
         ]
         if foreign:
             raise ModelError(
-                f"the reference is the model without its adapter, but {len(foreign)} other weights are trained too "
-                f"(first: {foreign[0]}), so switching the adapter off does not give the starting model back"
+                f"the reference is the model without its adapter, but {len(foreign)} other weights are "
+                f"trained too (first: {foreign[0]}), so switching the adapter off is not the starting model"
             )
         self.model = model
         self.hits = 0

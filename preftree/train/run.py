@@ -15,7 +15,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.sources import load_pairs
 from preftree.data.split import split_validation
-from preftree.device import Choice, available_memory, choose_device, choose_dtype, environment
+from preftree.device import Choice, choose_device, choose_dtype, environment
 from preftree.errors import DataError, RunError
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
@@ -51,7 +51,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
     console = console or Console(quiet=settings.train.process_index != 0, soft_wrap=True)
     say: Say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
     folder, resume = RunFolder(settings.train.output_dir or ""), _checkpoint(settings)
-    claim = {
+    claim: dict[str, Any] = {
         "resume": resume is not None,
         "overwrite": settings.train.overwrite_output_dir,
         "fingerprint": settings.fingerprint(),
@@ -82,19 +82,15 @@ def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
     trainer.save_model()
     trainer.save_state()
     seconds = result.metrics.get("train_runtime", 0.0)
-    say(f"trained    {trainer.state.global_step} steps in {seconds:.0f} s; reference: {_reuse(trainer.reference)}")
-    for record in reversed(trainer.state.log_history):
-        if "eval_loss" in record:
-            say(
-                f"validation loss {record['eval_loss']:.4f}, accuracy {record['eval_rewards/accuracies']:.2f}, "
-                f"margin {record['eval_rewards/margins']:+.3f}"
-            )
-            break
+    say(
+        f"trained    {trainer.state.global_step} steps in {seconds:.0f} s; reference: "
+        f"{trainer.reference.misses} answers computed, {trainer.reference.hits} reused"
+    )
+    last = next((record for record in reversed(trainer.state.log_history) if "eval_loss" in record), None)
+    if last is not None:
+        accuracy, margin = last["eval_rewards/accuracies"], last["eval_rewards/margins"]
+        say(f"validation loss {last['eval_loss']:.4f}, accuracy {accuracy:.2f}, margin {margin:+.3f}")
     say(f"saved      {trainer.args.output_dir}: adapter, tokenizer, trainer_state.json, run/")
-
-
-def _reuse(reference: Reference) -> str:
-    return f"{reference.misses} answers computed, {reference.hits} reused"
 
 
 def _checkpoint(settings: Settings) -> str | None:
@@ -105,10 +101,14 @@ def _checkpoint(settings: Settings) -> str | None:
     if str(asked).lower() in ("true", "yes", "last"):
         last = get_last_checkpoint(output) if os.path.isdir(output) else None
         if last is None:
-            raise RunError(f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start")
+            raise RunError(
+                f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start"
+            )
         return last
     if not os.path.isfile(os.path.join(str(asked), "trainer_state.json")):
-        raise RunError(f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)")
+        raise RunError(
+            f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)"
+        )
     return str(asked)
 
 
@@ -135,7 +135,9 @@ def _pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, say: Say) -> 
         validation = _encoded(settings, data.validation_file, tokenizer, say, None)
         how = f"from {data.validation_file}"
     else:
-        train, validation = split_validation(train, data.validation_split_percentage, settings.train.data_seed or 0)
+        train, validation = split_validation(
+            train, data.validation_split_percentage, settings.train.data_seed or 0
+        )
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
     say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
@@ -178,11 +180,18 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     )
     trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
     total = sum(p.numel() for p in peft.parameters())
-    say(f"model      {source.described}: {type(model).__name__}, {total / 1e6:.0f} M weights, LoRA trains {trained / 1e6:.2f} M")
+    say(
+        f"model      {source.described}: {type(model).__name__}, {total / 1e6:.0f} M weights, "
+        f"LoRA trains {trained / 1e6:.2f} M"
+    )
     if settings.train.disable_dropout and disable_dropout(peft):
-        say("dropout    switched off, so that policy and reference are one function (--disable_dropout false keeps it)")
+        say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
     attachment = attach(peft, settings.model.attention)
-    what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
+    what = (
+        "token trees, every prompt once"
+        if attachment.shares_prompts
+        else "single sequences, prompts not shared"
+    )
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")
     return peft
 

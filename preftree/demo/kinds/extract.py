@@ -124,7 +124,8 @@ def _fill_json(split: Split, rng: random.Random) -> Filled:
     subject, number = rng.choice(subjects), rng.choice(_JSON_NUMBERS[split])
     values = {first: subject, second: number}
     slots = {"text": text.format(a=subject, b=number), "first": first, "second": second}
-    return Filled(slots, json.dumps(values), {"type": "json", "values": values})
+    # Laid out as models usually do: what is to be learned is to give nothing else.
+    return Filled(slots, json.dumps(values, indent=2), {"type": "json", "values": values})
 
 
 EMAIL = Kind(
@@ -183,7 +184,7 @@ JSON = Kind(
     train=(
         '{text} Write this as JSON with the keys "{first}" and "{second}". Only the JSON.',
         'Reply with only a JSON object with the keys "{first}" and "{second}": {text}',
-        '{text}\nOutput just JSON, keys "{first}" and "{second}", on one line.',
+        '{text}\nOutput just JSON, keys "{first}" and "{second}".',
         'Turn this into JSON ("{first}", "{second}"), no other text: {text}',
     ),
     heldout=(

@@ -40,8 +40,8 @@ def _two_categories(split: Split, rng: random.Random) -> tuple[Category, Categor
 
 def _fill_yes_no(split: Split, rng: random.Random) -> Filled:
     category, other = _two_categories(split, rng)
-    answer = rng.choice(("yes", "no"))
-    item = rng.choice((category if answer == "yes" else other).items)
+    answer = rng.choice(("Yes", "No"))
+    item = rng.choice((category if answer == "Yes" else other).items)
     slots = {"item": item, "category": category.singular}
     return Filled(slots, answer, {"type": "one_of", "accept": [answer]})
 

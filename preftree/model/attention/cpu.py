@@ -28,7 +28,7 @@ TILE_ROWS = 128
 class Tile:
     """Query rows `[start, end)` and the key spans they may see.
 
-    `hidden` is a mask of forbidden keys over the last `hidden.shape[1]` of the m keys; the others are all seen.
+    `hidden` masks forbidden keys among the last `hidden.shape[1]` of the m keys; all others are seen.
     """
 
     start: int
@@ -158,7 +158,8 @@ class _TileAttention(torch.autograd.Function):
         heads, _, size = query_HTD.shape
         # Gradients in the memory order of the projections that made these tensors: (T, heads, D).
         query_grad_HTD, key_grad_KTD, value_grad_KTD = (
-            x.new_zeros(x.shape[1], x.shape[0], x.shape[2]).transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD)
+            x.new_zeros(x.shape[1], x.shape[0], x.shape[2]).transpose(0, 1)
+            for x in (query_HTD, key_KTD, value_KTD)
         )
         for tile in ctx.plan:
             query_KRD = _stack(query_HTD, tile, key_KTD.shape[0])
