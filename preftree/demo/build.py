@@ -120,7 +120,7 @@ def _most_words(example: Example, seed: int, lengths: Sequence[float]) -> int:
 
 
 def trim(answer: Answer, most_words: int) -> str:
-    """At most so many words of an answer; one cut by the token limit ends at a full sentence or line, if any."""
+    """At most so many words; an answer cut by the token limit ends at a full sentence or line if it can."""
     words = list(_WORD.finditer(answer.text))
     if len(words) > most_words:
         return answer.text[: words[most_words - 1].end()]

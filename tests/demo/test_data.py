@@ -53,7 +53,7 @@ def test_answers_are_short_and_length_alone_does_not_tell_them_apart() -> None:
     assert max(len(row["chosen"]) for row in ROWS["train"]) <= 160
     assert max(len(row["rejected"]) for row in ROWS["train"]) <= 240
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in ROWS["train"])
-    assert longer >= 0.04 * len(ROWS["train"])
+    assert 0.3 <= longer / len(ROWS["train"]) <= 0.7
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -158,18 +158,22 @@ def test_prompts_of_any_seed_are_distinct_and_their_chosen_answers_pass(split: S
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("answer", "most_words", "expected"),
     [
-        (Answer("Anything at all", True), ("Anything at all", True)),
-        (Answer("It is a sea. Then it", False), ("It is a sea.", True)),
-        (Answer("Two of them are:\n1. Red\n2. Bl", False), ("Two of them are:\n1. Red", True)),
-        (Answer("Yes. Well the thing", False), ("Yes. Well the thing", False)),
-        (Answer("no end in sight", False), ("no end in sight", False)),
-        (Answer("it costs 3.50 or", False), ("it costs 3.50 or", False)),
+        (Answer("Anything at all", True), 9, "Anything at all"),
+        (Answer("Anything at all", True), 2, "Anything at"),
+        (Answer("- red\n- blue\n- pink", True), 4, "- red\n- blue"),
+        (Answer("It is a sea. Then it", False), 9, "It is a sea."),
+        (Answer("It is a sea. Then it", False), 3, "It is a"),
+        (Answer("Two of them are:\n1. Red\n2. Bl", False), 9, "Two of them are:\n1. Red"),
+        (Answer("it costs 3.50 or", False), 9, "it costs 3.50 or"),
+        (Answer("", True), 9, ""),
     ],
 )
-def test_a_cut_answer_is_trimmed_to_a_sentence_or_line(answer: Answer, expected: tuple[str, bool]) -> None:
-    assert trim(answer) == expected
+def test_an_answer_is_trimmed_to_a_length_and_a_sentence_end(
+    answer: Answer, most_words: int, expected: str
+) -> None:
+    assert trim(answer, most_words) == expected
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
