@@ -1,24 +1,28 @@
 """Models that take their attention from transformers' `AttentionInterface`: nearly all of them.
 
 The model is switched to an implementation of ours, once. With a forest in the call it runs one of our
-backends; without one it does what `sdpa` does, so that `generate` and plain forwards stay as they are.
+backends; without one it does what the model did before (`sdpa`, or its own eager code), so that `generate`
+and plain forwards stay as they are.
 The forest travels as a keyword argument, not in a global: gradient checkpointing replays it in the backward
 pass with the arguments of its own call.
 """
 
 from __future__ import annotations
 
+import sys
+
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import eager_mask, sdpa_mask
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
 
-NAME = "preftree"
+#: Our implementations, by what they do without a forest.
+NAMES = {"sdpa": "preftree", "eager": "preftree_eager"}
 
 #: Keywords that a layer may pass and that change nothing here: either they restate the forest's own
 #: positions and causality, or they concern caching.
@@ -27,9 +31,12 @@ _HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output
 
 def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
     """See `families.prepare`."""
-    AttentionInterface.register(NAME, _attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.set_attn_implementation(NAME)
+    for name, mask in ((NAMES["sdpa"], sdpa_mask), (NAMES["eager"], eager_mask)):
+        AttentionInterface.register(name, _attention)
+        AttentionMaskInterface.register(name, mask)
+    # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
+    stays_eager = model.config._attn_implementation == "eager" and _eager_attention(model) is not None
+    model.set_attn_implementation(NAMES["eager" if stays_eager else "sdpa"])
     body_module = model.base_model
     # A 4-D mask is handed through by transformers untouched: it builds none, and does not look for packed
     # sequences in the position ids. Nothing reads its content.
@@ -65,6 +72,19 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Query (1, H, T, D), key and value (1, K, T, D) to (1, T, H, D)."""
     if forest is None or attend is None:
+        if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+            capped = {"softcap": softcap} if softcap is not None else {}
+            return _eager_attention(module)(
+                module,
+                query,
+                key,
+                value,
+                attention_mask,
+                dropout=dropout,
+                scaling=scaling,
+                **capped,
+                **others,
+            )
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
@@ -83,3 +103,8 @@ def _attention(
         softcap=softcap,
     )
     return attend(query[0], key[0], value[0], forest, rules)[None], None
+
+
+def _eager_attention(module: nn.Module):  # type: ignore[no-untyped-def]
+    """The eager attention that stands beside a model's or a layer's class, None if there is none."""
+    return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
