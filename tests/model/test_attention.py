@@ -240,7 +240,7 @@ def test_a_window_off_by_one_is_noticed(step: int) -> None:
 
 
 def test_tiles_cover_every_token_once_and_waste_nothing() -> None:
-    """Without a window a tile's keys are its rows' ancestors and its own segment so far: nothing masked whole."""
+    """Without a window a tile's keys are its rows' ancestors and its own segment so far."""
     forest = Forest.of(random_batch(2))
     with mock.patch.object(cpu, "TILE_ROWS", 3):
         plan = cpu.tiles(forest, None)
