@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +45,10 @@ def add_lora(
         task_type="CAUSAL_LM",
         **options,
     )
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property by its old name; nothing a user could do about it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        return get_peft_model(model, config)
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:
