@@ -202,3 +202,23 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def word_tokenizer(template: str | None = None) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer whose words are their ids: `w17` is token 17; 0 to 4 are special."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    special = ["<pad>", "<bos>", "<eos>", "<turn>", "<unk>"]
+    words = special + [f"w{i}" for i in range(len(special), VOCABULARY)]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        additional_special_tokens=["<turn>"],
+    )
+    fast.chat_template = template
+    return fast

@@ -13,9 +13,7 @@ from preftree.train.losses import LOSSES, SMOOTHED, PairLogps
 from preftree.train.metrics import NAMES, PairMeter
 
 
-def logps(
-    chosen: list[float], rejected: list[float], ref_chosen: list[float], ref_rejected: list[float]
-) -> PairLogps:
+def logps(chosen: list[float], rejected: list[float], ref_chosen: list[float], ref_rejected: list[float]) -> PairLogps:
     """Pairs whose answers have 4 and 5 tokens."""
     columns = [torch.tensor(x, dtype=torch.float64) for x in (chosen, rejected, ref_chosen, ref_rejected)]
     count = len(chosen)
@@ -95,9 +93,7 @@ def test_gradient_check(name: str) -> None:
 
     def loss(chosen: Tensor, rejected: Tensor) -> Tensor:
         return LOSSES[name](
-            PairLogps(
-                chosen, rejected, x.ref_chosen_P, x.ref_rejected_P, x.chosen_length_P, x.rejected_length_P
-            ),
+            PairLogps(chosen, rejected, x.ref_chosen_P, x.ref_rejected_P, x.chosen_length_P, x.rejected_length_P),
             0.1,
             0.2 if name in SMOOTHED else 0.0,
         )
@@ -110,9 +106,7 @@ def test_a_hopeless_pair_has_a_finite_loss() -> None:
     lost.chosen_P.requires_grad_()
     loss = LOSSES["sigmoid"](lost, 0.1, 0.0)
     loss.sum().backward()
-    assert float(loss.detach()) == pytest.approx(
-        0.1 * 2 * (1e5 - 1), rel=1e-9
-    )  # log σ, not log of σ: no infinity
+    assert float(loss.detach()) == pytest.approx(0.1 * 2 * (1e5 - 1), rel=1e-9)  # log σ, not log of σ: no infinity
     assert float(lost.chosen_P.grad) == pytest.approx(-0.1)  # type: ignore[arg-type]
 
 
