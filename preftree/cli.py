@@ -10,11 +10,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
 from preftree import __version__, gaudi
-from preftree.errors import PreftreeError
+from preftree.errors import PreftreeError, SettingsError
 
 app = typer.Typer(
     name="preftree",
@@ -78,6 +79,24 @@ def demo(context: typer.Context) -> None:
     from preftree.demo.run import main as run_demo
 
     raise typer.Exit(guarded(lambda: run_demo(context.args)))
+
+
+@app.command()
+def cache(action: Annotated[str, typer.Argument(help="info or clear")] = "info") -> None:
+    """Say what the cache of reference log-probs holds, or delete it."""
+    raise typer.Exit(guarded(lambda: _cache(action)))
+
+
+def _cache(action: str) -> None:
+    from preftree.train.store import cache_info, clear_cache
+
+    if action not in ("info", "clear"):
+        raise SettingsError(f"preftree cache {action}: choose info or clear.")
+    info = clear_cache() if action == "clear" else cache_info()
+    verb = "deleted" if action == "clear" else "holds"
+    print(
+        f"{info.folder}: {verb} {info.size / 2**20:.1f} MiB, {info.models} sets of weights, {info.shards} files"
+    )
 
 
 @app.command()

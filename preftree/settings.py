@@ -26,7 +26,7 @@ LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
 _WITHOUT_EFFECT = """
-    output_dir overwrite_output_dir resume_from_checkpoint token use_auth_token hub_token cache_dir
+    output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
     overwrite_cache preprocessing_num_workers tokens_per_forest gradient_checkpointing
     gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs attention
     auto_find_batch_size torch_empty_cache_steps run_name project report_to disable_tqdm debug local_rank
@@ -185,6 +185,8 @@ class TrainSettings(TrainingArguments):
     """No dropout while training, so that policy and reference are the same function at the start."""
     tokens_per_forest: int | None = None
     """Tokens computed at once, by default what memory allows; the objective does not depend on it."""
+    reference_cache: bool = True
+    """Keep reference log-probs on disk, by content, for later runs (preftree cache info says where)."""
     overwrite_output_dir: bool = False
     """Start afresh in an output folder that holds an earlier run, whose files are deleted."""
     use_habana: bool = False

@@ -1,7 +1,7 @@
 """The reference: the same model with the adapter switched off, its log-probs computed once for each answer.
 
 Kept per token and in float32, under a hash of the token ids, so that an answer seen in an earlier epoch, in
-evaluation or under another row is not computed again.
+evaluation, in another run or under another row is not computed again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
-from preftree.model.score import leaf_logprobs
+from preftree.model.score import LeafLogprobs, leaf_logprobs
+from preftree.train.store import LogprobStore
 
 
 class Reference:
@@ -23,12 +24,13 @@ class Reference:
 
     Args:
         model: PEFT model. Adapter-off is the reference only while nothing but the adapter is trained.
+        store: where they are kept on disk; None keeps them in memory.
 
     Raises:
         ModelError: the base model's own weights are trained too.
     """
 
-    def __init__(self, model: PeftModel) -> None:
+    def __init__(self, model: PeftModel, store: LogprobStore | None = None) -> None:
         foreign = [
             name
             for name, parameter in model.named_parameters()
@@ -40,9 +42,10 @@ class Reference:
                 f"trained too (first: {foreign[0]}), so switching the adapter off is not the starting model"
             )
         self.model = model
+        self.store = store
         self.hits = 0
         self.misses = 0
-        self._known: dict[bytes, Tensor] = {}
+        self._known: dict[bytes, Tensor] = dict(store) if store is not None else {}
 
     @torch.no_grad()
     def token_logprobs(self, forest: Forest) -> Tensor:
@@ -53,10 +56,21 @@ class Reference:
         self.misses += missing
         if missing:
             for key, token_S in zip(keys, self._compute(forest).by_leaf().values(), strict=True):
-                self._known[key] = token_S.cpu()
+                self._remember(key, token_S.cpu())
         return torch.cat([self._known[key] for key in keys]).to(forest.device)
 
-    def _compute(self, forest: Forest):  # type: ignore[no-untyped-def]
+    def flush(self) -> None:
+        """Put what was computed on disk."""
+        if self.store is not None:
+            self.store.flush()
+
+    def _remember(self, key: bytes, token_S: Tensor) -> None:
+        if key not in self._known:
+            self._known[key] = token_S
+            if self.store is not None:
+                self.store.add(key, token_S)
+
+    def _compute(self, forest: Forest) -> LeafLogprobs:
         training = self.model.training
         self.model.eval()
         try:

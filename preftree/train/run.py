@@ -27,6 +27,7 @@ from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
+from preftree.train.store import LogprobStore, cache_root, weights_key
 from preftree.train.trainer import PreferenceTrainer
 
 Say = Callable[[str], None]
@@ -76,9 +77,12 @@ def train(settings: Settings, console: Console | None = None) -> int:
 
 
 def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
-    result = trainer.train(resume_from_checkpoint=resume)
-    if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
-        trainer.evaluate()
+    try:
+        result = trainer.train(resume_from_checkpoint=resume)
+        if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+            trainer.evaluate()
+    finally:
+        trainer.reference.flush()  # a run that fails or is interrupted has paid for it too
     trainer.save_model()
     trainer.save_state()
     seconds = result.metrics.get("train_runtime", 0.0)
@@ -196,6 +200,17 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     return peft
 
 
+def _reference(settings: Settings, model: PeftModel, say: Say) -> Reference:
+    if not settings.train.reference_cache:
+        say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
+        return Reference(model)
+    store = LogprobStore(cache_root() / "reference" / weights_key(causal_model(model)))
+    say(
+        f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}"
+    )
+    return Reference(model, store)
+
+
 def _trainer(
     settings: Settings,
     model: PeftModel,
@@ -225,7 +240,7 @@ def _trainer(
         args,
         train_pairs=prepared.train,
         eval_pairs=prepared.validation,
-        reference=Reference(model),
+        reference=_reference(settings, model, say),
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
         budget=budget.value,
         tokenizer=tokenizer,

@@ -1,0 +1,137 @@
+"""Log-probs on disk, keyed by content, shared by runs.
+
+    CACHE/reference/<weights>/<shard>.safetensors
+
+`<weights>` is a hash of everything that makes the reference model what it is: weights, dtype and config, never
+its name. A shard holds the log-probs of many answers. Shards are written beside the final name and renamed, and
+no two processes share one, so several runs at once and a kill at any moment leave only whole shards behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+#: New answers after which a shard is written. A kill loses fewer than that.
+SHARD_ANSWERS = 256
+
+
+def cache_root() -> Path:
+    """The folder of all caches: PREFTREE_CACHE, else `preftree` in the user's cache folder."""
+    if own := os.environ.get("PREFTREE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
+
+
+def weights_key(model: PreTrainedModel) -> str:
+    """Hash of a model's own weights (adapters left out), their dtype, and its config without names of places."""
+    digest = xxhash.xxh3_128()
+    config = {
+        k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "transformers" not in k
+    }
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(model.named_parameters()):
+        if ".lora_" in name:
+            continue
+        # LoRA wraps a layer as `base_layer`; the weight is the same one.
+        digest.update(f"{name.replace('.base_layer', '')} {parameter.dtype} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+    return digest.hexdigest()
+
+
+class LogprobStore(Mapping[bytes, Tensor]):
+    """Answers' per-token log-probs (float32) under 16-byte keys: what the shards of a folder hold, and more.
+
+    Args:
+        folder: of one set of weights; made when the first shard is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._known: dict[bytes, Tensor] = {}
+        self._unwritten: dict[bytes, Tensor] = {}
+        for shard in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
+            try:
+                self._known.update(_read(shard))
+            except (SafetensorError, KeyError, OSError):  # not one of ours, or damaged: computed again
+                continue
+
+    def __getitem__(self, key: bytes) -> Tensor:
+        return self._known[key]
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, key: bytes, token_S: Tensor) -> None:
+        """Remember an answer; it is on disk after the next `flush`, which comes by itself now and then."""
+        self._known[key] = self._unwritten[key] = token_S.detach().float().cpu()
+        if len(self._unwritten) >= SHARD_ANSWERS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is new as one shard."""
+        if not self._unwritten:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        keys, values = list(self._unwritten), list(self._unwritten.values())
+        shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
+        temporary = shard.with_suffix(".writing")
+        content = {
+            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),
+            "lengths": torch.tensor([len(value) for value in values]),
+            "logprobs": torch.cat(values),
+        }
+        try:
+            save_file(content, temporary)
+            os.replace(temporary, shard)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._unwritten.clear()
+
+
+def _read(shard: Path) -> dict[bytes, Tensor]:
+    content = load_file(shard)
+    values = content["logprobs"].split(content["lengths"].tolist())
+    return {bytes(key.tolist()): value for key, value in zip(content["keys"], values, strict=True)}
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What the reference cache holds: sets of weights, shards and bytes."""
+
+    folder: Path
+    models: int
+    shards: int
+    size: int
+
+
+def cache_info() -> CacheInfo:
+    """Look at the reference cache on disk."""
+    folder = cache_root() / "reference"
+    shards = list(folder.glob("*/*.safetensors"))
+    return CacheInfo(
+        folder, len({s.parent for s in shards}), len(shards), sum(s.stat().st_size for s in shards)
+    )
+
+
+def clear_cache() -> CacheInfo:
+    """Delete the reference cache; returns what it held."""
+    info = cache_info()
+    if info.folder.is_dir():
+        shutil.rmtree(info.folder)
+    return info
