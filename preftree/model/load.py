@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -45,9 +46,7 @@ def resolve(name: str) -> ModelSource:
     """
     if name in BUNDLED and not Path(name).exists():
         module, _, hub_id = BUNDLED[name]
-        spec = importlib.util.find_spec(
-            module
-        )  # looked up, never imported: its own dependencies are not needed
+        spec = importlib.util.find_spec(module)  # looked up, never imported: its own dependencies are not needed
         if spec and spec.submodule_search_locations:
             folder = Path(next(iter(spec.submodule_search_locations)))
             gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
@@ -58,9 +57,7 @@ def resolve(name: str) -> ModelSource:
     if path.is_dir():
         return _local(name, path)
     if path.exists():
-        raise ModelError(
-            f"--model_name_or_path {name} is a file; give the folder that holds config.json and weights"
-        )
+        raise ModelError(f"--model_name_or_path {name} is a file; give the folder that holds config.json and weights")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise ModelError(f"--model_name_or_path {name}: no such folder.{did_you_mean(path.name, siblings)}")
@@ -80,9 +77,7 @@ def _local(name: str, folder: Path) -> ModelSource:
     if len(ggufs) == 1:
         return ModelSource(name, str(folder), ggufs[0].name, f"{ggufs[0].name} in folder {name}")
     if ggufs:
-        raise ModelError(
-            f"--model_name_or_path {name} holds {len(ggufs)} GGUF files; give a folder with one of them"
-        )
+        raise ModelError(f"--model_name_or_path {name} holds {len(ggufs)} GGUF files; give a folder with one of them")
     missing = "weights (*.safetensors)" if (folder / "config.json").exists() else "config.json"
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise ModelError(f"--model_name_or_path {name}: the folder has no {missing}; it holds {present}")
@@ -100,9 +95,7 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
     with _explained(source, "tokenizer"), _quiet():
         tokenizer = AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf, **options)
     if tokenizer.eos_token_id is None:
-        raise ModelError(
-            f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end"
-        )
+        raise ModelError(f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # for generation in batches; training never pads with it
     return tokenizer
@@ -117,9 +110,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
     # The GGUF reader has a progress bar of its own that no switch turns off.
     hidden_bar = redirect_stderr(io.StringIO()) if source.gguf else nullcontext()
     with _explained(source, "model"), _quiet(), hidden_bar:
-        model = AutoModelForCausalLM.from_pretrained(
-            source.place, gguf_file=source.gguf, dtype=dtype, **options
-        )
+        model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=dtype, **options)
     if source.gguf is not None:
         # The weights were dequantized on loading. Left in place, these marks would make Trainer refuse the
         # model and the next loader of a saved copy look for a quantized file.
@@ -152,7 +143,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
     """Turn a loader's exception into one sentence: what was looked for, where, and what to do."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError) as problem:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         if source.local:
             raise ModelError(f"the {what} in {source.described} cannot be loaded: {first}") from problem
@@ -162,8 +153,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
             else "check the spelling and the network, or give a local folder"
         )
         raise ModelError(
-            f"the {what} {source.place} is no local folder and could not be had from the hub "
-            f"({first}); {hint}"
+            f"the {what} {source.place} is no local folder and could not be had from the hub ({first}); {hint}"
         ) from problem
 
 

@@ -113,9 +113,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
     causal = causal_model(model)
     known = ("auto", *BACKENDS, *PADDED)
     if attention not in known:
-        raise SettingsError(
-            f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}"
-        )
+        raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
     stock = _stock_attention(causal)
     probe = _probe_forest(causal)
     with _evaluating(causal):
@@ -134,17 +132,14 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
                 refusals.append(f"{name}: {type(problem).__name__}: {problem}".splitlines()[0])
                 continue
             if not error <= noise:
-                refusals.append(
-                    f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})"
-                )
+                refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})")
                 continue
             reason = f"agrees with the model's plain forward to {error:.1g}"
             attachment = Attachment(name, "; ".join([*refusals, reason]), scorer)
             _attached[causal] = attachment
             return attachment
     raise ModelError(
-        f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: "
-        f"{'; '.join(refusals)}"
+        f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: {'; '.join(refusals)}"
     )
 
 
@@ -156,11 +151,11 @@ def _candidates(attention: str) -> tuple[str, ...]:
 def _scorer(causal: PreTrainedModel, name: str) -> Scorer:
     if name == "plain":
         return lambda forest: _plain(causal, forest)
-    head = Head.of(causal)
+    # The head is looked up at every call: LoRA may be put on it after attaching.
     if name == "padded":
-        return lambda forest: token_logprobs(_padded_hidden(causal, forest), forest.target_S, head)
+        return lambda forest: token_logprobs(_padded_hidden(causal, forest), forest.target_S, Head.of(causal))
     body, attend = families.prepare(causal), BACKENDS[name]
-    return lambda forest: token_logprobs(body(forest, attend)[forest.predictor_S], forest.target_S, head)
+    return lambda forest: token_logprobs(body(forest, attend)[forest.predictor_S], forest.target_S, Head.of(causal))
 
 
 def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,9 +177,7 @@ def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
 def _padded_hidden(causal: PreTrainedModel, forest: Forest) -> Tensor:
     """Hidden states that predict the scored tokens, (S, D), from padded sequences."""
     ids_BN, mask_BN, predictor_S = _pad(forest)
-    hidden_BND = causal.base_model(
-        input_ids=ids_BN, attention_mask=mask_BN, use_cache=False
-    ).last_hidden_state
+    hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
     return hidden_BND.flatten(0, 1)[predictor_S]
 
 
