@@ -43,8 +43,7 @@ def single_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, rule
 def unrolled(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
     """The outputs of all leaves' sequences, one below the other."""
     parts = [
-        single_attention(query_HTD[:, path], key_KTD[:, path], value_KTD[:, path], rules)
-        for path in leaf_paths(forest)
+        single_attention(query_HTD[:, path], key_KTD[:, path], value_KTD[:, path], rules) for path in leaf_paths(forest)
     ]
     return torch.cat(parts)
 
@@ -59,8 +58,7 @@ def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.d
     random = torch.Generator().manual_seed(seed)
     shapes = [(heads, len(forest), SIZE), *[(key_heads, len(forest), SIZE)] * 2]
     return [
-        (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype).requires_grad_()
-        for shape in shapes
+        (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes
     ]
 
 
@@ -165,9 +163,7 @@ def test_a_window_as_long_as_the_tile_and_longer_than_the_path() -> None:
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
-def test_low_precision_is_as_good_as_the_specification_in_it(
-    name: str, dtype: torch.dtype, rule: Rules
-) -> None:
+def test_low_precision_is_as_good_as_the_specification_in_it(name: str, dtype: torch.dtype, rule: Rules) -> None:
     """Errors against the float64 oracle on the same rounded inputs: at most 3 times the dense path's own."""
     forest = Forest.of(random_batch(5, bundles=6))
     rounded = inputs(forest, 4, 2, 0, dtype)
