@@ -17,6 +17,7 @@ from preftree.model.attention import BACKENDS, Attend, Rules, cpu
 from tests.strategies import batches, leaf_paths, random_batch
 
 SIZE = 4
+QKV = tuple[Tensor, Tensor, Tensor]
 FAST = [name for name in BACKENDS if name != "dense"]
 # What a float64 sum of some dozens of terms loses, with room to spare; a wrong mask shows at 1e-2 and above.
 EXACT = 1e-11
@@ -53,16 +54,17 @@ def spread(out_THD: Tensor, forest: Forest) -> Tensor:
     return torch.cat([out_THD[path] for path in leaf_paths(forest)])
 
 
-def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.dtype) -> list[Tensor]:
+def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.dtype) -> QKV:
     """Query, key and value of a spread that makes attention far from uniform."""
     random = torch.Generator().manual_seed(seed)
     shapes = [(heads, len(forest), SIZE), *[(key_heads, len(forest), SIZE)] * 2]
-    return [
+    query, key, value = (
         (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes
-    ]
+    )
+    return query, key, value
 
 
-def values_and_gradients(rows: Tensor, leaves: list[Tensor], seed: int) -> list[Tensor]:
+def values_and_gradients(rows: Tensor, leaves: QKV, seed: int) -> list[Tensor]:
     """`rows` and the gradients of a random weighting of them; with the same seed comparable across paths."""
     weight = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     return [rows.detach(), *torch.autograd.grad((rows * weight.to(rows.dtype)).sum(), leaves)]
@@ -81,7 +83,7 @@ def rules(draw: st.DrawFn, heads: int) -> Rules:
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[Forest, list[Tensor], Rules, int]:
+def problems(draw: st.DrawFn) -> tuple[Forest, QKV, Rules, int]:
     forest = Forest.of(draw(batches(max_bundles=4, longest=14)))
     heads, key_heads = draw(st.sampled_from(((1, 1), (2, 2), (4, 2), (3, 1))))
     seed = draw(st.integers(0, 1000))
@@ -91,7 +93,7 @@ def problems(draw: st.DrawFn) -> tuple[Forest, list[Tensor], Rules, int]:
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(problems())
 def test_the_specification_is_attention_in_single_sequences(
-    problem: tuple[Forest, list[Tensor], Rules, int],
+    problem: tuple[Forest, QKV, Rules, int],
 ) -> None:
     forest, qkv, rule, seed = problem
     expected = values_and_gradients(unrolled(*qkv, forest, rule), qkv, seed)
@@ -103,9 +105,7 @@ def test_the_specification_is_attention_in_single_sequences(
 @pytest.mark.parametrize("name", FAST)
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(problem=problems(), tile_rows=st.sampled_from((1, 2, 3, 7, 128)))
-def test_backend_matches_the_specification(
-    name: str, problem: tuple[Forest, list[Tensor], Rules, int], tile_rows: int
-) -> None:
+def test_backend_matches_the_specification(name: str, problem: tuple[Forest, QKV, Rules, int], tile_rows: int) -> None:
     forest, qkv, rule, seed = problem
     expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, seed)
     # The plan of tiles is kept under the forest, which is new in each example.
@@ -167,7 +167,8 @@ def test_low_precision_is_as_good_as_the_specification_in_it(name: str, dtype: t
     """Errors against the float64 oracle on the same rounded inputs: at most 3 times the dense path's own."""
     forest = Forest.of(random_batch(5, bundles=6))
     rounded = inputs(forest, 4, 2, 0, dtype)
-    exact = [x.detach().double().requires_grad_() for x in rounded]
+    query, key, value = (x.detach().double().requires_grad_() for x in rounded)
+    exact = (query, key, value)
     oracle = values_and_gradients(BACKENDS["dense"](*exact, forest, rule), exact, 0)
     low = rule if rule.slopes_H is None else replace(rule, slopes_H=rule.slopes_H.float())
     dense = values_and_gradients(BACKENDS["dense"](*rounded, forest, low), rounded, 0)

@@ -7,6 +7,7 @@ inside the models: norms in float32 (gradients), eager softmax in float32 (Gemma
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def gradient_tolerance(family: str) -> float:
     return 1e-11 if family == "gpt_neox" else 1e-5 if family in EAGER_ONLY else 2e-6
 
 
-def pair_of_models(family: str, **lora: object) -> tuple[PeftModel, PeftModel]:
+def pair_of_models(family: str, **lora: Any) -> tuple[PeftModel, PeftModel]:
     """Twice the same model: one to attach, and an untouched one as the oracle."""
     make: Callable[[], PreTrainedModel] = tiny.FAMILIES[family]
     return tiny.with_lora(make().double(), **lora), tiny.with_lora(make().double(), **lora)

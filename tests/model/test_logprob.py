@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -139,8 +140,7 @@ def test_bfloat16_accumulates_in_float32() -> None:
     vocabulary = 50_000
     head = make_head("plain", dtype=torch.bfloat16, vocabulary=vocabulary)
     hidden, target = problem(torch.bfloat16, 40, vocabulary)
-    exact_head = Head(nn.Linear(HIDDEN, vocabulary, bias=False, dtype=torch.float64))
-    exact_head.module.weight.data.copy_(head.module.weight.double())  # type: ignore[union-attr, operator]
+    exact_head = Head(copy.deepcopy(head.module).double())
     exact_hidden = hidden.detach().double().requires_grad_()
     oracle = expected_logprobs(exact_hidden, target, exact_head)
     found = token_logprobs(hidden, target, head)

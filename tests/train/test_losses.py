@@ -15,9 +15,9 @@ from preftree.train.metrics import NAMES, PairMeter
 
 def logps(chosen: list[float], rejected: list[float], ref_chosen: list[float], ref_rejected: list[float]) -> PairLogps:
     """Pairs whose answers have 4 and 5 tokens."""
-    columns = [torch.tensor(x, dtype=torch.float64) for x in (chosen, rejected, ref_chosen, ref_rejected)]
-    count = len(chosen)
-    return PairLogps(*columns, torch.full((count,), 4), torch.full((count,), 5))
+    policy_w, policy_l, ref_w, ref_l = torch.tensor([chosen, rejected, ref_chosen, ref_rejected], dtype=torch.float64)
+    lengths = torch.full((len(chosen),), 4), torch.full((len(chosen),), 5)
+    return PairLogps(policy_w.clone(), policy_l.clone(), ref_w.clone(), ref_l.clone(), *lengths)
 
 
 # Log-ratios: chosen −10 − −14 = 4, rejected −20 − −15 = −5, so h = 9.

@@ -203,6 +203,14 @@ def test_checkpointing(tmp_path: Path) -> None:
     assert sum(replayed) == 2 * trainer.speed.forests
 
 
+def test_the_flag_switches_checkpointing_on(tmp_path: Path) -> None:
+    model = make_model()
+    layers = next(m for m in model.modules() if isinstance(m, nn.ModuleList))
+    assert not any(layer.gradient_checkpointing for layer in layers)
+    make_trainer(model, tmp_path, gradient_checkpointing=True).train()
+    assert all(layer.gradient_checkpointing for layer in layers)
+
+
 def test_duplicates_count_twice(tmp_path: Path) -> None:
     """A pair that occurs twice has twice the weight, though its tree stands once."""
     twice = [*PAIRS[:2], PAIRS[0]]
@@ -281,9 +289,9 @@ def test_the_last_short_step_is_a_mean_over_its_own_pairs(tmp_path: Path) -> Non
     trainer = make_trainer(model, tmp_path, PAIRS[:5], max_steps=2, learning_rate=0.0, weight_decay=0.0)
     step = trainer.training_step
 
-    def spy(model: nn.Module, inputs: dict[str, Any], items: Any = None) -> Tensor:
+    def spy(model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         seen.append(inputs["pairs"])
-        return step(model, inputs, items)
+        return step(model, inputs, num_items_in_batch)
 
     trainer.training_step = spy  # type: ignore[method-assign]
     trainer.train()
@@ -300,7 +308,7 @@ def test_the_last_short_step_is_a_mean_over_its_own_pairs(tmp_path: Path) -> Non
 def test_what_is_logged(tmp_path: Path) -> None:
     model = make_model(trained=False)
     # All pairs in each step, so that the second sees what the first learned.
-    args = {
+    args: dict[str, Any] = {
         "per_device_train_batch_size": 6,
         "max_steps": 2,
         "eval_strategy": "steps",
