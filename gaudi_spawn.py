@@ -29,16 +29,12 @@ class Host:
 
 def build_parser() -> argparse.ArgumentParser:
     """The launcher's own options; everything after the script belongs to the script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world_size", type=int, default=1, help="cards per host (default: 1)")
     parser.add_argument("--hostfile", type=Path, help="file with one 'NAME slots=N' line a host")
     parser.add_argument("--use_mpi", action="store_true", help="start the ranks with mpirun")
     parser.add_argument("--use_deepspeed", action="store_true", help="start the ranks with deepspeed")
-    parser.add_argument(
-        "--master_port", type=int, default=29500, help="port where ranks meet (default: 29500)"
-    )
+    parser.add_argument("--master_port", type=int, default=29500, help="port where ranks meet (default: 29500)")
     parser.add_argument("script", help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own flags")
     return parser
@@ -58,9 +54,7 @@ def build_command(argv: Sequence[str], cores: int) -> list[str]:
     hosts: list[Host] = []
     if options.hostfile:
         if not (options.use_mpi or options.use_deepspeed):
-            parser.error(
-                "--hostfile needs --use_mpi or --use_deepspeed, which can start ranks on other hosts"
-            )
+            parser.error("--hostfile needs --use_mpi or --use_deepspeed, which can start ranks on other hosts")
         try:
             hosts = read_hostfile(options.hostfile, options.world_size)
         except (OSError, ValueError) as error:
@@ -144,9 +138,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         code = subprocess.run(command, check=False).returncode
     except FileNotFoundError:
-        print(
-            f"error: {command[0]} is not installed here; install it or leave its flag out.", file=sys.stderr
-        )
+        print(f"error: {command[0]} is not installed here; install it or leave its flag out.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

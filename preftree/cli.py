@@ -94,9 +94,7 @@ def _cache(action: str) -> None:
         raise SettingsError(f"preftree cache {action}: choose info or clear.")
     info = clear_cache() if action == "clear" else cache_info()
     verb = "deleted" if action == "clear" else "holds"
-    print(
-        f"{info.folder}: {verb} {info.size / 2**20:.1f} MiB, {info.models} sets of weights, {info.shards} files"
-    )
+    print(f"{info.folder}: {verb} {info.size / 2**20:.1f} MiB, {info.models} sets of weights, {info.shards} files")
 
 
 @app.command()

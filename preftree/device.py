@@ -61,9 +61,7 @@ def choose_device(settings: Settings) -> Choice[str]:
     if kind == "cuda":
         return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
     if train.use_habana and kind != "hpu":
-        raise DeviceError(
-            f"--use_habana: the Gaudi software is installed, but no card answers; torch offers {device}."
-        )
+        raise DeviceError(f"--use_habana: the Gaudi software is installed, but no card answers; torch offers {device}.")
     return Choice(device, "the accelerator that torch found; --use_cpu would keep off it")
 
 
@@ -86,9 +84,7 @@ def choose_dtype(settings: Settings, device: str) -> Choice[torch.dtype]:
         return Choice(torch.float32, "this GPU has no native bfloat16; --fp16 asks for float16")
     if kind == "mps":
         return Choice(torch.float32, "the safe choice on Apple GPUs; --bf16 asks for bfloat16")
-    return Choice(
-        torch.bfloat16, f"native on this {kind} device; --torch_dtype float32 asks for full precision"
-    )
+    return Choice(torch.bfloat16, f"native on this {kind} device; --torch_dtype float32 asks for full precision")
 
 
 def _cpu_dtype(flag: str | None) -> Choice[torch.dtype]:
@@ -103,9 +99,7 @@ def _cpu_dtype(flag: str | None) -> Choice[torch.dtype]:
     lacks = f"has {native}, yet is slow with it" if native else "has no bfloat16 instructions"
     reason = f"this CPU {lacks}; measured: {measured}"
     if flag:
-        return Choice(
-            torch.float32, f"--bf16 computes in float32, for {reason}. --torch_dtype bfloat16 forces it"
-        )
+        return Choice(torch.float32, f"--bf16 computes in float32, for {reason}. --torch_dtype bfloat16 forces it")
     return Choice(torch.float32, f"auto: {reason}")
 
 
@@ -249,12 +243,8 @@ def _commit() -> str | None:
         return None
     try:
         git = ["git", "-C", str(root)]
-        head = subprocess.run(
-            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
-        )
-        clean = (
-            subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5).returncode == 0
-        )
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=5).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return None
     commit = head.stdout.strip()

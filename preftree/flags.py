@@ -145,9 +145,7 @@ class FlagParser(HfArgumentParser):
         parsed.values = vars(namespace)
         return parsed
 
-    def _take(
-        self, name: str, words: list[str], shown: str, namespace: argparse.Namespace, parsed: Parsed
-    ) -> None:
+    def _take(self, name: str, words: list[str], shown: str, namespace: argparse.Namespace, parsed: Parsed) -> None:
         """Parse one flag into `namespace`, or add what is wrong with it to `parsed.problems`."""
         if name in OLD_FLAGS and name not in self.flags:
             new, why = OLD_FLAGS[name]
@@ -199,9 +197,7 @@ def _split(words: Sequence[str], problems: list[str]) -> list[tuple[str, list[st
         elif groups:
             groups[-1][1].append(word)
         else:
-            problems.append(
-                f"{word!r} belongs to no flag; the first word may be a .yaml file, all others are flags."
-            )
+            problems.append(f"{word!r} belongs to no flag; the first word may be a .yaml file, all others are flags.")
     return groups
 
 

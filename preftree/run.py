@@ -55,9 +55,7 @@ class RunFolder:
                 ways += " --overwrite_output_dir"
             else:
                 ways += ", or keep them and train there all the same by --overwrite_output_dir"
-            raise RunError(
-                f"--output_dir {self.output_dir} holds {holds} ({shown}); nothing is written over. {ways}."
-            )
+            raise RunError(f"--output_dir {self.output_dir} holds {holds} ({shown}); nothing is written over. {ways}.")
 
     def claim(
         self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
@@ -121,9 +119,7 @@ class RunFolder:
         except NotADirectoryError:
             raise RunError(f"--output_dir {self.output_dir} is a file. Give a folder.") from None
         except PermissionError:
-            raise RunError(
-                f"--output_dir {self.output_dir} may not be read. Give a folder of your own."
-            ) from None
+            raise RunError(f"--output_dir {self.output_dir} may not be read. Give a folder of your own.") from None
         return sorted(names, key=lambda name: name != "run")
 
     def _earlier(self) -> dict[str, Any]:

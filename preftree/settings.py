@@ -114,9 +114,7 @@ class DataSettings:
     def __post_init__(self) -> None:
         problems: list[str] = []
         if not self.dataset_name:
-            problems.append(
-                "--dataset_name is missing: name a hub id, a file or a folder with preference pairs."
-            )
+            problems.append("--dataset_name is missing: name a hub id, a file or a folder with preference pairs.")
         _within(problems, "validation_split_percentage", self.validation_split_percentage, 0, 99)
         for name in (
             "preprocessing_num_workers",
@@ -157,12 +155,7 @@ class LoraSettings:
         _within(problems, "lora_alpha", self.lora_alpha, 1)
         _within(problems, "lora_dropout", self.lora_dropout, 0, 1, below=True)
         given: str | list[str] = self.lora_target_modules or []
-        words = (
-            (given if isinstance(given, str) else ",".join(given))
-            .replace("'", "")
-            .replace('"', "")
-            .split(",")
-        )
+        words = (given if isinstance(given, str) else ",".join(given)).replace("'", "").replace('"', "").split(",")
         self.lora_target_modules = [word.strip() for word in words if word.strip()] or None
         if not self.lora_all_linear and not self.lora_target_modules:
             problems.append("--lora_all_linear false needs --lora_target_modules: name the layers to adapt.")
@@ -233,9 +226,7 @@ class TrainSettings(TrainingArguments):
     def _problems(self) -> list[str]:
         problems: list[str] = []
         if not self.output_dir:
-            problems.append(
-                "--output_dir is missing: name a folder for the adapter, the checkpoints and the logs."
-            )
+            problems.append("--output_dir is missing: name a folder for the adapter, the checkpoints and the logs.")
         _within(problems, "beta", self.beta, 0, above=True)
         _one_of(problems, "loss_type", self.loss_type, LOSS_TYPES)
         _within(problems, "label_smoothing", self.label_smoothing, 0, 0.5, below=True)
@@ -266,9 +257,7 @@ class TrainSettings(TrainingArguments):
         if self.use_habana and self.use_cpu:
             problems.append("--use_habana and --use_cpu contradict each other: leave one of them out.")
         if self.use_hpu_graphs_for_training and not self.use_lazy_mode:
-            problems.append(
-                "--use_hpu_graphs_for_training needs --use_lazy_mode: add it, or leave the graphs out."
-            )
+            problems.append("--use_hpu_graphs_for_training needs --use_lazy_mode: add it, or leave the graphs out.")
         return problems
 
     @property
@@ -291,9 +280,7 @@ class Settings:
         """Plain JSON values by group, without tokens."""
         groups = {name: dataclasses.asdict(getattr(self, name)) for name in ("model", "data", "lora")}
         groups["train"] = self.train.to_dict()
-        return {
-            name: {key: _shown(key, value) for key, value in group.items()} for name, group in groups.items()
-        }
+        return {name: {key: _shown(key, value) for key, value in group.items()} for name, group in groups.items()}
 
     def fingerprint(self) -> str:
         """A hash of the settings that affect what is learned; runs that have it in common are the same run.
@@ -345,15 +332,11 @@ def _advice(settings: Settings) -> list[str]:
     if train.gaudi_config_name:
         notes.append("--gaudi_config_name: ignored, optimum-habana's configuration has no counterpart here.")
     if train.use_lazy_mode and train.use_habana:
-        notes.append(
-            "--use_lazy_mode: the vendor no longer develops lazy mode; eager mode is the default here."
-        )
+        notes.append("--use_lazy_mode: the vendor no longer develops lazy mode; eager mode is the default here.")
     if (train.use_lazy_mode or train.use_hpu_graphs_for_training) and not train.use_habana:
         notes.append("--use_lazy_mode and --use_hpu_graphs_for_training do nothing without --use_habana.")
     if lora.lora_all_linear and lora.lora_target_modules:
-        notes.append(
-            "--lora_all_linear is on, so --lora_target_modules is not used; add --lora_all_linear false."
-        )
+        notes.append("--lora_all_linear is on, so --lora_target_modules is not used; add --lora_all_linear false.")
     return notes
 
 

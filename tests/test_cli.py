@@ -45,16 +45,12 @@ def test_only_the_first_rank_prints_notes(
 
 
 def test_preftree_train_is_the_same_command(trained: list[Settings]) -> None:
-    result = CliRunner().invoke(
-        app, ["train", *BASE, "--lora_all_linear", "false", "--lora_target_modules", "q", "v"]
-    )
+    result = CliRunner().invoke(app, ["train", *BASE, "--lora_all_linear", "false", "--lora_target_modules", "q", "v"])
     assert result.exit_code == 0, result.output
     assert trained[0].lora.lora_target_modules == ["q", "v"]
 
 
-def test_what_a_user_can_mend_is_one_message(
-    trained: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_user_can_mend_is_one_message(trained: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
     assert main_train([*BASE, "--lora_rnk", "3"]) == 2
     assert capsys.readouterr().err == "error: --lora_rnk is not a setting. " + (
         "Did you mean --lora_rank, --local_rank, --lora_dropout?\n"
@@ -113,7 +109,5 @@ def test_the_script_without_a_gaudi_stack(repo_root: Path, tmp_path: Path) -> No
 
 def test_start_up_is_light(repo_root: Path) -> None:
     code = "import sys, preftree.cli; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_root, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=repo_root, timeout=60)
     assert result.stdout.strip() == "set()", result.stderr

@@ -61,9 +61,7 @@ def test_dtype_on_a_cpu(
         (["--torch_dtype", "float16"], "mps", torch.float16),
     ],
 )
-def test_dtype_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, flags: list[str], where: str, dtype: torch.dtype
-) -> None:
+def test_dtype_elsewhere(monkeypatch: pytest.MonkeyPatch, flags: list[str], where: str, dtype: torch.dtype) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     assert choose_dtype(settings("--use_cpu", *flags), where).value == dtype
 

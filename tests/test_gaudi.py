@@ -35,9 +35,7 @@ MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, {"PT_HPU_LAZY_MODE": "0"}),
     ],
 )
-def test_the_environment_before_torch(
-    argv: list[str], environ: dict[str, str], changes: dict[str, str]
-) -> None:
+def test_the_environment_before_torch(argv: list[str], environ: dict[str, str], changes: dict[str, str]) -> None:
     assert environment_for(argv, environ) == changes
     copy = dict(environ)
     assert bootstrap(argv, copy) == changes
@@ -83,9 +81,7 @@ def test_flags_are_read_from_yaml_and_the_command_line_wins(tmp_path: Path) -> N
 
 def test_bootstrap_needs_no_torch() -> None:
     code = "import sys, preftree.gaudi; print('torch' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert result.stdout.strip() == "False", result.stderr
 
 
@@ -153,17 +149,13 @@ def test_wrong_options_of_the_launcher(
 
 def test_the_exit_code_is_passed_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     script = tmp_path / "with space.py"
-    script.write_text(
-        "import os, signal, sys\nos.kill(os.getpid(), signal.SIGKILL) if sys.argv[1:] else sys.exit(7)\n"
-    )
+    script.write_text("import os, signal, sys\nos.kill(os.getpid(), signal.SIGKILL) if sys.argv[1:] else sys.exit(7)\n")
     assert gaudi_spawn.main([str(script)]) == 7
     assert gaudi_spawn.main([str(script), "--kill"]) == 137
     assert "with space.py'" in capsys.readouterr().out
 
 
-def test_a_missing_launcher_is_one_message(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_launcher_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert gaudi_spawn.main(["--use_mpi", "x.py"]) == 2
     assert "mpirun is not installed" in capsys.readouterr().err

@@ -16,9 +16,7 @@ from preftree.run import RunFolder
 
 def claim(path: Path, resume: bool = False, overwrite: bool = False, fingerprint: str = "f") -> RunFolder:
     folder = RunFolder(path)
-    folder.claim(
-        resume=resume, overwrite=overwrite, fingerprint=fingerprint, config={"train": {"beta": fingerprint}}
-    )
+    folder.claim(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config={"train": {"beta": fingerprint}})
     return folder
 
 
@@ -110,9 +108,7 @@ def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
 
 def test_records_are_plain_json_and_flushed(tmp_path: Path) -> None:
     folder = claim(tmp_path)
-    folder.log(
-        {"loss": torch.tensor(0.5), "n": np.int64(3), "bad": math.nan, "worse": -math.inf, "path": tmp_path}
-    )
+    folder.log({"loss": torch.tensor(0.5), "n": np.int64(3), "bad": math.nan, "worse": -math.inf, "path": tmp_path})
     folder.sample({"prompt": "früh", "answers": ("a", "b")})
     record = next(folder.metrics())
     assert record == {"loss": 0.5, "n": 3, "bad": "nan", "worse": "-inf", "path": str(tmp_path)}

@@ -147,18 +147,14 @@ def test_old_flags_are_accepted_each_with_one_note() -> None:
         notes = [note for note in settings.notes if note.startswith((f"--{name}:", f"--{name} "))]
         assert len(notes) == 1, name
         assert new is None or f"--{new}" in notes[0]
-    renamed = parse(
-        f"{BASE} --evaluation_strategy epoch --no_cuda --warmup_ratio 0.1 --per_gpu_train_batch_size 3"
-    )
+    renamed = parse(f"{BASE} --evaluation_strategy epoch --no_cuda --warmup_ratio 0.1 --per_gpu_train_batch_size 3")
     train = renamed.train
     assert (train.eval_strategy, train.use_cpu, train.warmup_steps) == ("epoch", True, 0.1)
     assert train.per_device_train_batch_size == 3
 
 
 def test_old_flags_that_still_exist_work() -> None:
-    line = (
-        "--do_train --do_eval --overwrite_output_dir --ddp_find_unused_parameters false --gaudi_config_name G"
-    )
+    line = "--do_train --do_eval --overwrite_output_dir --ddp_find_unused_parameters false --gaudi_config_name G"
     train = parse(f"{BASE} {line}").train
     assert train.do_train
     assert train.do_eval
@@ -174,8 +170,7 @@ def test_the_table_of_old_flags_has_no_dead_lines() -> None:
 
 def test_all_problems_come_at_once() -> None:
     found = problems(
-        "--output_dir O --beta 0 --loss_type sigmod --max_steps abc --bf16 maybe --lora_rnk 3"
-        " --max_length 10 stray"
+        "--output_dir O --beta 0 --loss_type sigmod --max_steps abc --bf16 maybe --lora_rnk 3 --max_length 10 stray"
     )
     for piece in (
         "--model_name_or_path is missing",
@@ -355,9 +350,7 @@ def test_without_an_accelerator_the_cpu_is_taken_with_a_note(monkeypatch: pytest
 
 
 def test_notes_on_flags_without_effect() -> None:
-    notes = parse(
-        f"{BASE} --use_cpu --use_lazy_mode --lora_target_modules q_proj --gaudi_config_name G"
-    ).notes
+    notes = parse(f"{BASE} --use_cpu --use_lazy_mode --lora_target_modules q_proj --gaudi_config_name G").notes
     assert len(notes) == 3
 
 

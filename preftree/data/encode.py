@@ -142,9 +142,7 @@ def encode_pairs(
 def _check_lengths(max_length: int, max_prompt_length: int) -> None:
     if max_prompt_length >= max_length:
         got = f"Got max_prompt_length {max_prompt_length} and max_length {max_length} instead."
-        raise SettingsError(
-            f"max_prompt_length must be less than max_length, to leave room for an answer. {got}"
-        )
+        raise SettingsError(f"max_prompt_length must be less than max_length, to leave room for an answer. {got}")
 
 
 # --- one batch: render, tokenize, cut -------------------------------------------------------------
@@ -297,9 +295,7 @@ class _Chat:
         ordered = list(texts)
         if not ordered:
             return {}
-        encoding = self.tokenizer(
-            ordered, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )
+        encoding = self.tokenizer(ordered, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return dict(zip(ordered, encoding["input_ids"], strict=True))
 
     def context(self, prompt: str) -> str:
@@ -390,9 +386,7 @@ class _Chat:
         if self._plain:
             notes.append("The tokenizer has no chat template: ### System, ### User, ### Assistant is used.")
         elif not self._tail_tokens:
-            notes.append(
-                f"The chat template writes no end token behind an answer: {self.terminator} is added."
-            )
+            notes.append(f"The chat template writes no end token behind an answer: {self.terminator} is added.")
         if lead.strip():
             where = f"The chat template writes {lead!r} before an answer but not in its generation prompt"
             notes.append(f"{where}: the model has to generate it, so it counts as part of the answer.")

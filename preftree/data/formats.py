@@ -65,9 +65,7 @@ def column_kinds(rows: Sequence[Row]) -> dict[str, str]:
     for row in rows:
         for name, value in row.items():
             seen.setdefault(str(name), Counter())[kind_of(value)] += 1
-    return {
-        name: kinds.most_common(1)[0][0] for name, kinds in seen.items() if 2 * kinds.total() >= len(rows)
-    }
+    return {name: kinds.most_common(1)[0][0] for name, kinds in seen.items() if 2 * kinds.total() >= len(rows)}
 
 
 def recognise(columns: Columns) -> str | None:
@@ -88,9 +86,7 @@ def explain_unknown(columns: Iterable[str]) -> str:
         if name not in known and (hint := did_you_mean(name, missing)):
             said += f" `{name}` is not a known column.{hint}"
     if "response" in names and "rejected" not in names:
-        said += (
-            " `response` is one answer to each question; preference training also needs `rejected` answers."
-        )
+        said += " `response` is one answer to each question; preference training also needs `rejected` answers."
     layouts = "; ".join(f"{name} ({', '.join(fmt.needs)})" for name, fmt in FORMATS.items())
     return f"{said} Rename or add columns so that one of these fits: {layouts}."
 
@@ -101,9 +97,7 @@ def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[Preference
     The first good answer to a prompt goes with the first bad one, the second with the second, and so on. A
     new record stands at the earlier of its two rows. Also returns how many answers found no opposite.
     """
-    groups: dict[
-        tuple[str | None, tuple[Turn, ...]], tuple[list[PreferenceRecord], list[PreferenceRecord]]
-    ] = {}
+    groups: dict[tuple[str | None, tuple[Turn, ...]], tuple[list[PreferenceRecord], list[PreferenceRecord]]] = {}
     for record in records:
         sides = groups.setdefault((record.system, record.turns), ([], []))
         sides[0 if record.responses[0].rank == 1 else 1].append(record)
@@ -177,9 +171,7 @@ def read_services(row: Row) -> PreferenceRecord:
     given = _value(row, "input")
     if isinstance(given, Mapping):
         if given.get("tools"):
-            raise RowProblem(
-                "column `input` offers `tools`, which a prompt here cannot hold; remove such rows"
-            )
+            raise RowProblem("column `input` offers `tools`, which a prompt here cannot hold; remove such rows")
         given = given.get("messages")
     system, turns = _split_system(_messages(given, "input"), "input")
     columns = ("preferred_output", "non_preferred_output")
@@ -214,11 +206,7 @@ def _value(row: Row, column: str) -> Any:
 def _found(value: object) -> str:
     if value is None:
         return "nothing (null)"
-    return (
-        f"{type(value).__name__} ({value!r})"
-        if isinstance(value, bool | int | float)
-        else type(value).__name__
-    )
+    return f"{type(value).__name__} ({value!r})" if isinstance(value, bool | int | float) else type(value).__name__
 
 
 def _text(row: Row, column: str) -> str:
@@ -236,9 +224,7 @@ def _messages(value: object, column: str) -> tuple[Turn, ...]:
     turns = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, Mapping):
-            raise RowProblem(
-                f"column `{column}`, message {number} must be an object. Got {_found(message)} instead."
-            )
+            raise RowProblem(f"column `{column}`, message {number} must be an object. Got {_found(message)} instead.")
         for key in ("role", "content"):
             if not isinstance(message.get(key), str):
                 got = _found(message.get(key))
@@ -282,9 +268,7 @@ def _answer(value: object, column: str) -> str:
     turns = _messages(value, column)
     if len(turns) != 1 or turns[0].role != "assistant":
         roles = ", ".join(turn.role for turn in turns)
-        raise RowProblem(
-            f"column `{column}` must hold one assistant message. Got messages of {roles} instead."
-        )
+        raise RowProblem(f"column `{column}` must hold one assistant message. Got messages of {roles} instead.")
     return turns[0].content
 
 
@@ -312,9 +296,7 @@ def _hh_turns(text: str, column: str) -> tuple[Turn, ...]:
     before, *parts = _HH_SPLIT.split(text)
     if before.strip() or not parts:
         raise RowProblem(f'column `{column}` must begin with "Human:" or "Assistant:", as HH-RLHF texts do')
-    return tuple(
-        Turn(_HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True)
-    )
+    return tuple(Turn(_HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 def _whole_conversations(row: Row, prompt: tuple[str, str] | None) -> PreferenceRecord:
@@ -329,9 +311,7 @@ def _whole_conversations(row: Row, prompt: tuple[str, str] | None) -> Preference
 def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> PreferenceRecord:
     for column, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1].role != "assistant" or len(turns) < 2:
-            raise RowProblem(
-                f"column `{column}` must be a conversation that ends with the assistant's answer"
-            )
+            raise RowProblem(f"column `{column}` must be a conversation that ends with the assistant's answer")
     if chosen[:-1] != rejected[:-1]:
         raise RowSkipped(PART_EARLY)
     system, turns = _split_system(chosen[:-1], "chosen")
@@ -362,9 +342,7 @@ FORMATS: dict[str, Format] = {
         read_prompted,
     ),
     "TRL standard": Format(_TRL, _has(*_TRL), read_prompted),
-    "TRL implicit prompt": Format(
-        _PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "conversation", read_implicit
-    ),
+    "TRL implicit prompt": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "conversation", read_implicit),
     "HH-RLHF": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "dialogue", read_hh),
     "KTO labels": Format(_KTO, _has(*_KTO), read_kto, by_prompt=True),
     "fine-tuning service": Format(_SERVICES, _has(*_SERVICES), read_services),
@@ -373,6 +351,4 @@ FORMATS: dict[str, Format] = {
 
 def _fit(needs: Sequence[str], names: Sequence[str]) -> float:
     """How much of `needs` is among `names`; a near miss counts for half, as a misspelling must lead home."""
-    return sum(1.0 if need in names else 0.5 if did_you_mean(need, names) else 0.0 for need in needs) / len(
-        needs
-    )
+    return sum(1.0 if need in names else 0.5 if did_you_mean(need, names) else 0.0 for need in needs) / len(needs)

@@ -211,9 +211,7 @@ def _folder_tables(folder: Path, split: str) -> tuple[list[Table], list[str]]:
         if path.suffix.lower() in READERS and not any(part.startswith(".") for part in names[path].parts)
     ]
     if not files:
-        raise DataError(
-            f"The folder {folder} holds no file that ends in {', '.join(READERS)}. Put the data there."
-        )
+        raise DataError(f"The folder {folder} holds no file that ends in {', '.join(READERS)}. Put the data there.")
     wanted = _SPLITS.get(split, split)
     taken = [path for path in files if _split_of(names[path]) == wanted]
     if not taken:

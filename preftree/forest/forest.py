@@ -115,9 +115,7 @@ class Forest:
     @cached_property
     def unrolled_tokens(self) -> int:
         """Tokens of all leaves as single sequences: what is computed without sharing or padding."""
-        return sum(
-            self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True)
-        )
+        return sum(self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True))
 
 
 class _Layout:

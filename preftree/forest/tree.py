@@ -28,9 +28,7 @@ class Bundle:
 
     def __post_init__(self) -> None:
         if not self.prompt:
-            raise ValueError(
-                "a bundle needs at least one prompt token: its last token predicts the first answer token"
-            )
+            raise ValueError("a bundle needs at least one prompt token: its last token predicts the first answer token")
         if len(self.continuations) != len(self.leaf_ids):
             raise ValueError(f"{len(self.continuations)} continuations but {len(self.leaf_ids)} leaf ids")
         if not all(self.continuations):

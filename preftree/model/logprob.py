@@ -100,25 +100,31 @@ class _FusedLogprobs(torch.autograd.Function):
         assert isinstance(head.module, nn.Linear)
         weight_VD, bias_V = head.module.weight, head.module.bias
         need_grad = ctx.needs_input_grad[0]
-        out_S = hidden_SD.new_empty(
-            hidden_SD.shape[0], dtype=torch.promote_types(hidden_SD.dtype, torch.float32)
-        )
+        out_S = hidden_SD.new_empty(hidden_SD.shape[0], dtype=torch.promote_types(hidden_SD.dtype, torch.float32))
         slope_SD = torch.empty_like(hidden_SD) if need_grad else None
         for start in range(0, hidden_SD.shape[0], rows):
             chunk = slice(start, start + rows)
             target_C1 = target_S[chunk, None]
             logits_CV, tanh_CV = head.shape(nn.functional.linear(hidden_SD[chunk], weight_VD, bias_V))
-            total_C1 = logits_CV.logsumexp(1, keepdim=True)
-            out_S[chunk] = (logits_CV.gather(1, target_C1) - total_C1).squeeze(1)
-            if slope_SD is not None:
-                # d log p / d logits = onehot(y) − softmax, then the cap's and the scale's derivatives.
-                slope_CV = logits_CV.sub_(total_C1).exp_().neg_()
+            top_C1 = logits_CV.amax(1, keepdim=True)
+            target_logit_C1 = logits_CV.gather(1, target_C1)
+            # From here on the memory of the logits holds exp(logit − top): passes over (C, V) are what the
+            # head costs besides its two GEMMs.
+            exp_CV = logits_CV.sub_(top_C1).exp_()
+            total_C1 = exp_CV.sum(1, keepdim=True)
+            out_S[chunk] = (target_logit_C1 - top_C1 - total_C1.log()).squeeze(1)
+            if slope_SD is None:
+                continue
+            if tanh_CV is None:
+                # onehot(y) W − softmax W, the division by the total put off until the vocabulary is gone.
+                expected_CD = (exp_CV.to(weight_VD.dtype) @ weight_VD).to(total_C1.dtype) / total_C1
+                slope_CD = weight_VD[target_C1.squeeze(1)] - expected_CD
+            else:
+                slope_CV = exp_CV.div_(total_C1).neg_()
                 slope_CV.scatter_add_(1, target_C1, torch.ones_like(target_C1, dtype=slope_CV.dtype))
-                if tanh_CV is not None:
-                    slope_CV *= 1 - tanh_CV * tanh_CV
-                if head.scale != 1.0:
-                    slope_CV *= head.scale
-                slope_SD[chunk] = slope_CV.to(weight_VD.dtype) @ weight_VD
+                slope_CV *= 1 - tanh_CV * tanh_CV
+                slope_CD = slope_CV.to(weight_VD.dtype) @ weight_VD
+            slope_SD[chunk] = slope_CD * head.scale
         ctx.save_for_backward(slope_SD)
         return out_S
 

@@ -53,9 +53,7 @@ def add_lora(
 
 def linear_names(model: nn.Module) -> dict[str, int]:
     """Last names of the linear layers and how often each occurs, head included."""
-    found = (
-        name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)
-    )
+    found = (name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D))
     return dict(Counter(found))
 
 

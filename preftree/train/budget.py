@@ -38,9 +38,7 @@ def choose_budget(
         )
     if fits < enough:
         return Choice(fits, word)
-    return Choice(
-        max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}"
-    )
+    return Choice(max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}")
 
 
 def bytes_per_token(model: PreTrainedModel, checkpointing: bool) -> int:

@@ -38,9 +38,7 @@ class LiveLine(TrainerCallback):
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         now = time.perf_counter()
         if self.live is not None:
             self.live.update(self.line(state))

@@ -105,14 +105,10 @@ def _checkpoint(settings: Settings) -> str | None:
     if str(asked).lower() in ("true", "yes", "last"):
         last = get_last_checkpoint(output) if os.path.isdir(output) else None
         if last is None:
-            raise RunError(
-                f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start"
-            )
+            raise RunError(f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start")
         return last
     if not os.path.isfile(os.path.join(str(asked), "trainer_state.json")):
-        raise RunError(
-            f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)"
-        )
+        raise RunError(f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)")
     return str(asked)
 
 
@@ -139,9 +135,7 @@ def _pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, say: Say) -> 
         validation = _encoded(settings, data.validation_file, tokenizer, say, None)
         how = f"from {data.validation_file}"
     else:
-        train, validation = split_validation(
-            train, data.validation_split_percentage, settings.train.data_seed or 0
-        )
+        train, validation = split_validation(train, data.validation_split_percentage, settings.train.data_seed or 0)
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
     say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
@@ -191,11 +185,7 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     if settings.train.disable_dropout and disable_dropout(peft):
         say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
     attachment = attach(peft, settings.model.attention)
-    what = (
-        "token trees, every prompt once"
-        if attachment.shares_prompts
-        else "single sequences, prompts not shared"
-    )
+    what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")
     return peft
 
@@ -205,9 +195,7 @@ def _reference(settings: Settings, model: PeftModel, say: Say) -> Reference:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
         return Reference(model)
     store = LogprobStore(cache_root() / "reference" / weights_key(causal_model(model)))
-    say(
-        f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}"
-    )
+    say(f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}")
     return Reference(model, store)
 
 

@@ -47,9 +47,7 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
     order_L = torch.tensor(policy.leaf_ids, device=device).argsort()
     length_L = torch.tensor(policy.lengths, device=device)[order_L]
     policy_L = policy.sum_L[order_L]
-    reference_L = reference_S.new_zeros(len(policy.leaf_ids)).index_add(0, policy.leaf_S, reference_S)[
-        order_L
-    ]
+    reference_L = reference_S.new_zeros(len(policy.leaf_ids)).index_add(0, policy.leaf_S, reference_S)[order_L]
     return PairLogps(
         chosen_P=policy_L[0::2],
         rejected_P=policy_L[1::2],

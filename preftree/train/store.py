@@ -38,9 +38,7 @@ def cache_root() -> Path:
 def weights_key(model: PreTrainedModel) -> str:
     """Hash of a model's own weights (adapters left out), their dtype, and its config without names of places."""
     digest = xxhash.xxh3_128()
-    config = {
-        k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "transformers" not in k
-    }
+    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "transformers" not in k}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in sorted(model.named_parameters()):
         if ".lora_" in name:
@@ -124,9 +122,7 @@ def cache_info() -> CacheInfo:
     """Look at the reference cache on disk."""
     folder = cache_root() / "reference"
     shards = list(folder.glob("*/*.safetensors"))
-    return CacheInfo(
-        folder, len({s.parent for s in shards}), len(shards), sum(s.stat().st_size for s in shards)
-    )
+    return CacheInfo(folder, len({s.parent for s in shards}), len(shards), sum(s.stat().st_size for s in shards))
 
 
 def clear_cache() -> CacheInfo:

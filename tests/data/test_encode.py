@@ -101,18 +101,14 @@ def make() -> MakeChat:
         return tokenizer
 
     # The tiny ones are copied because tests change them; copying the large one takes long.
-    return lambda kind, template: (
-        chat(kind, template) if kind == "SmolLM2" else copy.deepcopy(chat(kind, template))
-    )
+    return lambda kind, template: chat(kind, template) if kind == "SmolLM2" else copy.deepcopy(chat(kind, template))
 
 
 every_chat = pytest.mark.parametrize("template", TEMPLATES)
 every_tokenizer = pytest.mark.parametrize("kind", ["SmolLM2", "tiny", "tiny metaspace"])
 
 
-def ask(
-    *turns: str, chosen: str = "Yes.", rejected: str = "No.", system: str | None = None
-) -> PreferencePair:
+def ask(*turns: str, chosen: str = "Yes.", rejected: str = "No.", system: str | None = None) -> PreferencePair:
     roles = ("user", "assistant")
     said = tuple(Turn(roles[place % 2], text) for place, text in enumerate(turns))
     return PreferencePair(system, said, chosen, rejected, "t.jsonl:1", 0)
@@ -141,9 +137,7 @@ def slowly(pair: PreferencePair, answer: str, tokenizer: Any, end: str) -> tuple
     prompt_ids, ids = ids_of(tokenizer, prompt), ids_of(tokenizer, full)
     repaired = ids[: len(prompt_ids)] != prompt_ids
     response = ids_of(tokenizer, full[len(prompt) :]) if repaired else ids[len(prompt_ids) :]
-    bos = (
-        [tokenizer.bos_token_id] if plain and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else []
-    )
+    bos = [tokenizer.bos_token_id] if plain and tokenizer("x")["input_ids"][0] == tokenizer.bos_token_id else []
     end_id = tokenizer.convert_tokens_to_ids(end)
     return bos + prompt_ids, response[: response.index(end_id) + 1], repaired
 
@@ -195,9 +189,7 @@ def test_trap_one_bos_one_eos_and_a_generation_prompt(make: MakeChat, kind: str,
 def test_trap_mask_shifted_by_one_the_response_is_the_answer_and_its_end(make: MakeChat) -> None:
     tokenizer = make("SmolLM2", "ChatML")
     encoded, _ = one(ask("Is it?", system="Be kind."), tokenizer)
-    prompt = (
-        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
-    )
+    prompt = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
     assert list(encoded.prompt_ids) == ids_of(tokenizer, prompt)
     assert list(encoded.chosen_ids) == [*ids_of(tokenizer, "Yes."), tokenizer.eos_token_id]
     assert list(encoded.rejected_ids) == [*ids_of(tokenizer, "No."), tokenizer.eos_token_id]
@@ -275,9 +267,7 @@ def test_text_that_the_template_puts_before_answers_is_part_of_them_and_said(mak
 
 @every_tokenizer
 @every_chat
-def test_cut_prompt_keeps_its_end_with_the_header_and_its_bos(
-    make: MakeChat, kind: str, template: str
-) -> None:
+def test_cut_prompt_keeps_its_end_with_the_header_and_its_bos(make: MakeChat, kind: str, template: str) -> None:
     tokenizer = make(kind, template)
     whole, _ = one(ask("word " * 50), tokenizer)
     cut, report = one(ask("word " * 50), tokenizer, max_prompt_length=20)
@@ -292,9 +282,7 @@ def test_system_text_goes_into_the_first_user_turn_where_there_is_no_system_role
     assert encoded.prompt_ids == one(ask("Be kind.\n\nHi", "Ho", "Hm"), gemma)[0].prompt_ids
     assert report.systems_folded == 1
     silent = make("tiny", "ChatML")
-    silent.chat_template = (
-        "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}<|im_end|>{% endfor %}"
-    )
+    silent.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}<|im_end|>{% endfor %}"
     assert "Be kind.\n\nHi" in silent.decode(one(ask("Hi", system="Be kind."), silent)[0].prompt_ids)
 
 
@@ -324,9 +312,7 @@ def test_plain_format_word_for_word(make: MakeChat) -> None:
         (ask("Hi", chosen="same</s>", rejected="same"), encode.IDENTICAL),
     ],
 )
-def test_pairs_without_a_preference_are_dropped_and_counted(
-    make: MakeChat, pair: PreferencePair, reason: str
-) -> None:
+def test_pairs_without_a_preference_are_dropped_and_counted(make: MakeChat, pair: PreferencePair, reason: str) -> None:
     good = ask("Hi")
     encoded, report = encode_pairs([pair, good, pair], make("tiny", "ChatML"), **LONG)
     assert len(encoded) == report.kept == 1
@@ -369,15 +355,11 @@ def test_template_that_writes_no_end_token_gets_the_eos(make: MakeChat) -> None:
 
 def test_batches_keep_order_and_progress_is_told(make: MakeChat, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = make("tiny", "ChatML")
-    pairs = [
-        PreferencePair(None, (Turn("user", "q"),), f"good {n}", "bad", f"s:{n + 1}", n) for n in range(7)
-    ]
+    pairs = [PreferencePair(None, (Turn("user", "q"),), f"good {n}", "bad", f"s:{n + 1}", n) for n in range(7)]
     whole, _ = encode_pairs(pairs, tokenizer, **LONG)
     monkeypatch.setattr(encode, "_BATCH", 3)
     seen: list[tuple[int, int]] = []
-    encoded, _ = encode_pairs(
-        pairs, tokenizer, **LONG, progress=lambda done, total: seen.append((done, total))
-    )
+    encoded, _ = encode_pairs(pairs, tokenizer, **LONG, progress=lambda done, total: seen.append((done, total)))
     assert encoded == whole
     assert [(p.row, p.source) for p in encoded] == [(n, f"s:{n + 1}") for n in range(7)]
     assert seen == [(3, 7), (6, 7), (7, 7)]
@@ -388,9 +370,7 @@ def test_trap_scrambled_pairs_real_rows_decode_to_the_same_triples(make: MakeCha
     tokenizer = make("SmolLM2", "ChatML")
     path = SHARED / "mixed_pairs.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:200]
-    encoded, report = encode_pairs(
-        load_pairs(str(path), limit=200), tokenizer, max_length=8192, max_prompt_length=4096
-    )
+    encoded, report = encode_pairs(load_pairs(str(path), limit=200), tokenizer, max_length=8192, max_prompt_length=4096)
     assert report.kept + report.dropped[encode.IDENTICAL] == 200
     for pair in encoded:
         row = rows[pair.row]

@@ -224,6 +224,4 @@ def test_unknown_columns_are_explained(columns: tuple[str, ...], said: str) -> N
 
 
 def test_unused_columns_are_kept_as_extra() -> None:
-    assert read({"question": "q", "chosen": "a", "rejected": "b", "check": "len<5"}).extra == {
-        "check": "len<5"
-    }
+    assert read({"question": "q", "chosen": "a", "rejected": "b", "check": "len<5"}).extra == {"check": "len<5"}

@@ -78,9 +78,7 @@ def test_every_kind_of_file_gives_the_same_rows_in_order(tmp_path: Path, ending:
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet"])
 def test_messages_in_files(tmp_path: Path, ending: str) -> None:
-    ask, yes, no = (
-        {"role": r, "content": c} for r, c in [("user", "Hi"), ("assistant", "Y"), ("assistant", "N")]
-    )
+    ask, yes, no = ({"role": r, "content": c} for r, c in [("user", "Hi"), ("assistant", "Y"), ("assistant", "N")])
     WRITERS[ending](tmp_path / f"m{ending}", [{"prompt": [ask], "chosen": [yes], "rejected": [no]}])
     (pair,) = load_pairs(str(tmp_path / f"m{ending}"))
     assert (pair.turns[0].content, pair.chosen, pair.rejected) == ("Hi", "Y", "N")
@@ -101,9 +99,7 @@ texts = st.text(st.characters(codec="utf-8"), max_size=8)
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(texts, texts, texts), min_size=1, max_size=6))
-def test_trap_scrambled_pairs_any_texts_stay_rows_even_equal_ones(
-    tmp_path: Path, rows: list[tuple[str, ...]]
-) -> None:
+def test_trap_scrambled_pairs_any_texts_stay_rows_even_equal_ones(tmp_path: Path, rows: list[tuple[str, ...]]) -> None:
     twice = [dict(zip(("question", "chosen", "rejected"), row, strict=True)) for row in rows * 2]
     write_jsonl(tmp_path / "any.jsonl", twice)
     loaded = load_pairs(str(tmp_path / "any.jsonl"))
@@ -241,10 +237,7 @@ def test_folder_reads_its_split_in_order_of_names(tmp_path: Path) -> None:
     assert [p.row for p in loaded] == list(range(5))
     assert loaded.left_out == [str(tmp_path / "test.jsonl")]
     assert len(load_pairs(str(tmp_path), split="test")) == 5
-    assert (
-        "no file of the split 'validation'. It has: test, train"
-        in problems_of(tmp_path, split="validation")[0]
-    )
+    assert "no file of the split 'validation'. It has: test, train" in problems_of(tmp_path, split="validation")[0]
 
 
 def test_folder_reports_the_problems_of_all_its_files(tmp_path: Path) -> None:
@@ -323,9 +316,7 @@ def test_hub_that_cannot_be_reached_is_one_error_with_both_places(
     assert "local file (.jsonl, .json, .csv, .parquet)" in problem
 
 
-def test_without_a_network_the_real_client_answers_at_once(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_a_network_the_real_client_answers_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
     for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):

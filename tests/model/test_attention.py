@@ -104,12 +104,14 @@ def test_the_specification_is_attention_in_single_sequences(
 
 @pytest.mark.parametrize("name", FAST)
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(problem=problems(), tile_rows=st.sampled_from((1, 2, 3, 7, 128)))
-def test_backend_matches_the_specification(name: str, problem: tuple[Forest, QKV, Rules, int], tile_rows: int) -> None:
+@given(problem=problems(), tile_rows=st.sampled_from((1, 2, 3, 7, 128)), keep_keys=st.sampled_from((0, 6, 1024)))
+def test_backend_matches_the_specification(
+    name: str, problem: tuple[Forest, QKV, Rules, int], tile_rows: int, keep_keys: int
+) -> None:
     forest, qkv, rule, seed = problem
     expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, seed)
     # The plan of tiles is kept under the forest, which is new in each example.
-    with mock.patch.object(cpu, "TILE_ROWS", tile_rows):
+    with mock.patch.object(cpu, "TILE_ROWS", tile_rows), mock.patch.object(cpu, "KEEP_KEYS", keep_keys):
         found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, seed)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
@@ -137,7 +139,9 @@ def long_forest() -> Forest:
 
 @pytest.mark.parametrize("name", FAST)
 @pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
-def test_real_tiles(name: str, rule: Rules) -> None:
+@pytest.mark.parametrize("keep_keys", [300, 1024], ids=["recomputed", "kept"])
+def test_real_tiles(name: str, rule: Rules, keep_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "KEEP_KEYS", keep_keys)
     forest = long_forest()
     assert max(s.end - s.start for s in forest.segments) > 2 * cpu.TILE_ROWS
     qkv = inputs(forest, 4, 2, 0, torch.float64)

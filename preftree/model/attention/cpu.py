@@ -2,8 +2,9 @@
 
 Each segment is cut into tiles of query rows. A tile's keys are the segments above it and its own segment up
 to the tile's end: a few contiguous spans, no (T, T) mask, no block that is masked entirely. Query heads that
-share a key head are stacked into one GEMM, so keys are never repeated. The backward pass recomputes the
-weights from query and key: a tenth of the arithmetic, and nothing of size tokens × tokens is kept.
+share a key head are stacked into one GEMM, so keys are never repeated. Weights over at most `KEEP_KEYS` keys
+are kept for the backward pass; those of longer tiles are recomputed from query and key, so that memory stays
+linear in the length.
 
 Shape suffixes: H query heads, K key heads, G = H / K, T tokens, D head size, n rows and m keys of a tile,
 R = G · n stacked rows.
@@ -22,6 +23,8 @@ from preftree.model.attention.rules import Rules
 
 #: Query rows a tile. Long tiles waste work above the diagonal, short ones make small GEMMs.
 TILE_ROWS = 128
+#: Keys up to which a tile's weights are kept: heads × KEEP_KEYS numbers a token and layer at most.
+KEEP_KEYS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +121,10 @@ def _stack(source_HTD: Tensor, tile: Tile, key_heads: int) -> Tensor:
 
 
 def _weights(query_KRD: Tensor, key_KmD: Tensor, tile: Tile, rules: Rules) -> tuple[Tensor, Tensor | None]:
-    """Attention weights (K, R, m) of a tile, and tanh of the capped scores if there is a softcap."""
+    """Attention weights (K, R, m) of a tile from its scaled queries, and tanh of the capped scores if capped."""
     # Everything after the GEMM is in float32 at least: in bfloat16 an ALiBi bias loses whole units.
     accumulate = torch.promote_types(query_KRD.dtype, torch.float32)
-    score_KRm = torch.bmm(query_KRD * rules.scale, key_KmD.transpose(1, 2)).to(accumulate)
+    score_KRm = torch.bmm(query_KRD, key_KmD.transpose(1, 2)).to(accumulate)
     tanh_KRm = None
     if rules.softcap is not None:
         tanh_KRm = torch.tanh(score_KRm / rules.softcap)
@@ -140,41 +143,42 @@ def _weights(query_KRD: Tensor, key_KmD: Tensor, tile: Tile, rules: Rules) -> tu
 class _TileAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query_HTD, key_KTD, value_KTD, plan: tuple[Tile, ...], rules: Rules):  # type: ignore[no-untyped-def]
-        ctx.save_for_backward(query_HTD, key_KTD, value_KTD)
         ctx.plan, ctx.rules = plan, rules
+        needed, kept = any(ctx.needs_input_grad), []
         heads, tokens, size = query_HTD.shape
         out_THD = query_HTD.new_empty(tokens, heads, size)
         for tile in plan:
-            query_KRD = _stack(query_HTD, tile, key_KTD.shape[0])
-            weight_KRm, _ = _weights(query_KRD, _gather(key_KTD, tile.spans), tile, rules)
+            query_KRD = _stack(query_HTD, tile, key_KTD.shape[0]) * rules.scale
+            weight_KRm, tanh_KRm = _weights(query_KRD, _gather(key_KTD, tile.spans), tile, rules)
+            keep = needed and tanh_KRm is None and weight_KRm.shape[2] <= KEEP_KEYS
+            kept.append(weight_KRm if keep else None)
             out_KRD = torch.bmm(weight_KRm, _gather(value_KTD, tile.spans))
             out_THD[tile.start : tile.end] = out_KRD.view(heads, -1, size).transpose(0, 1)
+        ctx.save_for_backward(query_HTD, key_KTD, value_KTD, *kept)
         return out_THD
 
     @staticmethod
     def backward(ctx, grad_THD):  # type: ignore[no-untyped-def]
-        query_HTD, key_KTD, value_KTD = ctx.saved_tensors
+        query_HTD, key_KTD, value_KTD, *kept = ctx.saved_tensors
         rules, grad_HTD = ctx.rules, grad_THD.transpose(0, 1)
         heads, _, size = query_HTD.shape
         # Gradients in the memory order of the projections that made these tensors: (T, heads, D).
         query_grad_HTD, key_grad_KTD, value_grad_KTD = (
-            x.new_zeros(x.shape[1], x.shape[0], x.shape[2]).transpose(0, 1)
-            for x in (query_HTD, key_KTD, value_KTD)
+            x.new_zeros(x.shape[1], x.shape[0], x.shape[2]).transpose(0, 1) for x in (query_HTD, key_KTD, value_KTD)
         )
-        for tile in ctx.plan:
-            query_KRD = _stack(query_HTD, tile, key_KTD.shape[0])
+        for tile, kept_KRm in zip(ctx.plan, kept, strict=True):
+            query_KRD = _stack(query_HTD, tile, key_KTD.shape[0]) * rules.scale
             key_KmD, value_KmD = _gather(key_KTD, tile.spans), _gather(value_KTD, tile.spans)
             grad_KRD = _stack(grad_HTD, tile, key_KTD.shape[0])
-            weight_KRm, tanh_KRm = _weights(query_KRD, key_KmD, tile, rules)
+            weight_KRm, tanh_KRm = kept_KRm, None
+            if kept_KRm is None:
+                weight_KRm, tanh_KRm = _weights(query_KRD, key_KmD, tile, rules)
             _scatter_add(value_grad_KTD, tile.spans, torch.bmm(weight_KRm.transpose(1, 2), grad_KRD))
             weight_grad_KRm = torch.bmm(grad_KRD, value_KmD.transpose(1, 2))
-            score_grad_KRm = torch.ops.aten._softmax_backward_data(
-                weight_grad_KRm, weight_KRm, -1, weight_KRm.dtype
-            )
+            score_grad_KRm = torch.ops.aten._softmax_backward_data(weight_grad_KRm, weight_KRm, -1, weight_KRm.dtype)
             if tanh_KRm is not None:
                 score_grad_KRm *= 1 - tanh_KRm * tanh_KRm
-            score_grad_KRm *= rules.scale
-            query_grad_KRD = torch.bmm(score_grad_KRm, key_KmD)
+            query_grad_KRD = torch.bmm(score_grad_KRm, key_KmD) * rules.scale
             query_grad_HTD[:, tile.start : tile.end] = query_grad_KRD.view(heads, -1, size)
             _scatter_add(key_grad_KTD, tile.spans, torch.bmm(score_grad_KRm.transpose(1, 2), query_KRD))
         return query_grad_HTD, key_grad_KTD, value_grad_KTD, None, None

@@ -90,13 +90,9 @@ def _attention(
         )
     unknown = [name for name, value_ in others.items() if value_ is not None and name not in _HARMLESS]
     if unknown:
-        raise ModelError(
-            f"attention of {type(module).__name__} passes {', '.join(unknown)}, unknown to trees"
-        )
+        raise ModelError(f"attention of {type(module).__name__} passes {', '.join(unknown)}, unknown to trees")
     if dropout:
-        raise ModelError(
-            "attention dropout is not possible over trees; switch it off or use --attention padded"
-        )
+        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
     rules = Rules(
         scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
         window=sliding_window,

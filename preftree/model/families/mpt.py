@@ -52,15 +52,12 @@ def _attention(self: Any, hidden_states: Tensor, position_bias=None, *args, **kw
     if not isinstance(position_bias, _Passenger):
         return type(self).forward(self, hidden_states, position_bias, *args, **kwargs)
     if self.training and self.attn_dropout_p:
-        raise ModelError(
-            "attention dropout is not possible over trees; switch it off or use --attention padded"
-        )
+        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
     mixed = self.Wqkv(hidden_states[0])
     if self.clip_qkv:
         mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
     query_HTD, key_HTD, value_HTD = (
-        part.view(part.shape[0], self.n_heads, self.head_dim).transpose(0, 1)
-        for part in mixed.chunk(3, dim=1)
+        part.view(part.shape[0], self.n_heads, self.head_dim).transpose(0, 1) for part in mixed.chunk(3, dim=1)
     )
     rules = Rules(scale=self.softmax_scale, slopes_H=position_bias.slopes_H)
     out_THD = position_bias.attend(query_HTD, key_HTD, value_HTD, position_bias.forest, rules)

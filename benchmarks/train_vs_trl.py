@@ -1,0 +1,275 @@
+"""preftree beside TRL's DPOTrainer: same weights, token ids, order, LoRA start and pairs per optimizer step.
+
+    python benchmarks/train_vs_trl.py --model smollm2 --data ../shared/data/pref/orca_pairs.jsonl
+
+The two alternate in fresh processes, one after the other, so that a machine that drifts drifts for both. TRL runs in
+the setting that is fastest for it on the machine (its fused head, no checkpointing, `--trl_batch` pairs a forward).
+Timed is everything after the model is loaded and the data tokenized, the reference pass included. Printed: pairs/s
+of both, their ratio round by round (min, median, max), peak memory while training, the share of the machine's GEMM
+peak that useful arithmetic takes, and the losses of both. `--json FILE` keeps all of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+SIDES = ("preftree", "trl")
+
+
+def main() -> int:
+    args = _arguments()
+    if args.child:
+        print("RESULT " + json.dumps(_child(args)))
+        return 0
+    results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for number in range(args.rounds):
+        for side in SIDES if number % 2 == 0 else SIDES[::-1]:
+            found = _fresh_process(side)
+            results[side].append(found)
+            print(
+                f"round {number + 1}/{args.rounds} {side:9} {found['pairs_per_second']:.4f} pairs/s  "
+                f"{found['peak_gib']:.2f} GiB  loss {found['losses'][0]:.4f} … {found['losses'][-1]:.4f}",
+                flush=True,
+            )
+    report = _report(args, results)
+    print(report["table"])
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="smollm2")
+    add("--data", default="../shared/data/pref/orca_pairs.jsonl")
+    add("--pairs", type=int, default=16, help="pairs of the run, taken evenly from the file (%(default)s)")
+    add("--step", type=int, default=4, help="pairs of one optimizer step (%(default)s)")
+    add("--trl_batch", type=int, default=2, help="pairs TRL computes at once (%(default)s)")
+    add("--epochs", type=int, default=1)
+    add("--rounds", type=int, default=3)
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    add("--device", default="cpu")
+    add("--all_linear", action="store_true", help="LoRA on every linear layer, not only q, k and v")
+    add("--rank", type=int, default=16)
+    add("--max_length", type=int, default=1024)
+    add("--max_prompt_length", type=int, default=512)
+    add("--learning_rate", type=float, default=5e-4)
+    add("--json", help="file for all numbers")
+    add("--child", choices=SIDES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _fresh_process(side: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, *sys.argv[1:], "--child", side]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        sys.exit(f"{side} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
+
+
+def _child(args: argparse.Namespace) -> dict[str, Any]:
+    import torch
+    from transformers import set_seed
+
+    from preftree.data.encode import encode_pairs
+    from preftree.data.sources import load_pairs
+    from preftree.device import cpu_bf16_instructions
+    from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
+    from preftree.model.lora import add_lora
+
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(args.dtype)
+    if dtype is None:
+        fast = args.device != "cpu" or cpu_bf16_instructions()
+        dtype = torch.bfloat16 if fast else torch.float32
+    source = resolve(args.model)
+    tokenizer = load_tokenizer(source)
+    pairs, _ = encode_pairs(
+        load_pairs(args.data), tokenizer, max_length=args.max_length, max_prompt_length=args.max_prompt_length
+    )
+    pairs = pairs[:: max(1, len(pairs) // args.pairs)][: args.pairs]
+    model = load_model(source, dtype).to(args.device)
+    peak = _gemm_peak(dtype, args.device)
+    set_seed(0)
+    targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
+    peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
+    disable_dropout(peft)
+    body = sum(p.numel() for n, p in peft.named_parameters() if "lora_" not in n and p.dim() == 2) - _embeddings(model)
+    with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
+        start = time.perf_counter()
+        run = _run_preftree if args.child == "preftree" else _run_trl
+        losses = run(args, folder, peft, tokenizer, pairs)
+        seconds = time.perf_counter() - start
+    work = _useful_flops(args, pairs, body, model)
+    return {
+        "pairs_per_second": len(pairs) * args.epochs / seconds,
+        "seconds": seconds,
+        "peak_gib": memory.peak / 2**30,
+        "losses": losses,
+        "gemm_peak_gflops": peak / 1e9,
+        "utilisation": work / seconds / peak,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
+def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
+    from transformers import TrainingArguments
+
+    from preftree.model.score import attach, causal_model
+    from preftree.train.budget import choose_budget
+    from preftree.train.reference import Reference
+    from preftree.train.step import Objective
+    from preftree.train.trainer import PreferenceTrainer
+
+    attach(peft)
+    budget = choose_budget(causal_model(peft), pairs, device=args.device, checkpointing=False, asked=None)
+    trainer = PreferenceTrainer(
+        peft,
+        TrainingArguments(**_training(args, folder), per_device_train_batch_size=args.step),
+        train_pairs=pairs,
+        eval_pairs=[],
+        reference=Reference(peft),
+        objective=Objective(),
+        budget=budget.value,
+    )
+    trainer.train()
+    return _losses(trainer)
+
+
+def _run_trl(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Tokenized(DPOTrainer):
+        """Takes token ids as they are: both sides train on the same ones, and tokenizing is not timed."""
+
+        def _prepare_dataset(self, dataset: Any, *others: Any, **more: Any) -> Any:
+            return dataset
+
+    config = DPOConfig(
+        **_training(args, folder),
+        per_device_train_batch_size=args.trl_batch,
+        gradient_accumulation_steps=args.step // args.trl_batch,
+        gradient_checkpointing=False,
+        max_length=None,
+        precompute_ref_log_probs=args.epochs > 1,
+        bf16=next(iter(peft.parameters())).dtype is not None and "bfloat16" in str(peft.dtype),
+    )
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in pairs
+    ]
+    trainer = Tokenized(model=peft, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    trainer.train()
+    return _losses(trainer)
+
+
+def _training(args: argparse.Namespace, folder: str) -> dict[str, Any]:
+    return {
+        "output_dir": folder,
+        "num_train_epochs": args.epochs,
+        "learning_rate": args.learning_rate,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": args.device == "cpu",
+        "seed": 0,
+    }
+
+
+def _losses(trainer: Any) -> list[float]:
+    return [record["loss"] for record in trainer.state.log_history if "loss" in record]
+
+
+def _embeddings(model: Any) -> int:
+    tables = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
+    return sum(tables.values())
+
+
+def _useful_flops(args: argparse.Namespace, pairs: list[Any], body: int, model: Any) -> float:
+    """Arithmetic that no exact method can leave out: 4N a tree token and epoch, 2N more once for the reference, the
+    head at continuation positions (forward and gradient; forward for the reference). Attention is not counted."""
+    head = model.get_output_embeddings().weight.numel()
+    tree = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    return args.epochs * (4 * body * tree + 4 * head * scored) + 2 * body * tree + 2 * head * scored
+
+
+def _gemm_peak(dtype: Any, device: str, seconds: float = 1.0) -> float:
+    """FLOP/s of a large matrix product, the best of several: what the machine can do at all."""
+    import torch
+
+    size = 1536 if device == "cpu" else 8192
+    a, b = torch.randn(size, size, dtype=dtype, device=device), torch.randn(size, size, dtype=dtype, device=device)
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until or best == float("inf"):
+        start = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+class _PeakMemory:
+    """Most resident memory of this process while it is open, read twenty times a second."""
+
+    def __enter__(self) -> _PeakMemory:
+        import psutil
+
+        self.peak, self._process, self._stop = 0, psutil.Process(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.peak = max(self.peak, self._process.memory_info().rss)
+
+    def __exit__(self, *exc: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    from preftree.device import environment
+
+    def median(side: str, key: str) -> float:
+        return statistics.median(r[key] for r in results[side])
+
+    ratios = [a["pairs_per_second"] / b["pairs_per_second"] for a, b in zip(*results.values(), strict=True)]
+    memory = [b["peak_gib"] / a["peak_gib"] for a, b in zip(*results.values(), strict=True)]
+    apart = max(
+        abs(x - y)
+        for a, b in zip(*results.values(), strict=True)
+        for x, y in zip(a["losses"], b["losses"], strict=True)
+    )
+    env = environment()
+    lines = [
+        "",
+        f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} a step, {results['preftree'][0]['dtype']}, "
+        f"{env['cpu']}, {env['threads']['torch']} threads, GEMM peak {median('preftree', 'gemm_peak_gflops'):.0f} GFLOP/s",
+        f"{'':12}{'pairs/s':>10}{'peak GiB':>10}{'utilisation':>13}",
+    ]
+    for side in SIDES:
+        numbers = (median(side, "pairs_per_second"), median(side, "peak_gib"), median(side, "utilisation"))
+        lines.append(f"{side:12}{numbers[0]:10.4f}{numbers[1]:10.2f}{100 * numbers[2]:12.0f}%")
+    lines.append(f"speed ratio  min {min(ratios):.2f}  median {statistics.median(ratios):.2f}  max {max(ratios):.2f}")
+    lines.append(f"memory ratio {statistics.median(memory):.2f}; largest difference of a step's loss {apart:.1e}")
+    return {"table": "\n".join(lines), "environment": env, "arguments": vars(args), "ratios": ratios, "runs": results}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
