@@ -53,12 +53,20 @@ def greedy_answers(
 
 
 def render_prompts(
-    tokenizer: Any, questions: Sequence[str], systems: Sequence[str] | None = None
+    tokenizer: Any,
+    questions: Sequence[str],
+    systems: Sequence[str] | None = None,
+    turns_before: Sequence[tuple[str, str]] = (),
 ) -> list[str]:
-    """Each question through the chat template, with the assistant's header at the end."""
+    """Each question through the chat template, with the assistant's header at the end.
+
+    `turns_before` are (question, answer) pairs that stand before every question.
+    """
     prompts = []
     for question, system in zip(questions, systems or [""] * len(questions), strict=True):
         messages = [{"role": "system", "content": system}] if system else []
+        for asked, answered in turns_before:
+            messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         messages.append({"role": "user", "content": question})
         prompts.append(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     return prompts
@@ -93,9 +101,7 @@ def answer_batch(
             torch.manual_seed(sampling.seed)
             # top_k, not top_p: that one sorts the whole vocabulary for each token, half of the time on a CPU.
             options = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k}
-        output = model.generate(
-            **inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options
-        )
+        output = model.generate(**inputs, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options)
     continuations = output[:, inputs["input_ids"].shape[1] :].tolist()
     return [_read(tokenizer, ids) for ids in continuations]
 

@@ -1,15 +1,18 @@
 """Make the demo's preference set: `python -m preftree.demo.build --out DIR`.
 
 The prompts and chosen answers come from `preftree.demo.kinds`, written by construction. The rejected
-answer of each is what the model itself said when asked, or the beginning of it, and what its check says
-is wrong; a prompt that the model never gets wrong is dropped. Two things about it decide whether the
-demo learns what was asked or something cheaper:
+answer of each is what the model itself said when asked and what its check says is wrong; a prompt that
+the model never gets wrong is dropped. How that answer is drawn decides whether a short training run learns
+what was asked or something cheaper. What two earlier versions of this set taught, when the model was trained on
+them with DPO (untrained, 13 of 102 greedy held-out answers pass):
 
-- Low temperature (0.7 among the 20 likeliest tokens). At temperature 1 this small model talks nonsense,
-  and training only unlearns nonsense that greedy decoding would never have said.
-- Lengths around that of the chosen answer, half of it to three times it. Left at their natural length,
-  nearly all rejected answers are longer: training on them made every answer one word, and the share of
-  held-out answers that pass fell from 13 to 8 %.
+- Samples at temperature 1, all longer than the chosen answers: every answer became one word, 8 of 102 passed.
+  So: temperature 0.7 among the 20 likeliest tokens, since at 1 this small model talks nonsense that greedy
+  decoding would never say; and every second prompt is put after two questions that were answered in one word.
+  That helps a little only: 5 of 6 rejected answers are still longer than the chosen one.
+- Samples cut in mid-sentence to the length of the chosen answer: training mostly learned not to end, since the
+  end token behind a cut is what the model finds least likely. So: answers end where the model ended them, or at
+  the end of a sentence.
 
 Equal seeds give equal files, byte for byte, with the same torch, transformers and kind of processor:
 every batch has fixed members and a seed of its own, and arithmetic runs in float32 on one thread.
@@ -22,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import re
 import sys
 import time
@@ -42,9 +44,14 @@ from preftree.model.load import load_model, load_tokenizer, resolve
 DATA_FOLDER = Path(__file__).parent / "data"
 """Where the shipped train.jsonl and heldout.jsonl are."""
 
-# The end of a sentence or of a line. The dot of "2." starts a list item, it ends nothing.
-_BREAK = re.compile(r"(?<!\d)[.!?](?=\s|$)|(?=\n)")
-_WORD = re.compile(r"\S+")
+# The end of a sentence. The dot of "2." starts a list item, it ends nothing.
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")
+_MIN_WORDS = 3
+# What goes before the question to get a terse answer.
+_TERSE: tuple[tuple[str, str], ...] = (
+    ("The capital of Italy, nothing else:", "Rome"),
+    ("Write only the plural of mouse.", "mice"),
+)
 
 
 @dataclass(frozen=True)
@@ -53,10 +60,8 @@ class Recipe:
 
     per_kind: dict[Split, int] = field(default_factory=lambda: {"train": 28, "heldout": 6})
     """Prompts of each kind."""
-    max_new_tokens: int = 24
-    """Longest sampled answer."""
-    lengths: tuple[float, ...] = (0.5, 1.0, 1.0, 3.0)
-    """Most words of a rejected answer, as multiples of the chosen one's; each row draws one of them."""
+    max_new_tokens: int = 32
+    """Longest sampled answer; one that is cut there is trimmed to its last full sentence."""
     rounds: int = 4
     """How often a prompt is asked before it is dropped."""
     batch_size: int = 32
@@ -93,39 +98,39 @@ def sample_rejected(
     recipe: Recipe,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[str | None]:
-    """One sampled answer that fails its check for each example; None where every sample passed."""
-    prompts = render_prompts(tokenizer, [e.question for e in examples], [e.system for e in examples])
-    limits = [_most_words(example, first_seed, recipe.lengths) for example in examples]
+    """One sampled answer that fails its check for each example; None where there was none in all rounds.
+
+    Every second example is asked for a terse answer; in the second half of the rounds it is the other way
+    round for those still without an answer.
+    """
+    questions, systems = [e.question for e in examples], [e.system for e in examples]
+    plain = render_prompts(tokenizer, questions, systems)
+    terse = render_prompts(tokenizer, questions, systems, _TERSE)
     found: dict[int, str] = {}
     for attempt in range(recipe.rounds):
+        swapped = attempt >= recipe.rounds // 2
+        prompts = [(terse if (row % 2 == 1) != swapped else plain)[row] for row in range(len(examples))]
         pending = [row for row in by_length(prompts) if row not in found]
         started = time.monotonic()
         for start in range(0, len(pending), recipe.batch_size):
             rows = pending[start : start + recipe.batch_size]
             sampling = Sampling(first_seed + 1000 * attempt + start // recipe.batch_size)
-            answers = answer_batch(
-                model, tokenizer, [prompts[row] for row in rows], recipe.max_new_tokens, sampling
-            )
+            answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], recipe.max_new_tokens, sampling)
             for row, answer in zip(rows, answers, strict=True):
-                text = trim(answer, limits[row])
+                text = trim(answer)
                 if text and not passes(examples[row].check, text):
                     found[row] = text
             say(_progress(attempt, start + len(rows), len(pending), time.monotonic() - started))
     return [found.get(row) for row in range(len(examples))]
 
 
-def _most_words(example: Example, seed: int, lengths: Sequence[float]) -> int:
-    factor = random.Random(f"{seed}/{example.question}").choice(lengths)
-    return max(1, round(factor * len(example.chosen.split())))
-
-
-def trim(answer: Answer, most_words: int) -> str:
-    """At most so many words; an answer cut by the token limit ends at a full sentence or line if it can."""
-    words = list(_WORD.finditer(answer.text))
-    if len(words) > most_words:
-        return answer.text[: words[most_words - 1].end()]
-    ends = [] if answer.finished else [match.end() for match in _BREAK.finditer(answer.text)]
-    return answer.text[: ends[-1]].rstrip() if ends else answer.text
+def trim(answer: Answer) -> str:
+    """The answer as it ended, or up to its last full sentence if it was cut; "" if there is none."""
+    if answer.finished:
+        return answer.text
+    ends = [match.end() for match in _SENTENCE_END.finditer(answer.text)]
+    text = answer.text[: ends[-1]] if ends else ""
+    return text if len(text.split()) >= _MIN_WORDS else ""
 
 
 def write_jsonl(rows: Sequence[dict[str, str]], path: Path) -> None:
@@ -157,9 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         source = resolve(options.model)
         tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-        rows = build(
-            model, tokenizer, options.seed, say=lambda line: print(line, file=sys.stderr, flush=True)
-        )
+        rows = build(model, tokenizer, options.seed, say=lambda line: print(line, file=sys.stderr, flush=True))
     except PreftreeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -67,8 +67,7 @@ def _parse(check: Check | str) -> Check:
         fields = json.loads(check)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"The check {check!r} is not JSON ({error}). Write an object such as "
-            f'{{"type": "number", "value": 3}}.'
+            f'The check {check!r} is not JSON ({error}). Write an object such as {{"type": "number", "value": 3}}.'
         ) from None
     if not isinstance(fields, dict):
         raise DataError(f"The check {check!r} is not a JSON object. Write one with a field 'type'.")
@@ -126,9 +125,7 @@ def _word_count(check: Check, answer: str) -> bool:
     words = answer.split(" ")
     different = {word.lower() for word in words}
     return (
-        len(words) == check["count"]
-        and len(different) == len(words)
-        and all(_WORD.fullmatch(word) for word in words)
+        len(words) == check["count"] and len(different) == len(words) and all(_WORD.fullmatch(word) for word in words)
     )
 
 

@@ -109,9 +109,7 @@ def test_wrong_answers_fail(check: dict, answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["", " ", "\n", ".", "- ", "{}", ";", "\x00", "é" * 1000])
-@pytest.mark.parametrize(
-    "check", {check["type"]: check for check, _ in RIGHT}.values(), ids=lambda c: c["type"]
-)
+@pytest.mark.parametrize("check", {check["type"]: check for check, _ in RIGHT}.values(), ids=lambda c: c["type"])
 def test_degenerate_answers_fail_without_an_exception(check: dict, answer: str) -> None:
     assert not passes(check, answer)
 

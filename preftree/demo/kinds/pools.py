@@ -35,9 +35,7 @@ CATEGORIES: dict[Split, tuple[Category, ...]] = {
         Category("colors", "a color", "color", ("red", "blue", "green", "yellow", "purple", "brown")),
         Category("tools", "a tool", "tool", ("hammer", "saw", "drill", "wrench", "shovel", "rake")),
         Category("vehicles", "a vehicle", "vehicle", ("car", "bus", "truck", "train", "tram", "boat")),
-        Category(
-            "countries", "a country", "place", ("France", "Spain", "Japan", "Brazil", "Egypt", "Canada")
-        ),
+        Category("countries", "a country", "place", ("France", "Spain", "Japan", "Brazil", "Egypt", "Canada")),
         Category("clothes", "a piece of clothing", "clothes", ("shirt", "coat", "sock", "hat", "scarf")),
         Category("metals", "a metal", "metal", ("iron", "copper", "silver", "zinc", "nickel")),
         Category("body parts", "a part of the body", "body", ("hand", "nose", "knee", "elbow", "ear")),

@@ -82,9 +82,7 @@ def _fill_units(split: Split, rng: random.Random) -> Filled:
     unit, part, factor = rng.choice(_UNITS[split])
     quantity = rng.choice(_QUANTITIES[split])
     value = quantity * factor
-    return Filled(
-        {"amount": f"{quantity} {unit}", "part": part}, str(value), {"type": "number", "value": value}
-    )
+    return Filled({"amount": f"{quantity} {unit}", "part": part}, str(value), {"type": "number", "value": value})
 
 
 YES_NO = Kind(
