@@ -259,8 +259,9 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
     env = environment()
     lines = [
         "",
-        f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} a step, {results['preftree'][0]['dtype']}, "
-        f"{env['cpu']}, {env['threads']['torch']} threads, GEMM peak {median('preftree', 'gemm_peak_gflops'):.0f} GFLOP/s",
+        f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} a step, "
+        f"{results['preftree'][0]['dtype']}, {env['cpu']}, {env['threads']['torch']} threads, "
+        f"GEMM peak {median('preftree', 'gemm_peak_gflops'):.0f} GFLOP/s",
         f"{'':12}{'pairs/s':>10}{'peak GiB':>10}{'utilisation':>13}",
     ]
     for side in SIDES:

@@ -20,7 +20,7 @@ MODULES = {
 }
 
 BASE = {"errors"}
-SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run"}
+SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress"}
 STAGE = SETTINGS | {"forest", "data", "model"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "flags": BASE,
     "gaudi": BASE,
     "run": BASE,
+    "progress": set(),
     "settings": BASE | {"flags"},
     "device": BASE | {"gaudi", "settings"},
     "model": BASE | {"forest"},

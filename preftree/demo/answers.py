@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -34,12 +34,14 @@ def greedy_answers(
     systems: Sequence[str] | None = None,
     max_new_tokens: int = 48,
     batch_size: int = 16,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """The most likely answer to each question, in the order of the questions.
 
     `systems` has one system message a question; an empty one leaves the turn to the chat template.
     Prompts of similar length share a batch, so that little is padded. An answer ends at the model's
-    end token or after `max_new_tokens`. The model may be a PEFT model; its training mode is restored.
+    end token or after `max_new_tokens`. `progress` is called with (prompts done, prompts in all).
+    The model may be a PEFT model; its training mode is restored.
     """
     prompts = render_prompts(tokenizer, questions, systems)
     texts = [""] * len(prompts)
@@ -49,6 +51,8 @@ def greedy_answers(
         answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], max_new_tokens)
         for row, answer in zip(rows, answers, strict=True):
             texts[row] = answer.text
+        if progress is not None:
+            progress(start + len(rows), len(order))
     return texts
 
 

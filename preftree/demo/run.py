@@ -13,10 +13,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,9 +25,12 @@ from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.sources import load_pairs
 from preftree.demo.answers import greedy_answers
 from preftree.demo.checks import passes
+from preftree.device import choose_device, choose_dtype
 from preftree.evaluate.preference import PairScores, score_pairs
 from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.model.lora import load_adapter
 from preftree.model.score import attach
+from preftree.progress import Progress
 from preftree.run import RunFolder
 from preftree.settings import Settings, parse_settings
 from preftree.train.run import train
@@ -35,10 +38,11 @@ from preftree.train.run import train
 #: What the demo trains with: one pass over the pairs, as flags of `preftree train`.
 RECIPE = shlex.split("""
     --model_name_or_path smollm2 --num_train_epochs 1 --per_device_train_batch_size 8
-    --gradient_accumulation_steps 1 --learning_rate 2e-4 --lr_scheduler_type cosine --warmup_steps 4
-    --lora_rank 16 --lora_alpha 32 --lora_dropout 0 --beta 0.1 --max_length 256 --max_prompt_length 192
+    --gradient_accumulation_steps 1 --learning_rate 1e-4 --lr_scheduler_type cosine --warmup_steps 4
+    --lora_rank 16 --lora_alpha 16 --lora_dropout 0 --beta 0.5 --max_length 256 --max_prompt_length 192
     --validation_split_percentage 0 --save_strategy no --logging_steps 5
 """)
+#: Prompts shown with both answers.
 SHOWN = 3
 
 
@@ -60,37 +64,26 @@ def main(argv: Sequence[str]) -> int:
     options, flags = _options(argv)
     started = time.perf_counter()
     console = Console(soft_wrap=True)
-    own = [
-        "--dataset_name",
-        _data("train.jsonl"),
-        "--output_dir",
-        options.output_dir,
-        "--seed",
-        str(options.seed),
-    ]
+    place = options.output_dir or _free_folder()
+    own = ["--dataset_name", _data("train.jsonl"), "--output_dir", place, "--seed", str(options.seed)]
     settings = parse_settings([*RECIPE, *own, *flags])
-    folder = RunFolder(settings.train.output_dir or "")
+    folder = RunFolder(place)
+    _check_free(folder, settings)
     source = resolve(settings.model.model_name_or_path or "")
     tokenizer = load_tokenizer(source)
     rows = _rows(_data("heldout.jsonl"))
-    pairs, _ = encode_pairs(
-        load_pairs(_data("heldout.jsonl")), tokenizer, max_length=256, max_prompt_length=192
-    )
-
-    from preftree.device import choose_device, choose_dtype
+    pairs, _ = encode_pairs(load_pairs(_data("heldout.jsonl")), tokenizer, max_length=256, max_prompt_length=192)
 
     device = choose_device(settings).value
     base = load_model(source, choose_dtype(settings, device).value).to(device)
     attach(base)
     console.print(f"before     {len(rows)} held-out prompts: scoring the pairs, answering greedily …")
-    before = _judge(base, tokenizer, rows, pairs)
-    console.print(
-        f"before     {100 * before.pass_rate:.0f} % of the answers pass their check\n", highlight=False
-    )
+    before = _judge(console, base, tokenizer, rows, pairs)
+    console.print(f"before     {100 * before.pass_rate:.0f} % of the answers pass their check\n", highlight=False)
     train(settings, console)
-    tuned = PeftModel.from_pretrained(base, str(folder.output_dir))
+    tuned = load_adapter(base, str(folder.output_dir))
     console.print("\nafter      the adapter read back from disk, the same prompts …")
-    after = _judge(tuned, tokenizer, rows, pairs)
+    after = _judge(console, tuned, tokenizer, rows, pairs)
     _show(console, rows, before, after)
     _record(folder, settings, rows, before, after)
     seconds = time.perf_counter() - started
@@ -105,9 +98,21 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "Other flags are those of `preftree train` and override the demo's own.",
         allow_abbrev=False,
     )
-    parser.add_argument("--output_dir", default="outputs/demo", help="where the adapter goes (%(default)s)")
+    parser.add_argument("--output_dir", help="where the adapter goes (outputs/demo, or demo-2 and so on)")
     parser.add_argument("--seed", type=int, default=42, help="of data order and LoRA weights (%(default)s)")
     return parser.parse_known_args(argv)
+
+
+def _free_folder() -> str:
+    """outputs/demo, or the first of demo-2, demo-3, … that is not there: the demo may be run again at once."""
+    names = (Path("outputs") / (f"demo-{n}" if n > 1 else "demo") for n in count(1))
+    return str(next(path for path in names if not path.exists()))
+
+
+def _check_free(folder: RunFolder, settings: Settings) -> None:
+    """Refuse an occupied folder now and not after the first half of the demo."""
+    overwrite = settings.train.overwrite_output_dir
+    folder.check(resume=False, overwrite=overwrite, fingerprint=settings.fingerprint())
 
 
 def _data(name: str) -> str:
@@ -118,33 +123,40 @@ def _rows(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def _judge(model: Any, tokenizer: Any, rows: list[dict[str, Any]], pairs: list[EncodedPair]) -> Verdict:
+def _judge(
+    console: Console, model: Any, tokenizer: Any, rows: list[dict[str, Any]], pairs: list[EncodedPair]
+) -> Verdict:
     answers = greedy_answers(
-        model, tokenizer, [row["question"] for row in rows], [row["system"] for row in rows], batch_size=51
+        model,
+        tokenizer,
+        [row["question"] for row in rows],
+        [row["system"] for row in rows],
+        max_new_tokens=40,
+        batch_size=26,
+        progress=Progress(console, "           answering ", "prompts"),
     )
     passed = [passes(json.loads(row["check"]), answer) for row, answer in zip(rows, answers, strict=True)]
-    return Verdict(score_pairs(model, pairs), answers, passed)
+    scores = score_pairs(model, pairs, progress=Progress(console, "           scoring ", "pairs"))
+    return Verdict(scores, answers, passed)
 
 
 def _show(console: Console, rows: list[dict[str, Any]], before: Verdict, after: Verdict) -> None:
     table = Table(title="Held-out prompts, worded like none in training", title_justify="left")
     for heading, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    count = len(rows)
+    total = len(rows)
     table.add_row(
         "greedy answers that pass their check",
-        *(f"{sum(v.passed)}/{count} = {100 * v.pass_rate:.0f} %" for v in (before, after)),
+        *(f"{sum(v.passed)}/{total} = {100 * v.pass_rate:.0f} %" for v in (before, after)),
     )
     table.add_row(
         "chosen answer more probable than rejected",
         *(f"{100 * v.scores.accuracy:.0f} %" for v in (before, after)),
     )
-    table.add_row(
-        "margin, log p(chosen) − log p(rejected)", *(f"{v.scores.margin:+.1f}" for v in (before, after))
-    )
+    table.add_row("margin, log p(chosen) − log p(rejected)", *(f"{v.scores.margin:+.1f}" for v in (before, after)))
     console.print()
     console.print(table)
-    for row in _examples(rows):
+    for row in _examples(before.passed, after.passed):
         answers = Table(
             title=Text(f"{rows[row]['kind']}: {rows[row]['question']}"), title_justify="left", show_lines=True
         )
@@ -155,15 +167,18 @@ def _show(console: Console, rows: list[dict[str, Any]], before: Verdict, after: 
         console.print(answers)
 
 
-def _examples(rows: list[dict[str, Any]]) -> list[int]:
-    """Three prompts spread evenly over the file: taken by their place alone, so that nothing flatters."""
-    step = len(rows) // SHOWN
-    return [i * step + step // 2 for i in range(SHOWN)]
+def _examples(before: Sequence[bool], after: Sequence[bool]) -> list[int]:
+    """Three prompts: the first that now passes, the first that still fails, the first that no longer passes.
+
+    Where one of these does not occur, the next of the others takes its place: good and bad are both shown.
+    """
+    fates = list(zip(before, after, strict=True))
+    firsts = [fates.index(fate) for fate in ((False, True), (False, False), (True, False)) if fate in fates]
+    others = [row for row in range(len(fates)) if row not in firsts]
+    return (firsts + others)[:SHOWN]
 
 
-def _record(
-    folder: RunFolder, settings: Settings, rows: list[dict[str, Any]], before: Verdict, after: Verdict
-) -> None:
+def _record(folder: RunFolder, settings: Settings, rows: list[dict[str, Any]], before: Verdict, after: Verdict) -> None:
     """The verdicts into the run folder, where a report can find them."""
     for row, first, second, ok_first, ok_second in zip(
         rows, before.answers, after.answers, before.passed, after.passed, strict=True

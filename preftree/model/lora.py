@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,10 +46,22 @@ def add_lora(
         task_type="CAUSAL_LM",
         **options,
     )
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a property by its old name; nothing a user could do about it.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+    with _without_chatter():
         return get_peft_model(model, config)
+
+
+def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
+    """`model` with the adapter saved in `folder`, for inference."""
+    with _without_chatter():
+        return PeftModel.from_pretrained(model, folder)
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """PEFT asks transformers for a property by its old name; nothing a user could do about that warning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        yield
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:

@@ -12,6 +12,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preftree.device import peak_memory
+from preftree.progress import clock
 from preftree.run import RunFolder
 from preftree.train.metrics import Pulse
 
@@ -92,10 +93,3 @@ class RunLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs:
             self.folder.log({"step": state.global_step, **logs})
-
-
-def clock(seconds: float) -> str:
-    """Seconds as 1:02:03 or 2:03."""
-    whole = max(0, round(seconds))
-    hours, minutes = divmod(whole // 60, 60)
-    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

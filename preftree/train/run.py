@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
@@ -12,33 +10,21 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from preftree.data.encode import EncodedPair, encode_pairs
-from preftree.data.sources import load_pairs
-from preftree.data.split import split_validation
 from preftree.device import Choice, choose_device, choose_dtype, environment
-from preftree.errors import DataError, RunError
+from preftree.errors import RunError
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.run import RunFolder
 from preftree.settings import Settings
 from preftree.train.budget import choose_budget
+from preftree.train.inputs import Prepared, Say, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.store import LogprobStore, cache_root, weights_key
 from preftree.train.trainer import PreferenceTrainer
-
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Encoded pairs, ready to train on."""
-
-    train: list[EncodedPair]
-    validation: list[EncodedPair]
 
 
 def train(settings: Settings, console: Console | None = None) -> int:
@@ -65,7 +51,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
     say(f"device     {device}")
     say(f"precision  {dtype}")
     tokenizer = _tokenizer(settings, source)
-    prepared = _pairs(settings, tokenizer, say)
+    prepared = prepare_pairs(settings, tokenizer, console, say)
     set_seed(settings.train.seed)
     model = _model(settings, source, dtype.value, device, say)
     trainer = _trainer(settings, model, tokenizer, prepared, folder, device.value, console, say)
@@ -112,66 +98,16 @@ def _checkpoint(settings: Settings) -> str | None:
     return str(asked)
 
 
-def _hub_options(settings: Settings) -> dict[str, Any]:
-    model = settings.model
-    return {
-        "revision": model.model_revision,
-        "cache_dir": model.cache_dir,
-        "token": model.token or (True if model.use_auth_token else None),
-    }
-
-
 def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBase:
     own = settings.model.tokenizer_name
     place = resolve(own) if own else source
-    return load_tokenizer(place, use_fast=settings.model.use_fast_tokenizer, **_hub_options(settings))
-
-
-def _pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, say: Say) -> Prepared:
-    """Read, encode and split, saying how many pairs were kept and why others were not."""
-    data = settings.data
-    train = _encoded(settings, data.dataset_name or "", tokenizer, say, data.max_train_samples)
-    if data.validation_file:
-        validation = _encoded(settings, data.validation_file, tokenizer, say, None)
-        how = f"from {data.validation_file}"
-    else:
-        train, validation = split_validation(train, data.validation_split_percentage, settings.train.data_seed or 0)
-        how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
-    validation = validation[: data.max_eval_samples]
-    say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
-    return Prepared(train, validation)
-
-
-def _encoded(
-    settings: Settings, name: str, tokenizer: PreTrainedTokenizerBase, say: Say, limit: int | None
-) -> list[EncodedPair]:
-    data, hub = settings.data, _hub_options(settings)
-    loaded = load_pairs(
-        name,
-        config_name=data.dataset_config_name,
-        cache_dir=hub["cache_dir"],
-        token=hub["token"],
-        streaming=data.streaming,
-        limit=limit,
-        overwrite_cache=data.overwrite_cache,
-    )
-    say(f"data       {name}: {len(loaded)} pairs in the format {loaded.format}")
-    for reason, count in loaded.skipped.items():
-        say(f"           {count} rows gave no pair: {reason}")
-    pairs, report = encode_pairs(
-        loaded, tokenizer, max_length=data.max_length, max_prompt_length=data.max_prompt_length
-    )
-    for line in report.summary():
-        say(f"           {line}")
-    if not pairs:
-        raise DataError(f"{name}: no pair is left to train on; the lines above say why each was dropped")
-    return pairs
+    return load_tokenizer(place, use_fast=settings.model.use_fast_tokenizer, **hub_options(settings))
 
 
 def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[str], say: Say) -> PeftModel:
     """Load, put LoRA in, switch dropout off, and choose how the model is scored."""
     lora = settings.lora
-    model = load_model(source, dtype, **_hub_options(settings)).to(device.value)
+    model = load_model(source, dtype, **hub_options(settings)).to(device.value)
     targets = None if lora.lora_all_linear else lora.lora_target_modules
     peft = add_lora(
         model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=targets

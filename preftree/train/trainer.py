@@ -138,7 +138,8 @@ class PreferenceTrainer(Trainer):
         """Adapter and tokenizer in their standard formats, without Trainer's pickle of the arguments."""
         target = Path(output_dir or self.args.output_dir or ".")
         os.makedirs(target, exist_ok=True)
-        self.model.save_pretrained(str(target), state_dict=state_dict, safe_serialization=True)
+        # Embeddings are never trained here. Left to itself, PEFT would ask the hub whether they were resized.
+        self.model.save_pretrained(str(target), state_dict=state_dict, save_embedding_layers=False)
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             self.processing_class.save_pretrained(str(target))
 

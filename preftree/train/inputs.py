@@ -1,0 +1,112 @@
+"""What a training run reads: pairs from their source to token ids, each step told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from preftree.data.encode import EncodedPair, encode_pairs
+from preftree.data.record import LoadedPairs
+from preftree.data.sources import load_pairs
+from preftree.data.split import split_validation
+from preftree.errors import DataError
+from preftree.progress import Progress
+from preftree.settings import Settings
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Encoded pairs, ready to train on."""
+
+    train: list[EncodedPair]
+    validation: list[EncodedPair]
+
+
+def hub_options(settings: Settings) -> dict[str, Any]:
+    """What every loader needs to find a model on the hub."""
+    model = settings.model
+    return {"revision": model.model_revision, "cache_dir": model.cache_dir, "token": model.auth}
+
+
+def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, console: Console, say: Say) -> Prepared:
+    """Read, encode and split, saying how many pairs were kept and why others were not.
+
+    Raises:
+        DataError: the source cannot be read, or no pair of it can be used.
+    """
+    data = settings.data
+    name = data.dataset_name or ""
+    encode = partial(_encoded, settings, tokenizer=tokenizer, console=console, say=say)
+    train = encode(name, "train", data.max_train_samples)
+    if data.validation_file:
+        validation, how = encode(data.validation_file, "train", None), f"from {data.validation_file}"
+    elif _has_validation(settings, name):
+        validation, how = encode(name, "validation", None), f"the validation split of {name}"
+    else:
+        seed = settings.train.data_seed if settings.train.data_seed is not None else settings.train.seed
+        train, validation = split_validation(train, data.validation_split_percentage, seed)
+        how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
+    validation = validation[: data.max_eval_samples]
+    say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
+    return Prepared(train, validation)
+
+
+def _has_validation(settings: Settings, name: str) -> bool:
+    """Does the source bring a validation split of its own? A single file never does."""
+    if Path(name).is_file():
+        return False
+    try:
+        return bool(_load(settings, name, "validation", limit=1))
+    except DataError:
+        return False
+
+
+def _load(settings: Settings, name: str, split: str, limit: int | None) -> LoadedPairs:
+    data = settings.data
+    return load_pairs(
+        name,
+        split=split,
+        config_name=data.dataset_config_name,
+        cache_dir=settings.model.cache_dir,
+        token=settings.model.auth,
+        streaming=data.streaming,
+        limit=limit,
+        overwrite_cache=data.overwrite_cache,
+    )
+
+
+def _encoded(
+    settings: Settings,
+    name: str,
+    split: str,
+    limit: int | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    console: Console,
+    say: Say,
+) -> list[EncodedPair]:
+    data = settings.data
+    loaded = _load(settings, name, split, limit)
+    say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
+    for reason, count in loaded.skipped.items():
+        say(f"           {count} rows gave no pair: {reason}")
+    pairs, report = encode_pairs(
+        loaded,
+        tokenizer,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        progress=Progress(console, "           encoding ", "pairs"),
+    )
+    for line in report.summary():
+        say(f"           {line}")
+    if not pairs:
+        raise DataError(f"{name}: no pair is left to train on; the lines above say why each was dropped")
+    return pairs
