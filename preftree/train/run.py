@@ -67,8 +67,11 @@ def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
         result = trainer.train(resume_from_checkpoint=resume)
         if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
             trainer.evaluate()
-    finally:
-        trainer.reference.flush()  # a run that fails or is interrupted has paid for it too
+    finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
+        trainer.reference.flush()
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, LiveLine):
+                callback.close()
     trainer.save_model()
     trainer.save_state()
     seconds = result.metrics.get("train_runtime", 0.0)

@@ -1,4 +1,4 @@
-"""Attention on the CPU without padding: explicit GEMMs over tiles of `[ancestors ; self]`.
+"""Attention without padding, made for the CPU: explicit GEMMs over tiles of `[ancestors ; self]`.
 
 Each segment is cut into tiles of query rows. A tile's keys are the segments above it and its own segment up
 to the tile's end: a few contiguous spans, no (T, T) mask, no block that is masked entirely. Query heads that
@@ -58,7 +58,7 @@ def tiles(forest: Forest, window: int | None) -> tuple[Tile, ...]:
 
 
 def _plan(forest: Forest, window: int | None) -> list[Tile]:
-    triangle = torch.ones(TILE_ROWS, TILE_ROWS, dtype=torch.bool).triu(1)
+    triangle = torch.ones(TILE_ROWS, TILE_ROWS, dtype=torch.bool, device=forest.device).triu(1)
     plan = []
     for index, segment in enumerate(forest.segments):
         above = [(forest.segments[i].start, forest.segments[i].end) for i in forest.ancestors(index)]
@@ -68,7 +68,7 @@ def _plan(forest: Forest, window: int | None) -> list[Tile]:
             first, last = (segment.position + row - segment.start for row in (start, end - 1))
             if window is not None:
                 spans = _drop_first(spans, first - window + 1)
-            keys = torch.cat([torch.arange(a, b) for a, b in spans])
+            keys = torch.cat([torch.arange(a, b, device=forest.device) for a, b in spans])
             position_m = forest.position_ids_T[keys]
             rows = end - start
             hidden = triangle[:rows, :rows]
