@@ -334,7 +334,7 @@ def _advice(settings: Settings) -> list[str]:
     if train.use_lazy_mode and train.use_habana:
         notes.append("--use_lazy_mode: the vendor no longer develops lazy mode; eager mode is the default here.")
     if train.pad_max and not train.use_habana:
-        notes.append("--pad_max: fixed shapes matter on Gaudi only; forests are filled with real tokens and not padded.")
+        notes.append("--pad_max: fixed shapes matter on Gaudi only; forests hold no padding.")
     if (train.use_lazy_mode or train.use_hpu_graphs_for_training) and not train.use_habana:
         notes.append("--use_lazy_mode and --use_hpu_graphs_for_training do nothing without --use_habana.")
     if lora.lora_all_linear and lora.lora_target_modules:
