@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from preftree import __version__, gaudi
+from preftree.cache import cache_parts, cache_root, clear_cache
 from preftree.errors import PreftreeError, SettingsError
 
 app = typer.Typer(
@@ -83,18 +84,19 @@ def demo(context: typer.Context) -> None:
 
 @app.command()
 def cache(action: Annotated[str, typer.Argument(help="info or clear")] = "info") -> None:
-    """Say what the cache of reference log-probs holds, or delete it."""
+    """Say what the caches hold (reference log-probs, converted models), or delete them."""
     raise typer.Exit(guarded(lambda: _cache(action)))
 
 
 def _cache(action: str) -> None:
-    from preftree.train.store import cache_info, clear_cache
-
     if action not in ("info", "clear"):
         raise SettingsError(f"preftree cache {action}: choose info or clear.")
-    info = clear_cache() if action == "clear" else cache_info()
-    verb = "deleted" if action == "clear" else "holds"
-    print(f"{info.folder}: {verb} {info.size / 2**20:.1f} MiB, {info.models} sets of weights, {info.shards} files")
+    parts = clear_cache() if action == "clear" else cache_parts()
+    print(f"{cache_root()}: {'deleted' if action == 'clear' else 'holds'} {'' if parts else 'nothing'}".rstrip())
+    for part in parts:
+        print(
+            f"  {part.name:10} {part.size / 2**20:8.1f} MiB in {part.files} files, for {part.entries} sets of weights"
+        )
 
 
 @app.command()

@@ -20,7 +20,7 @@ MODULES = {
 }
 
 BASE = {"errors"}
-SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress"}
+SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress", "cache"}
 STAGE = SETTINGS | {"forest", "data", "model"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -30,9 +30,10 @@ ALLOWED: dict[str, set[str]] = {
     "gaudi": BASE,
     "run": BASE,
     "progress": set(),
+    "cache": set(),
     "settings": BASE | {"flags"},
     "device": BASE | {"gaudi", "settings"},
-    "model": BASE | {"forest"},
+    "model": BASE | {"forest", "cache"},
     "train": STAGE,
     "evaluate": STAGE,
     "demo": STAGE | {"train", "evaluate"},

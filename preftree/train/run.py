@@ -10,6 +10,7 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from preftree.cache import cache_root
 from preftree.device import Choice, choose_device, choose_dtype, environment
 from preftree.errors import RunError
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
@@ -23,7 +24,7 @@ from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
-from preftree.train.store import LogprobStore, cache_root, weights_key
+from preftree.train.store import LogprobStore, weights_key
 from preftree.train.trainer import PreferenceTrainer
 
 

@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,13 +24,6 @@ from transformers import PreTrainedModel
 
 #: New answers after which a shard is written. A kill loses fewer than that.
 SHARD_ANSWERS = 256
-
-
-def cache_root() -> Path:
-    """The folder of all caches: PREFTREE_CACHE, else `preftree` in the user's cache folder."""
-    if own := os.environ.get("PREFTREE_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
 
 
 def weights_key(model: PreTrainedModel) -> str:
@@ -106,28 +97,3 @@ def _read(shard: Path) -> dict[bytes, Tensor]:
     content = load_file(shard)
     values = content["logprobs"].split(content["lengths"].tolist())
     return {bytes(key.tolist()): value for key, value in zip(content["keys"], values, strict=True)}
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """What the reference cache holds: sets of weights, shards and bytes."""
-
-    folder: Path
-    models: int
-    shards: int
-    size: int
-
-
-def cache_info() -> CacheInfo:
-    """Look at the reference cache on disk."""
-    folder = cache_root() / "reference"
-    shards = list(folder.glob("*/*.safetensors"))
-    return CacheInfo(folder, len({s.parent for s in shards}), len(shards), sum(s.stat().st_size for s in shards))
-
-
-def clear_cache() -> CacheInfo:
-    """Delete the reference cache; returns what it held."""
-    info = cache_info()
-    if info.folder.is_dir():
-        shutil.rmtree(info.folder)
-    return info

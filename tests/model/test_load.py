@@ -127,6 +127,10 @@ def test_the_bundled_model(smollm2_folder: Path) -> None:
     assert source.gguf is not None
     assert Path(source.place) == smollm2_folder
     tokenizer, model = load_tokenizer(source), load_model(source, torch.bfloat16)
+    # What was loaded is the copy in the cache, and the copy is the file.
+    assert len(list((cache_root() / "models").glob("*/model.safetensors"))) == 1
+    direct = load._from_gguf(source).to(torch.bfloat16).state_dict()
+    assert all(torch.equal(weight, direct[name]) for name, weight in model.state_dict().items())
     assert tokenizer.chat_template
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert not hasattr(model.config, "quantization_config")

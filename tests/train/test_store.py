@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from preftree.cache import cache_root
 from preftree.forest import Bundle, Forest
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.train.reference import Reference
-from preftree.train.store import LogprobStore, cache_info, cache_root, clear_cache, weights_key
+from preftree.train.store import LogprobStore, weights_key
 from tests import tiny
 
 
@@ -107,14 +108,3 @@ def test_a_kill_leaves_whole_shards_only(tmp_path: Path) -> None:
     assert sorted(int.from_bytes(key, "big") for key in found) == list(range(8))
     assert all(value.tolist() == [-float(int.from_bytes(key, "big"))] * 3 for key, value in found.items())
     assert not list(folder.glob("*.writing"))
-
-
-def test_info_and_clear() -> None:
-    assert (cache_info().models, cache_info().shards) == (0, 0)
-    store = LogprobStore(cache_root() / "reference" / "x")
-    store.add(b"1" * 16, torch.tensor([-1.0]))
-    store.flush()
-    held = clear_cache()
-    assert (held.models, held.shards) == (1, 1)
-    assert held.size > 0
-    assert cache_info().shards == 0

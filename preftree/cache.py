@@ -1,0 +1,50 @@
+"""The cache folder: what may be deleted at any time and is made again when it is needed.
+
+    CACHE/reference/    reference log-probs, by weights and token ids (train/store.py)
+    CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
+
+CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def cache_root() -> Path:
+    """The folder of all caches; it need not exist yet."""
+    if own := os.environ.get("PREFTREE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
+
+
+@dataclass(frozen=True)
+class CachePart:
+    """One cache: its entries (sets of weights, models), files and bytes."""
+
+    name: str
+    entries: int
+    files: int
+    size: int
+
+
+def cache_parts() -> list[CachePart]:
+    """What the caches hold, by name."""
+    root = cache_root()
+    parts = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        entries = sum(1 for entry in folder.iterdir() if entry.is_dir())
+        parts.append(CachePart(folder.name, entries, len(files), sum(path.stat().st_size for path in files)))
+    return parts
+
+
+def clear_cache() -> list[CachePart]:
+    """Delete the caches; returns what they held. Nothing else in the folder is touched."""
+    parts = [part for part in cache_parts() if part.name in ("reference", "models")]
+    for part in parts:
+        shutil.rmtree(cache_root() / part.name)
+    return parts
