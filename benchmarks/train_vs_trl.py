@@ -269,7 +269,8 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
         lines.append(f"{side:12}{numbers[0]:10.4f}{numbers[1]:10.2f}{100 * numbers[2]:12.0f}%")
     lines.append(f"speed ratio  min {min(ratios):.2f}  median {statistics.median(ratios):.2f}  max {max(ratios):.2f}")
     lines.append(f"memory ratio {statistics.median(memory):.2f}; largest difference of a step's loss {apart:.1e}")
-    return {"table": "\n".join(lines), "environment": env, "arguments": vars(args), "ratios": ratios, "runs": results}
+    asked = {name: value for name, value in vars(args).items() if name not in ("json", "child")}
+    return {"table": "\n".join(lines), "environment": env, "arguments": asked, "ratios": ratios, "runs": results}
 
 
 if __name__ == "__main__":
