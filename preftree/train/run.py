@@ -12,7 +12,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
 from preftree.device import Choice, choose_device, choose_dtype, environment
-from preftree.errors import RunError
+from preftree.errors import DeviceError, RunError
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
@@ -46,6 +46,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
         "config": settings.as_dict(),
     }
     folder.check(**claim)  # before minutes of loading
+    _check_one_rank(settings)
     device = choose_device(settings)
     dtype = choose_dtype(settings, device.value)
     source = resolve(settings.model.model_name_or_path or "")
@@ -61,6 +62,15 @@ def train(settings: Settings, console: Console | None = None) -> int:
         folder.write_env(environment())
     _run(trainer, resume, say)
     return 0
+
+
+def _check_one_rank(settings: Settings) -> None:
+    """Refuse what would train wrongly without a word: ranks whose gradients nobody adds up."""
+    if settings.train.world_size > 1:
+        raise DeviceError(
+            f"this process is one of {settings.train.world_size} ranks, and training on several ranks is not "
+            "supported yet: each would train on its own. Start one process; it uses all cores of the machine."
+        )
 
 
 def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
