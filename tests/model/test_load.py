@@ -101,9 +101,9 @@ def test_a_hub_id_offline() -> None:
     source = resolve("nobody/no-such-model")
     assert not source.local
     assert source.described == "nobody/no-such-model from the hub"
-    for load in (load_tokenizer, lambda source: load_model(source, torch.float32)):
+    for loader in (load_tokenizer, lambda source: load_model(source, torch.float32)):
         with pytest.raises(ModelError, match=r"nobody/no-such-model .*check the spelling and the network"):
-            load(source)
+            loader(source)
 
 
 def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:
