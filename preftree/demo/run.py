@@ -7,12 +7,10 @@ back from disk. Held-out prompts are worded in ways that no training prompt is.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rich.text import Text
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.sources import load_pairs
 from preftree.demo.answers import greedy_answers
+from preftree.demo.build import DATA_FOLDER, read_split
 from preftree.demo.checks import passes
 from preftree.device import choose_device, choose_dtype
 from preftree.evaluate.preference import PairScores, score_pairs
@@ -65,14 +64,16 @@ def main(argv: Sequence[str]) -> int:
     started = time.perf_counter()
     console = Console(soft_wrap=True)
     place = options.output_dir or _free_folder()
-    own = ["--dataset_name", _data("train.jsonl"), "--output_dir", place, "--seed", str(options.seed)]
+    own = ["--dataset_name", str(DATA_FOLDER / "train.jsonl"), "--output_dir", place, "--seed", str(options.seed)]
     settings = parse_settings([*RECIPE, *own, *flags])
     folder = RunFolder(place)
     _check_free(folder, settings)
     source = resolve(settings.model.model_name_or_path or "")
     tokenizer = load_tokenizer(source)
-    rows = _rows(_data("heldout.jsonl"))
-    pairs, _ = encode_pairs(load_pairs(_data("heldout.jsonl")), tokenizer, max_length=256, max_prompt_length=192)
+    rows = read_split("heldout")
+    pairs, _ = encode_pairs(
+        load_pairs(str(DATA_FOLDER / "heldout.jsonl")), tokenizer, max_length=256, max_prompt_length=192
+    )
 
     device = choose_device(settings).value
     base = load_model(source, choose_dtype(settings, device).value).to(device)
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     console.print("\nafter      the adapter read back from disk, the same prompts …")
     after = _judge(console, tuned, tokenizer, rows, pairs)
     _show(console, rows, before, after)
-    _record(folder, settings, rows, before, after)
+    _record(folder, rows, before, after)
     seconds = time.perf_counter() - started
     console.print(f"\n{folder.output_dir}: adapter, trainer_state.json, run/samples.jsonl  ({seconds:.0f} s)")
     return 0
@@ -115,16 +116,8 @@ def _check_free(folder: RunFolder, settings: Settings) -> None:
     folder.check(resume=False, overwrite=overwrite, fingerprint=settings.fingerprint())
 
 
-def _data(name: str) -> str:
-    return str(files("preftree.demo") / "data" / name)
-
-
-def _rows(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-
-
 def _judge(
-    console: Console, model: Any, tokenizer: Any, rows: list[dict[str, Any]], pairs: list[EncodedPair]
+    console: Console, model: Any, tokenizer: Any, rows: list[dict[str, str]], pairs: list[EncodedPair]
 ) -> Verdict:
     answers = greedy_answers(
         model,
@@ -135,12 +128,12 @@ def _judge(
         batch_size=26,
         progress=Progress(console, "           answering ", "prompts"),
     )
-    passed = [passes(json.loads(row["check"]), answer) for row, answer in zip(rows, answers, strict=True)]
+    passed = [passes(row["check"], answer) for row, answer in zip(rows, answers, strict=True)]
     scores = score_pairs(model, pairs, progress=Progress(console, "           scoring ", "pairs"))
     return Verdict(scores, answers, passed)
 
 
-def _show(console: Console, rows: list[dict[str, Any]], before: Verdict, after: Verdict) -> None:
+def _show(console: Console, rows: list[dict[str, str]], before: Verdict, after: Verdict) -> None:
     table = Table(title="Held-out prompts, worded like none in training", title_justify="left")
     for heading, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -178,7 +171,7 @@ def _examples(before: Sequence[bool], after: Sequence[bool]) -> list[int]:
     return (firsts + others)[:SHOWN]
 
 
-def _record(folder: RunFolder, settings: Settings, rows: list[dict[str, Any]], before: Verdict, after: Verdict) -> None:
+def _record(folder: RunFolder, rows: list[dict[str, str]], before: Verdict, after: Verdict) -> None:
     """The verdicts into the run folder, where a report can find them."""
     for row, first, second, ok_first, ok_second in zip(
         rows, before.answers, after.answers, before.passed, after.passed, strict=True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftree.forest import Pair, forests_of_pairs
-from preftree.model.score import leaf_logprobs
+from preftree.model.score import evaluating, leaf_logprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,6 @@ class PairScores:
         return float((self.chosen_P - self.rejected_P).mean())
 
 
-@torch.no_grad()
 def score_pairs(
     model: nn.Module,
     pairs: Sequence[Pair],
@@ -43,17 +42,13 @@ def score_pairs(
         model: as `leaf_logprobs` takes it; its training mode is restored.
         progress: called with (pairs done, pairs in all) after each forest.
     """
-    training = model.training
-    model.eval()
     device = next(model.parameters()).device
     sums: dict[int, Tensor] = {}
-    try:
+    with evaluating(model):
         for forest in forests_of_pairs(pairs, budget, device):
             scores = leaf_logprobs(model, forest)
             sums.update(zip(scores.leaf_ids, scores.sum_L.double().cpu(), strict=True))
             if progress is not None:
                 progress(len(sums) // 2, len(pairs))
-    finally:
-        model.train(training)
     ordered_L = torch.stack([sums[leaf] for leaf in range(2 * len(pairs))])
     return PairScores(ordered_L[0::2], ordered_L[1::2])

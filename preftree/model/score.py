@@ -116,7 +116,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
     stock = _stock_attention(causal)
     probe = _probe_forest(causal)
-    with _evaluating(causal):
+    with evaluating(causal):
         # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
         _set_attention(causal, "eager")
         expected_S, noise = _plain_truth(causal, probe)
@@ -248,7 +248,8 @@ def _set_attention(causal: PreTrainedModel, name: str) -> None:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients, for as long as the block lasts; the mode before it comes back."""
     training = model.training
     model.eval()
     try:

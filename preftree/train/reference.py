@@ -15,7 +15,7 @@ from torch import Tensor
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
-from preftree.model.score import LeafLogprobs, leaf_logprobs
+from preftree.model.score import LeafLogprobs, evaluating, leaf_logprobs
 from preftree.train.store import LogprobStore
 
 
@@ -71,13 +71,8 @@ class Reference:
                 self.store.add(key, token_S)
 
     def _compute(self, forest: Forest) -> LeafLogprobs:
-        training = self.model.training
-        self.model.eval()
-        try:
-            with self.model.disable_adapter():
-                return leaf_logprobs(self.model, forest)
-        finally:
-            self.model.train(training)
+        with evaluating(self.model), self.model.disable_adapter():
+            return leaf_logprobs(self.model, forest)
 
 
 def _key(sequence: Tensor, scored: int) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
@@ -185,7 +185,6 @@ def _trainer(
         pulse=pulse,
         callbacks=[LiveLine(console, pulse, device), RunLog(folder)],
     )
-    for callback in ("PrinterCallback", "ProgressCallback"):
-        for present in [c for c in trainer.callback_handler.callbacks if type(c).__name__ == callback]:
-            trainer.remove_callback(present)
+    for theirs in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(theirs)
     return trainer
