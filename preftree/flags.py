@@ -14,7 +14,7 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from preftree.errors import did_you_mean
+from preftree.errors import SettingsError, did_you_mean
 
 _RENAMED = "renamed in transformers 5"
 _GONE = "gone from transformers 5 and ignored"
@@ -108,7 +108,14 @@ class _FlagError(Exception):
 class FlagParser(HfArgumentParser):
     """HfArgumentParser with docstrings for help texts, no abbreviations, and errors that can be collected."""
 
-    def __init__(self, groups: Iterable[type], prog: str = "preftree train") -> None:
+    def __init__(
+        self,
+        groups: Iterable[type],
+        prog: str = "preftree train",
+        description: str = "DPO training over token trees.",
+        old_flags: Mapping[str, tuple[str | None, str]] = OLD_FLAGS,
+    ) -> None:
+        self._old_flags = old_flags
         groups = list(groups)
         for cls in groups:
             _docs_to_help(cls)
@@ -117,7 +124,7 @@ class FlagParser(HfArgumentParser):
             prog=prog,
             allow_abbrev=False,
             usage=f"{prog} [settings.yaml] [--flag value ...]",
-            description="DPO training over token trees. The YAML file has the same names; flags win over it.",
+            description=f"{description} The YAML file has the same names; flags win over it.",
         )
 
     def error(self, message: str) -> NoReturn:
@@ -147,8 +154,8 @@ class FlagParser(HfArgumentParser):
 
     def _take(self, name: str, words: list[str], shown: str, namespace: argparse.Namespace, parsed: Parsed) -> None:
         """Parse one flag into `namespace`, or add what is wrong with it to `parsed.problems`."""
-        if name in OLD_FLAGS and name not in self.flags:
-            new, why = OLD_FLAGS[name]
+        if name in self._old_flags and name not in self.flags:
+            new, why = self._old_flags[name]
             note = f"--{name}: {why}." if new is None else f"--{name} is now --{new} ({why})."
             if note not in parsed.notes:
                 parsed.notes.append(note)
@@ -156,7 +163,7 @@ class FlagParser(HfArgumentParser):
                 return
             name = new
         if name not in self.flags:
-            near = did_you_mean(name, sorted(self.flags | set(OLD_FLAGS)))
+            near = did_you_mean(name, sorted(self.flags | set(self._old_flags)))
             near = re.sub(r"(?<=[ ,])(?=\w+[,?])", "--", near)
             parsed.problems.append(f"{shown} is not a setting.{near}")
             return
@@ -226,3 +233,38 @@ def _as_words(value: Any) -> list[str]:
     if isinstance(value, list):
         return [str(item) for item in value]
     return [json.dumps(value)] if isinstance(value, dict) else [str(value)]
+
+
+def one_of(problems: list[str], name: str, value: str, allowed: Collection[str]) -> None:
+    """Add a problem unless `value` is one of `allowed`."""
+    if value not in allowed:
+        near = did_you_mean(str(value), allowed, limit=1)
+        problems.append(f"--{name} must be one of {', '.join(allowed)}. Got {value!r} instead.{near}")
+
+
+def within(
+    problems: list[str],
+    name: str,
+    value: float | None,
+    low: float,
+    high: float = float("inf"),
+    *,
+    above: bool = False,
+    below: bool = False,
+) -> None:
+    """Add a problem unless low ≤ value ≤ high (`above`, `below`: strictly); None is always fine."""
+    if value is None:
+        return
+    fits_low = value > low if above else value >= low
+    fits_high = value < high if below else value <= high
+    if not (fits_low and fits_high):  # written so that NaN does not fit
+        text = f"above {low:g}" if above else f"at least {low:g}"
+        if high != float("inf"):
+            text += f" and {'below' if below else 'at most'} {high:g}"
+        problems.append(f"--{name} must be {text}. Got {value} instead.")
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Raise SettingsError with all `problems`, if there are any."""
+    if problems:
+        raise SettingsError(*problems)

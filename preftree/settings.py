@@ -12,14 +12,17 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
 
-from preftree.errors import SettingsError, did_you_mean
+from preftree.errors import SettingsError
 from preftree.flags import FlagParser
+from preftree.flags import one_of as _one_of
+from preftree.flags import refuse as _raise
+from preftree.flags import within as _within
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge")
@@ -357,36 +360,3 @@ def _accelerator_available() -> bool:
     from transformers.utils.import_utils import is_torch_hpu_available
 
     return torch.accelerator.is_available() or is_torch_hpu_available()
-
-
-def _one_of(problems: list[str], name: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        near = did_you_mean(str(value), allowed, limit=1)
-        problems.append(f"--{name} must be one of {', '.join(allowed)}. Got {value!r} instead.{near}")
-
-
-def _within(
-    problems: list[str],
-    name: str,
-    value: float | None,
-    low: float,
-    high: float = float("inf"),
-    *,
-    above: bool = False,
-    below: bool = False,
-) -> None:
-    """Add a problem unless low ≤ value ≤ high (`above`, `below`: strictly); None is always fine."""
-    if value is None:
-        return
-    fits_low = value > low if above else value >= low
-    fits_high = value < high if below else value <= high
-    if not (fits_low and fits_high):  # written so that NaN does not fit
-        text = f"above {low:g}" if above else f"at least {low:g}"
-        if high != float("inf"):
-            text += f" and {'below' if below else 'at most'} {high:g}"
-        problems.append(f"--{name} must be {text}. Got {value} instead.")
-
-
-def _raise(problems: Sequence[str]) -> None:
-    if problems:
-        raise SettingsError(*problems)

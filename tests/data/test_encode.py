@@ -21,7 +21,8 @@ from tokenizers import decoders as token_decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preftree.data import encode
-from preftree.data.encode import PLAIN_CHAT_TEMPLATE, EncodedPair, EncodeReport, encode_pairs
+from preftree.data.chat import PLAIN_CHAT_TEMPLATE
+from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
 from preftree.errors import ModelError, SettingsError
