@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "run": BASE,
     "progress": set(),
     "cache": set(),
+    "text": BASE | {"data"},
     "settings": BASE | {"flags"},
     "device": BASE | {"gaudi", "settings"},
     "model": BASE | {"forest", "cache"},

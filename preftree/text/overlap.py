@@ -1,0 +1,149 @@
+"""Does a text hold questions of the benchmarks that the model will be judged by?
+
+The measure is the one of Tulu 3 (arXiv 2411.15124, section 3.2): runs of `n` words that a text has in common with
+a test question are laid over the question; if they cover at least half of its words, the question counts as
+being in the text. A question shorter than `n` words must stand in the text whole; one of fewer than
+`MIN_WORDS` words is left out, since it would be found anywhere. Case, punctuation and white space do not matter.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from preftree.data.sources import READERS
+from preftree.errors import DataError
+from preftree.text.duplicates import words
+
+#: Words in a run; 8 as in Tulu 3 and PaLM.
+RUN = 8
+#: Share of a question's words that must be covered.
+COVERED = 0.5
+#: Fewest words of a question that is looked for.
+MIN_WORDS = 5
+
+_NOT_TESTED = re.compile(r"(?:^|[^a-z])(?:aux\w*|train\w*|dev\w*)(?:[^a-z]|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkQuestion:
+    """One question of a benchmark: the benchmark's name, where it stands ("arc_test.jsonl:12"), its text."""
+
+    benchmark: str
+    place: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A test question that a text holds, and the share of its words that were found."""
+
+    question: BenchmarkQuestion
+    covered: float
+
+
+class OverlapIndex:
+    """Finds test questions in texts. `too_short` counts those left out; about 280 bytes a run are kept."""
+
+    def __init__(self, questions: Iterable[BenchmarkQuestion], *, run: int = RUN, covered: float = COVERED) -> None:
+        if run < 2 or not 0 < covered <= 1:
+            raise ValueError(f"run must be at least 2 and covered in (0, 1], got {run} and {covered}")
+        self.run, self.covered = run, covered
+        self.questions: list[BenchmarkQuestion] = []
+        self.too_short = 0
+        self._lengths: list[int] = []
+        # Length of run -> hash of its words -> where it stands, as (question, first word).
+        self._runs: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        for question in questions:
+            self._add(question)
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def counts(self) -> Counter[str]:
+        """How many questions are looked for, by benchmark."""
+        return Counter(question.benchmark for question in self.questions)
+
+    def find(self, text: str) -> list[Hit]:
+        """The test questions in `text`, most covered first."""
+        found = words(text)
+        covered: dict[int, set[int]] = {}
+        for size, runs in self._runs.items():
+            for i in range(len(found) - size + 1):
+                for question, first in runs.get(hash(tuple(found[i : i + size])), ()):
+                    covered.setdefault(question, set()).update(range(first, first + size))
+        hits = [Hit(self.questions[q], len(places) / self._lengths[q]) for q, places in covered.items()]
+        return sorted((hit for hit in hits if hit.covered >= self.covered), key=lambda hit: -hit.covered)
+
+    def _add(self, question: BenchmarkQuestion) -> None:
+        found = words(question.text)
+        if len(found) < MIN_WORDS:
+            self.too_short += 1
+            return
+        number, size = len(self.questions), min(self.run, len(found))
+        self.questions.append(question)
+        self._lengths.append(len(found))
+        runs = self._runs.setdefault(size, {})
+        for i in range(len(found) - size + 1):
+            runs.setdefault(hash(tuple(found[i : i + size])), []).append((number, i))
+
+
+# --- the questions of the benchmarks --------------------------------------------------------------
+
+
+def question_of(row: Mapping[str, Any], place: str = "") -> BenchmarkQuestion | None:
+    """The question of a row of ARC, HellaSwag, MMLU or TruthfulQA as the hub has them; None for another row."""
+    for benchmark, (columns, column) in BENCHMARKS.items():
+        if all(name in row for name in columns) and isinstance(row[column], str):
+            return BenchmarkQuestion(benchmark, place, row[column])
+    return None
+
+
+BENCHMARKS: dict[str, tuple[tuple[str, ...], str]] = {
+    "ARC": (("question", "choices", "answerKey"), "question"),
+    "HellaSwag": (("ctx", "endings"), "ctx"),
+    "MMLU": (("question", "subject", "choices", "answer"), "question"),
+    "TruthfulQA": (("question", "mc1_targets"), "question"),
+    "TruthfulQA (generation)": (("question", "best_answer", "incorrect_answers"), "question"),
+}
+"""Benchmark -> the columns that tell it, and the one with the text to look for."""
+
+
+def read_test_questions(folder: str | Path, tell: Callable[[str], None] | None = None) -> Iterator[BenchmarkQuestion]:
+    """The questions of all files (jsonl, json, csv, parquet) below `folder` that hold one of `BENCHMARKS`.
+
+    Files whose name tells a training or few-shot split (train, dev) are left out: nobody is judged by them.
+    `tell` is called with a sentence about each file that is left out.
+
+    Raises DataError where `folder` is none, or holds no test question.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder. Give the folder with the test sets' files (jsonl, parquet, …).")
+    some = False
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in READERS or not path.is_file():
+            continue
+        if _NOT_TESTED.search(name.lower()):
+            if tell:
+                tell(f"{name} is left out: a training or few-shot split is not what a model is judged by")
+            continue
+        count = 0
+        for number, row in READERS[path.suffix.lower()](path):
+            question = question_of(row, f"{name}:{number}") if isinstance(row, Mapping) else None
+            if question is not None:
+                count += 1
+                yield question
+        some = some or count > 0
+        if not count and tell:
+            tell(f"{name} is left out: it holds no question of {', '.join(BENCHMARKS)}")
+    if not some:
+        raise DataError(
+            f"{folder} holds no test question: no file there has the columns of {', '.join(BENCHMARKS)}. "
+            f"Give a folder with those test sets as the hub has them."
+        )
