@@ -25,6 +25,7 @@ from preftree.flags import refuse as _raise
 from preftree.flags import within as _within
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PAIR_RULES = ("best_worst", "best_each", "all")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
@@ -114,8 +115,15 @@ class DataSettings:
     max_eval_samples: int | None = None
     """Validate on the first so many pairs only."""
 
+    pair_rule: str = "best_worst"
+    """Pairs made of a prompt's ranked answers: best_worst, best_each (best against each other one) or all."""
+    min_margin: float = 0.0
+    """Make pairs only of answers whose scores differ by more than this."""
+
     def __post_init__(self) -> None:
         problems: list[str] = []
+        _one_of(problems, "pair_rule", self.pair_rule, PAIR_RULES)
+        _within(problems, "min_margin", self.min_margin, 0)
         if not self.dataset_name:
             problems.append("--dataset_name is missing: name a hub id, a file or a folder with preference pairs.")
         _within(problems, "validation_split_percentage", self.validation_split_percentage, 0, 99)

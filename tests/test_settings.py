@@ -363,3 +363,12 @@ def test_settings_check_themselves_without_a_command_line() -> None:
     with pytest.raises(SettingsError, match="2 problems"):
         DataSettings(max_length=-1, max_prompt_length=-2, dataset_name="D")
     assert math.isclose(TrainSettings(output_dir="O", beta=0.5).beta, 0.5)
+
+
+def test_pair_rules_are_those_of_records() -> None:
+    from preftree.data.record import PAIR_RULES as rules
+    from preftree.settings import PAIR_RULES
+
+    assert tuple(rules) == PAIR_RULES
+    assert any("--pair_rule must be one of" in p for p in problems("--pair_rule best"))
+    assert any("--min_margin must be at least 0" in p for p in problems("--min_margin -1"))

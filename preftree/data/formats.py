@@ -1,37 +1,45 @@
 """How a row of a known preference format becomes a record.
 
-To add a format, write one function `read(row) -> PreferenceRecord` and one line in `FORMATS`. A reader raises
-`RowProblem` for a row that is broken (the user is told, nothing is loaded) and `RowSkipped` for a sound row
-that states no usable preference (it is left out and counted).
+To add a format, write one function `read(row) -> PreferenceRecord` from the parts in `fields.py`, and one line in
+`FORMATS`. A reader raises `RowProblem` for a row that is broken (the user is told, nothing is loaded) and
+`RowSkipped` for a sound row that states no usable preference (it is left out and counted).
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from preftree.data.fields import (
+    Row,
+    RowProblem,
+    RowSkipped,
+    answer_text,
+    extra_of,
+    hh_turns,
+    kind_of,
+    label,
+    number,
+    prompt_of,
+    split_system,
+    system_of,
+    text_of,
+    turns_of,
+    value_of,
+)
+from preftree.data.ranked import ANSWERS, PROMPTS, read_ranked
 from preftree.data.record import PreferenceRecord, Response, Turn
 from preftree.errors import did_you_mean
 
-Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 """Column name -> kind of its values, one of the words of `kind_of`."""
 
 PART_EARLY = "the two conversations part before the last answer"
 NO_PREFERENCE = "no preference (scores equal, or against the column names)"
+NO_MARGIN = "no two answers whose scores differ by more than min_margin"
+NO_SCORES = "no scores, which min_margin needs"
 NO_OPPOSITE = "no answer with the opposite label to the same prompt"
-
-
-class RowProblem(Exception):
-    """A row that cannot be read; the message says why, the caller adds file and row."""
-
-
-class RowSkipped(Exception):
-    """A sound row without a usable preference; the message is the reason it is counted under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +55,6 @@ class Format:
     recognise: Callable[[Columns], bool]
     read: Callable[[Row], PreferenceRecord]
     by_prompt: bool = False
-
-
-def kind_of(value: object) -> str:
-    """text, dialogue (HH-RLHF's "Human: … Assistant: …" text), answer (messages that begin with the
-    assistant's), conversation (messages that begin otherwise), or the name of the value's type."""
-    if isinstance(value, str):
-        return "dialogue" if _HH_TURN.match(value) else "text"
-    if isinstance(value, list) and value and isinstance(value[0], Mapping):
-        return "answer" if value[0].get("role") == "assistant" else "conversation"
-    return type(value).__name__
 
 
 def column_kinds(rows: Sequence[Row]) -> dict[str, str]:
@@ -117,13 +115,13 @@ def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[Preference
 
 def read_prompted(row: Row, prompt_column: str = "prompt") -> PreferenceRecord:
     """prompt, chosen and rejected, each a text or a list of messages; an optional `system` text."""
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
-    system, turns = _prompt(row, prompt_column)
+    chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
+    system, turns = prompt_of(row, prompt_column)
     if "conversation" in (kind_of(chosen), kind_of(rejected)):
         return _whole_conversations(row, (prompt_column, turns[-1].content))
     used = (prompt_column, "chosen", "rejected", "system", "system_prompt")
-    answers = _answer(chosen, "chosen"), _answer(rejected, "rejected")
-    return _record(row, _system(row, system), turns, answers, used)
+    answers = answer_text(chosen, "chosen"), answer_text(rejected, "rejected")
+    return _record(row, system_of(row, system), turns, answers, used)
 
 
 def read_orca(row: Row) -> PreferenceRecord:
@@ -154,154 +152,48 @@ def read_implicit(row: Row) -> PreferenceRecord:
 
 def read_hh(row: Row) -> PreferenceRecord:
     """HH-RLHF: chosen and rejected are texts of "\\n\\nHuman: …\\n\\nAssistant: …" turns."""
-    chosen, rejected = (_hh_turns(_text(row, column), column) for column in ("chosen", "rejected"))
+    chosen, rejected = (hh_turns(text_of(row, column), column) for column in ("chosen", "rejected"))
     return _from_conversations(row, chosen, rejected)
 
 
 def read_kto(row: Row) -> PreferenceRecord:
     """KTO: prompt, one completion, and a label that says whether it is a good one."""
-    system, turns = _prompt(row, "prompt")
-    answer = Response(_answer(_value(row, "completion"), "completion"), rank=1 if _label(row) else 2)
-    extra = _extra(row, ("prompt", "completion", "label", "system", "system_prompt"))
-    return PreferenceRecord(_system(row, system), turns, (answer,), extra=extra)
+    system, turns = prompt_of(row, "prompt")
+    answer = Response(answer_text(value_of(row, "completion"), "completion"), rank=1 if label(row) else 2)
+    extra = extra_of(row, ("prompt", "completion", "label", "system", "system_prompt"))
+    return PreferenceRecord(system_of(row, system), turns, (answer,), extra=extra)
 
 
 def read_services(row: Row) -> PreferenceRecord:
     """The fine-tuning services' input (with its messages), preferred_output, non_preferred_output."""
-    given = _value(row, "input")
+    given = value_of(row, "input")
     if isinstance(given, Mapping):
         if given.get("tools"):
             raise RowProblem("column `input` offers `tools`, which a prompt here cannot hold; remove such rows")
         given = given.get("messages")
-    system, turns = _split_system(_messages(given, "input"), "input")
+    system, turns = split_system(turns_of(given, "input"), "input")
     columns = ("preferred_output", "non_preferred_output")
-    answers = tuple(_answer(_value(row, column), column) for column in columns)
+    answers = tuple(answer_text(value_of(row, column), column) for column in columns)
     return _record(row, system, turns, answers, ("input", *columns))
 
 
-# --- parts of rows --------------------------------------------------------------------------------
+# --- parts of readers -----------------------------------------------------------------------------
 
-_HH_TURN = re.compile(r"\s*\b(Human|Assistant):")
-_HH_SPLIT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+def _score(row: Row, column: str) -> float:
+    return number(value_of(row, column), f"column `{column}`")
 
 
 def _record(
     row: Row, system: str | None, turns: tuple[Turn, ...], answers: Sequence[str], used: Iterable[str]
 ) -> PreferenceRecord:
     responses = tuple(Response(text, rank=rank) for rank, text in enumerate(answers, start=1))
-    return PreferenceRecord(system, turns, responses, extra=_extra(row, used))
-
-
-def _extra(row: Row, used: Iterable[str]) -> dict[str, Any] | None:
-    return {name: value for name, value in row.items() if name not in used} or None
-
-
-def _value(row: Row, column: str) -> Any:
-    if column not in row:
-        raise RowProblem(f"it has no column `{column}`.{did_you_mean(column, map(str, row))}")
-    return row[column]
-
-
-def _found(value: object) -> str:
-    if value is None:
-        return "nothing (null)"
-    return f"{type(value).__name__} ({value!r})" if isinstance(value, bool | int | float) else type(value).__name__
-
-
-def _text(row: Row, column: str) -> str:
-    value = _value(row, column)
-    if not isinstance(value, str):
-        raise RowProblem(f"column `{column}` must be text. Got {_found(value)} instead.")
-    return value
-
-
-def _messages(value: object, column: str) -> tuple[Turn, ...]:
-    """Message objects -> turns; keys other than role and content are extras of some service and left out."""
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else _found(value)
-        raise RowProblem(f"column `{column}` must be text or a list of messages. Got {got} instead.")
-    turns = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping):
-            raise RowProblem(f"column `{column}`, message {number} must be an object. Got {_found(message)} instead.")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                got = _found(message.get(key))
-                raise RowProblem(
-                    f"column `{column}`, message {number}: `{key}` must be text. Got {got} instead."
-                    + (did_you_mean(key, map(str, message)) if key not in message else "")
-                )
-        turns.append(Turn(message["role"], message["content"]))
-    return tuple(turns)
-
-
-def _split_system(turns: tuple[Turn, ...], column: str) -> tuple[str | None, tuple[Turn, ...]]:
-    system = turns[0].content if turns[0].role == "system" else None
-    rest = turns if system is None else turns[1:]
-    if not rest:
-        raise RowProblem(f"column `{column}` holds a system message and nothing to answer")
-    return system, rest
-
-
-def _prompt(row: Row, column: str) -> tuple[str | None, tuple[Turn, ...]]:
-    value = _value(row, column)
-    if isinstance(value, str):
-        return None, (Turn("user", value),)
-    return _split_system(_messages(value, column), column)
-
-
-def _system(row: Row, of_turns: str | None) -> str | None:
-    """The text of the column `system` or `system_prompt`, else the one that the messages began with."""
-    column = next((name for name in ("system", "system_prompt") if row.get(name) is not None), None)
-    if column is None:
-        return of_turns
-    text = _text(row, column)
-    if of_turns is not None and text and text != of_turns:
-        raise RowProblem(f"column `{column}` and the prompt's system message differ; keep one of them")
-    return text or of_turns or text
-
-
-def _answer(value: object, column: str) -> str:
-    if isinstance(value, str):
-        return value
-    turns = _messages(value, column)
-    if len(turns) != 1 or turns[0].role != "assistant":
-        roles = ", ".join(turn.role for turn in turns)
-        raise RowProblem(f"column `{column}` must hold one assistant message. Got messages of {roles} instead.")
-    return turns[0].content
-
-
-def _score(row: Row, column: str) -> float:
-    value = _value(row, column)
-    try:
-        score = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        score = math.nan
-    if math.isnan(score):
-        raise RowProblem(f"column `{column}` must be a number. Got {_found(value)} instead.")
-    return score
-
-
-def _label(row: Row) -> bool:
-    value = _value(row, "label")
-    known = {"true": True, "1": True, "false": False, "0": False}
-    word = str(value).strip().lower() if isinstance(value, bool | int | str) else ""
-    if word not in known:
-        raise RowProblem(f"column `label` must be true or false. Got {_found(value)} instead.")
-    return known[word]
-
-
-def _hh_turns(text: str, column: str) -> tuple[Turn, ...]:
-    before, *parts = _HH_SPLIT.split(text)
-    if before.strip() or not parts:
-        raise RowProblem(f'column `{column}` must begin with "Human:" or "Assistant:", as HH-RLHF texts do')
-    return tuple(Turn(_HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))
+    return PreferenceRecord(system, turns, responses, extra=extra_of(row, used))
 
 
 def _whole_conversations(row: Row, prompt: tuple[str, str] | None) -> PreferenceRecord:
     """Both answers are whole conversations; a prompt column (name, last text) beside them must agree."""
-    chosen, rejected = (_messages(_value(row, column), column) for column in ("chosen", "rejected"))
+    chosen, rejected = (turns_of(value_of(row, column), column) for column in ("chosen", "rejected"))
     record = _from_conversations(row, chosen, rejected)
     if prompt is not None and prompt[1].strip() != record.turns[-1].content.strip():
         raise RowProblem(f"column `{prompt[0]}` is not the prompt that the conversation in `chosen` answers")
@@ -314,9 +206,9 @@ def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn
             raise RowProblem(f"column `{column}` must be a conversation that ends with the assistant's answer")
     if chosen[:-1] != rejected[:-1]:
         raise RowSkipped(PART_EARLY)
-    system, turns = _split_system(chosen[:-1], "chosen")
+    system, turns = split_system(chosen[:-1], "chosen")
     answers = chosen[-1].content, rejected[-1].content
-    return _record(row, _system(row, system), turns, answers, ("prompt", "chosen", "rejected", "system"))
+    return _record(row, system_of(row, system), turns, answers, ("prompt", "chosen", "rejected", "system"))
 
 
 # --- the formats, in the order in which they are tried --------------------------------------------
@@ -332,6 +224,7 @@ _SCORED = (*_TRL, "score_chosen", "score_rejected")
 _SERVICES = ("input", "preferred_output", "non_preferred_output")
 _KTO = ("prompt", "completion", "label")
 _MESSAGES = ("answer", "conversation")
+_LISTS = ("list", *_MESSAGES)
 
 FORMATS: dict[str, Format] = {
     "Orca pairs": Format(("question", *_PAIR), _has("question", *_PAIR), read_orca),
@@ -345,6 +238,11 @@ FORMATS: dict[str, Format] = {
     "TRL implicit prompt": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "conversation", read_implicit),
     "HH-RLHF": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "dialogue", read_hh),
     "KTO labels": Format(_KTO, _has(*_KTO), read_kto, by_prompt=True),
+    "ranked answers": Format(
+        ("prompt", "responses"),
+        lambda c: any(c.get(name) in _LISTS for name in ANSWERS) and any(name in c for name in PROMPTS),
+        read_ranked,
+    ),
     "fine-tuning service": Format(_SERVICES, _has(*_SERVICES), read_services),
 }
 

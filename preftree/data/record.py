@@ -8,7 +8,7 @@ they stand in the source; nothing is stripped, merged or sorted here.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,17 +65,32 @@ class PreferenceRecord:
     extra: Mapping[str, Any] | None = field(default=None, compare=False)
     row: int = 0
 
-    def pairs(self) -> list[PreferencePair]:
-        """The best answer against the worst, or no pair where the record prefers no answer to another.
+    def pairs(self, rule: str = "best_worst", min_margin: float = 0.0) -> list[PreferencePair]:
+        """The pairs that `rule` (one of `PAIR_RULES`) makes of the answers; never of two that are equally good.
 
-        Answers are ordered by rank if every one has a rank, else by score if every one has a score. Of
-        equally good (or bad) answers the first is taken.
+        Answers are ordered by rank if every one has a rank, else by score if every one has a score; no order,
+        no pair. A `min_margin` above 0 keeps only pairs whose scores differ by more, so none without scores.
         """
         keys = self._keys()
-        if keys is None or min(keys) == max(keys):
+        if keys is None:
             return []
-        best, worst = (self.responses[keys.index(end)].text for end in (min(keys), max(keys)))
-        return [PreferencePair(self.system, self.turns, best, worst, self.source, self.row)]
+        made = [(b, w) for b, w in PAIR_RULES[rule](keys) if min_margin <= 0 or self._margin(b, w) > min_margin]
+        return [
+            PreferencePair(
+                self.system, self.turns, self.responses[best].text, self.responses[worse].text, self.source, self.row
+            )
+            for best, worse in made
+        ]
+
+    @property
+    def scored(self) -> bool:
+        """Has every answer a score, as `min_margin` needs?"""
+        return all(response.score is not None for response in self.responses)
+
+    def _margin(self, best: int, worse: int) -> float:
+        """By how much the scores of two answers differ; 0 where one has none."""
+        high, low = self.responses[best].score, self.responses[worse].score
+        return high - low if high is not None and low is not None else 0.0
 
     def _keys(self) -> list[float] | None:
         """A number for each answer, smaller is better; None where they cannot be compared."""
@@ -86,6 +101,31 @@ class PreferenceRecord:
         if self.responses and len(scores) == len(self.responses):
             return [-score for score in scores]
         return None
+
+
+def _best_worst(keys: Sequence[float]) -> list[tuple[int, int]]:
+    best, worst = min(keys), max(keys)
+    return [(keys.index(best), keys.index(worst))] if best < worst else []
+
+
+def _best_each(keys: Sequence[float]) -> list[tuple[int, int]]:
+    best = keys.index(min(keys))
+    return [(best, other) for other, key in enumerate(keys) if keys[best] < key]
+
+
+def _all(keys: Sequence[float]) -> list[tuple[int, int]]:
+    return [(a, b) for a, better in enumerate(keys) for b, key in enumerate(keys) if better < key]
+
+
+PAIR_RULES: dict[str, Callable[[Sequence[float]], list[tuple[int, int]]]] = {
+    "best_worst": _best_worst,
+    "best_each": _best_each,
+    "all": _all,
+}
+"""How a record's answers become pairs: a key for each answer, smaller is better -> (preferred, not preferred).
+
+Of equally good answers `best_worst` and `best_each` take the first.
+"""
 
 
 class LoadedPairs(list[PreferencePair]):

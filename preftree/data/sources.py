@@ -1,32 +1,30 @@
 """Preference pairs from a local file, a folder of files, or a hub data set.
 
 Local files are .jsonl, .json, .csv and .parquet; what their columns mean is decided in `formats.py`. A file
-is read to its end before anything is said, so that one error names every bad row. Rows are numbered from 1:
-lines of a .jsonl, otherwise data rows (a CSV header is not counted).
+is read to its end before anything is said, so that one error names every bad row (`files.py`).
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from preftree.data.fields import Row, RowProblem, RowSkipped
+from preftree.data.files import READERS, Numbered
 from preftree.data.formats import (
     FORMATS,
+    NO_MARGIN,
     NO_OPPOSITE,
     NO_PREFERENCE,
-    Row,
-    RowProblem,
-    RowSkipped,
+    NO_SCORES,
     column_kinds,
     explain_unknown,
     pair_by_prompt,
@@ -35,10 +33,8 @@ from preftree.data.formats import (
 from preftree.data.record import LoadedPairs, PreferenceRecord
 from preftree.errors import DataError, SettingsError, did_you_mean
 
-__all__ = ["READERS", "LoadedPairs", "load_pairs"]
+__all__ = ["READERS", "LoadedPairs", "Scanned", "TableScan", "find_tables", "load_pairs", "unpaired"]
 
-Numbered = tuple[int, "Row | RowProblem"]
-"""A row with its number, or what is wrong with it; number 0 stands for the whole file."""
 Table = tuple[str, str, Iterable[Numbered]]
 """A file or hub split: its full name for errors, its short name for `source`, its rows."""
 
@@ -59,6 +55,8 @@ def load_pairs(
     streaming: bool = False,
     limit: int | None = None,
     overwrite_cache: bool = False,
+    pair_rule: str = "best_worst",
+    min_margin: float = 0.0,
 ) -> LoadedPairs:
     """The preference pairs of `dataset_name`, which is a local file, a local folder, or a hub id.
 
@@ -66,61 +64,137 @@ def load_pairs(
     ("test-00000.parquet", "validation/a.jsonl") belong to it and all others to train; a single file is taken
     as it is and has only the split train. `limit` is the most pairs to take, the first ones; later rows
     are then not read. `config_name`, `revision`, `cache_dir`, `token`, `streaming` and `overwrite_cache` are
-    meant for the hub, as `datasets.load_dataset` takes them; code from the hub is never run.
+    meant for the hub, as `datasets.load_dataset` takes them; code from the hub is never run. `pair_rule` and
+    `min_margin` say which pairs are made of each prompt's answers (`PreferenceRecord.pairs`).
 
     Raises DataError with every problem found (each with its file and row), where nothing is there under this
     name, or where no pair is left; SettingsError for a `limit` below 1.
     """
     if limit is not None and limit < 1:
         raise SettingsError(f"The limit of pairs must be at least 1. Got {limit} instead.")
-    path = Path(dataset_name).expanduser()
-    left_out: list[str] = []
-    tables: Iterable[Table]
-    if dataset_name and path.exists():
-        tables, left_out = _local_tables(path, split)
-    elif not _may_be_hub_id(dataset_name):
-        raise DataError(_nothing_there(path))
-    else:
-        options = {"name": config_name, "revision": revision, "cache_dir": cache_dir, "token": token}
-        if overwrite_cache:
-            options["download_mode"] = "force_redownload"
-        tables = [(dataset_name, dataset_name, _hub_rows(dataset_name, split, streaming, options))]
-    loaded = _read_tables(tables, limit)
+    tables, left_out = find_tables(
+        dataset_name,
+        config_name=config_name,
+        split=split,
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        streaming=streaming,
+        overwrite_cache=overwrite_cache,
+    )
+    loaded = _read_tables(tables, limit, pair_rule, min_margin)
     loaded.left_out = left_out
     return loaded
 
 
-# --- rows -> pairs --------------------------------------------------------------------------------
+def find_tables(
+    dataset_name: str,
+    *,
+    config_name: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    cache_dir: str | None = None,
+    token: str | bool | None = None,
+    streaming: bool = False,
+    overwrite_cache: bool = False,
+) -> tuple[list[Table], list[str]]:
+    """What there is to read under a name, and the files left out as those of another split; see `load_pairs`.
+
+    Raises DataError where nothing is there. A hub data set is not looked for before its rows are asked for.
+    """
+    path = Path(dataset_name).expanduser()
+    if dataset_name and path.exists():
+        return _local_tables(path, split)
+    if not _may_be_hub_id(dataset_name):
+        raise DataError(_nothing_there(path))
+    options = {"name": config_name, "revision": revision, "cache_dir": cache_dir, "token": token}
+    if overwrite_cache:
+        options["download_mode"] = "force_redownload"
+    return [(dataset_name, dataset_name, _hub_rows(dataset_name, split, streaming, options))], []
 
 
-def _read_tables(tables: Iterable[Table], limit: int | None) -> LoadedPairs:
-    loaded, problems, formats = LoadedPairs(), list[str](), list[str]()
-    answers: list[PreferenceRecord] = []
-    for name, short, rows in tables:
-        loaded.files.append(name)
+# --- rows -> records ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """One row of a table: its number, the row itself, and the record it makes. Without a record, `problem` (what
+    is wrong, with file and row) or `skipped` (why a sound row states no preference) says why."""
+
+    number: int
+    row: Row | None = None
+    record: PreferenceRecord | None = None
+    problem: str | None = None
+    skipped: str | None = None
+
+
+class TableScan:
+    """The rows of one table, read one by one as its `format` says.
+
+    The format is recognised from the first rows. Where there is none, `format` is None and `problems` says why;
+    the rows are then not worth reading.
+    """
+
+    def __init__(self, table: Table, first_row: int = 0) -> None:
+        self.name, self.short, rows = table
+        self.first_row = first_row
         iterator = iter(rows)
         head = list(islice(iterator, _PEEKED_ROWS))
-        format_name, trouble = _format_of(name, head)
-        problems += trouble
-        if format_name is None:
+        self.format, self.problems = _format_of(self.name, head)
+        self._rows = chain(head, iterator)
+
+    def __iter__(self) -> Iterator[Scanned]:
+        """Every row; a record's `row` is its place among all sound rows, from `first_row` on."""
+        if self.format is None:
+            return
+        read = FORMATS[self.format].read
+        position = self.first_row
+        for number, row in self._rows:
+            if isinstance(row, RowProblem):
+                yield Scanned(number, problem=_placed(self.name, number, row))
+                continue
+            try:
+                record = replace(read(row), source=f"{self.short}:{number}", row=position)
+                yield Scanned(number, row, record)
+            except RowProblem as problem:
+                yield Scanned(number, row, problem=_placed(self.name, number, problem))
+            except RowSkipped as skipped:
+                yield Scanned(number, row, skipped=str(skipped))
+            position += 1
+
+
+def unpaired(record: PreferenceRecord, min_margin: float) -> str:
+    """Why a record makes no pair."""
+    if min_margin <= 0:
+        return NO_PREFERENCE
+    return NO_MARGIN if record.scored else NO_SCORES
+
+
+def _read_tables(tables: Iterable[Table], limit: int | None, rule: str, min_margin: float) -> LoadedPairs:
+    loaded, problems, formats = LoadedPairs(), list[str](), list[str]()
+    answers: list[PreferenceRecord] = []
+    for table in tables:
+        scan = TableScan(table, loaded.rows)
+        loaded.files.append(scan.name)
+        problems += scan.problems
+        if scan.format is None:
             continue
-        formats.append(format_name)
-        records = _records(name, short, format_name, chain(head, iterator), loaded, problems)
-        if FORMATS[format_name].by_prompt:
-            answers += records
-            continue
-        for record in records:
-            pairs = record.pairs()
+        formats.append(scan.format)
+        for record in _records(scan, loaded, problems):
+            if FORMATS[scan.format].by_prompt:
+                answers.append(record)
+                continue
+            pairs = record.pairs(rule, min_margin)
             loaded.extend(pairs)
             if not pairs:
-                loaded.skipped[NO_PREFERENCE] += 1
+                loaded.skipped[unpaired(record, min_margin)] += 1
             if limit is not None and len(loaded) >= limit:
                 break
         if limit is not None and len(loaded) >= limit:
             break
     if problems:
         raise DataError(*problems)
-    _add_paired_answers(loaded, answers)
+    _add_paired_answers(loaded, answers, rule, min_margin)
     if limit is not None:
         del loaded[limit:]
     loaded.format = ", ".join(dict.fromkeys(formats))
@@ -133,12 +207,28 @@ def _read_tables(tables: Iterable[Table], limit: int | None) -> LoadedPairs:
     return loaded
 
 
-def _add_paired_answers(loaded: LoadedPairs, answers: list[PreferenceRecord]) -> None:
+def _records(scan: TableScan, loaded: LoadedPairs, problems: list[str]) -> Iterator[PreferenceRecord]:
+    """The records of a table; what is wrong with the other rows goes to `problems`."""
+    for scanned in scan:
+        loaded.rows += scanned.row is not None
+        if scanned.record is not None:
+            yield scanned.record
+        elif scanned.problem is not None:
+            problems.append(scanned.problem)
+        else:
+            loaded.skipped[str(scanned.skipped)] += 1
+
+
+def _add_paired_answers(loaded: LoadedPairs, answers: list[PreferenceRecord], rule: str, min_margin: float) -> None:
     """Pairs from rows of one labelled answer each, put among the others by their rows."""
     paired, alone = pair_by_prompt(answers)
     if alone:
         loaded.skipped[NO_OPPOSITE] += alone
-    loaded.extend(pair for record in paired for pair in record.pairs())
+    for record in paired:
+        pairs = record.pairs(rule, min_margin)
+        loaded.extend(pairs)
+        if not pairs:
+            loaded.skipped[unpaired(record, min_margin)] += 1
     if paired:
         loaded.sort(key=lambda pair: pair.row)
 
@@ -155,29 +245,6 @@ def _format_of(name: str, head: list[Numbered]) -> tuple[str | None, list[str]]:
     if good:
         bad.append(f"{name}: {explain_unknown(dict.fromkeys(str(key) for row in good for key in row))}")
     return None, bad
-
-
-def _records(
-    name: str,
-    short: str,
-    format_name: str,
-    rows: Iterable[Numbered],
-    loaded: LoadedPairs,
-    problems: list[str],
-) -> Iterator[PreferenceRecord]:
-    """The sound rows as records with their place; what is wrong with the others goes to `problems`."""
-    read = FORMATS[format_name].read
-    for number, row in rows:
-        if isinstance(row, RowProblem):
-            problems.append(_placed(name, number, row))
-            continue
-        position, loaded.rows = loaded.rows, loaded.rows + 1
-        try:
-            yield replace(read(row), source=f"{short}:{number}", row=position)
-        except RowProblem as problem:
-            problems.append(_placed(name, number, problem))
-        except RowSkipped as skipped:
-            loaded.skipped[str(skipped)] += 1
 
 
 def _placed(name: str, number: int, problem: RowProblem) -> str:
@@ -224,105 +291,6 @@ def _folder_tables(folder: Path, split: str) -> tuple[list[Table], list[str]]:
 def _split_of(name: Path) -> str:
     words = re.findall(r"[a-z]+", " ".join((*name.parts[:-1], name.stem)).lower())
     return next((_SPLITS[word] for word in words if word in _SPLITS), "train")
-
-
-def _read_jsonl(path: Path) -> Iterator[Numbered]:
-    # Bytes, because text mode would stop at the first line that is not UTF-8, and would also split a line at
-    # the line separators that JSON texts may hold.
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, _parsed(line, number)
-
-
-def _parsed(line: bytes, number: int) -> Row | RowProblem:
-    try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-    except UnicodeDecodeError as error:
-        return RowProblem(f"it is not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.")
-    except json.JSONDecodeError as error:
-        return RowProblem(f"it is not JSON ({error.msg} at character {error.colno}).")
-    return _checked(row)
-
-
-def _checked(row: Any) -> Row | RowProblem:
-    if isinstance(row, Mapping):
-        return row
-    return RowProblem(f"it must be an object with named columns. Got {type(row).__name__} instead.")
-
-
-def _read_json(path: Path) -> Iterator[Numbered]:
-    """A list of objects, an object with one such list in it, or, as often happens, one object a line."""
-    text = path.read_bytes()
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        if not isinstance(_parsed(text.split(b"\n", 1)[0], 1), RowProblem):
-            yield from _read_jsonl(path)
-        else:
-            yield 0, RowProblem(f"it is neither JSON nor one JSON object a line ({error}).")
-        return
-    if isinstance(value, Mapping):
-        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], Mapping)]
-        value = lists[0] if len(value) == len(lists) == 1 else [value]
-    if not isinstance(value, list):
-        yield 0, RowProblem(f"it must hold a list of objects. Got {type(value).__name__} instead.")
-        return
-    for number, row in enumerate(value, start=1):
-        yield number, _checked(row)
-
-
-def _read_csv(path: Path) -> Iterator[Numbered]:
-    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long conversation
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        number = 0
-        try:
-            header = next(reader, None)
-            for cells in reader:
-                if not cells:
-                    continue
-                number += 1
-                if header is None or len(cells) != len(header):
-                    yield (
-                        number,
-                        RowProblem(f"it has {len(cells)} cells where the header has {len(header or ())}."),
-                    )
-                else:
-                    yield number, dict(zip(header, cells, strict=True))
-        except (csv.Error, UnicodeDecodeError) as error:
-            # The reader has lost its place: what follows cannot be told apart.
-            yield (
-                number + 1,
-                RowProblem(f"it cannot be read as CSV in UTF-8 ({error}); the rest was not read."),
-            )
-
-
-def _read_parquet(path: Path) -> Iterator[Numbered]:
-    import pyarrow  # type: ignore[import-untyped]
-    from pyarrow import parquet  # type: ignore[import-untyped]
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield 0, RowProblem(f"it cannot be read as Parquet ({said}). Is it whole, and of that kind?")
-
-
-READERS: dict[str, Callable[[Path], Iterable[Numbered]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
-"""File ending -> reader of its rows. A reader yields what is wrong with a row in the row's place."""
 
 
 def _nothing_there(path: Path) -> str:

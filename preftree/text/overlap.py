@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from preftree.data.sources import READERS
+from preftree.data.files import READERS
 from preftree.errors import DataError
 from preftree.text.duplicates import words
 

@@ -80,6 +80,8 @@ def _load(settings: Settings, name: str, split: str, limit: int | None) -> Loade
         streaming=data.streaming,
         limit=limit,
         overwrite_cache=data.overwrite_cache,
+        pair_rule=data.pair_rule,
+        min_margin=data.min_margin,
     )
 
 

@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
+from preftree.data.fields import RowProblem, RowSkipped
 from preftree.data.formats import (
     FORMATS,
     PART_EARLY,
-    RowProblem,
-    RowSkipped,
     column_kinds,
     explain_unknown,
     pair_by_prompt,
@@ -58,6 +57,38 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "service": (
         "fine-tuning service",
         {"input": {"messages": [HI], "tools": []}, "preferred_output": [YES], "non_preferred_output": [NO]},
+    ),
+    "ranked, UltraFeedback": (
+        "ranked answers",
+        {
+            "instruction": "Hi?",
+            "completions": [
+                {"model": "a", "response": "No.", "fine-grained_score": 2.5, "overall_score": 10.0},
+                {"model": "b", "response": "Yes.", "fine-grained_score": 4.75, "overall_score": 8.0},
+            ],
+        },
+    ),
+    "ranked, UltraFeedback's first version": (
+        "ranked answers",
+        {
+            "instruction": "Hi?",
+            "completions": [
+                {"response": "No.", "annotations": {"honesty": {"Rating": "2"}, "helpfulness": {"Rating": "N/A"}}},
+                {"response": "Yes.", "annotations": {"honesty": {"Rating": "3"}, "helpfulness": {"Rating": "4"}}},
+            ],
+        },
+    ),
+    "ranked, Nectar": (
+        "ranked answers",
+        {
+            "prompt": "\n\nHuman: Hi?\n\nAssistant: ",
+            "answers": [{"answer": "Yes.", "rank": 1.0}, {"answer": "No.", "rank": 2.0}, {"answer": "", "rank": None}],
+        },
+    ),
+    "ranked, scores beside": ("ranked answers", {"prompt": [HI], "responses": ["No.", "Yes."], "scores": [0.5, 3]}),
+    "ranked, ranks beside": (
+        "ranked answers",
+        {"question": "Hi?", "responses": ["No.", "Yes.", "?"], "ranks": [2, 1, None]},
     ),
     "extras of OpenAI": (
         "TRL conversational",
@@ -225,3 +256,30 @@ def test_unknown_columns_are_explained(columns: tuple[str, ...], said: str) -> N
 
 def test_unused_columns_are_kept_as_extra() -> None:
     assert read({"question": "q", "chosen": "a", "rejected": "b", "check": "len<5"}).extra == {"check": "len<5"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"responses": ["a", "b"]}, "answer 1: it has neither a rank nor a score"),
+        ({"responses": ["a", "b"], "scores": [1]}, "`scores` must hold 2 values, one for each answer. Got 1"),
+        ({"responses": ["a", "b"], "scores": 3}, "`scores` must hold 2 values, one for each answer. Got int (3)"),
+        ({"responses": ["a", 5], "scores": [1, 2]}, "column `responses`, answer 2 must be text. Got int (5)"),
+        ({"responses": ["a", "b"], "scores": [1, "x"]}, "column `scores`, value 2 must be a number. Got str"),
+        ({"responses": ["a", "b"], "scores": [1, 10**400]}, "column `scores`, value 2 must be a number"),
+        ({"responses": ["a", "b"], "ranks": [1, 1.5]}, "a rank must be a whole number"),
+        ({"responses": "a", "scores": [1]}, "must be a list of answers. Got str"),
+        ({"responses": [{"say": "x", "rank": 1}]}, "must have its text under one of response, text"),
+        ({"responses": [{"text": None, "rank": 1}]}, "Got nothing (null)"),
+    ],
+)
+def test_broken_ranked_rows(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(RowProblem) as caught:
+        FORMATS["ranked answers"].read({"prompt": "Hi?", **row})
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("scores", [[1, None], ["N/A", None]])
+def test_too_few_ranked_answers(scores: list[Any]) -> None:
+    with pytest.raises(RowSkipped, match="fewer than two answers"):
+        FORMATS["ranked answers"].read({"prompt": "Hi?", "responses": ["a", "b"], "scores": scores})

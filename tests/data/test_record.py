@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftree.data.record import LoadedPairs, PreferencePair, PreferenceRecord, Response, Turn
+from preftree.data.record import PAIR_RULES, LoadedPairs, PreferencePair, PreferenceRecord, Response, Turn
 
 ASK = (Turn("user", "Which?"),)
 
@@ -75,3 +75,30 @@ def test_loaded_pairs_are_a_list_and_tell_about_the_load() -> None:
         "Skipped 2 rows: no opposite.",
         "Left out, as files of another split: test.jsonl.",
     ]
+
+
+def slow_pairs(keys: list[int], rule: str) -> list[tuple[int, int]]:
+    """All ordered pairs of which the first is better, thinned out as the rule says."""
+    better = [(a, b) for a in range(len(keys)) for b in range(len(keys)) if keys[a] < keys[b]]
+    first_best = keys.index(min(keys))
+    if rule == "best_worst":
+        return [(a, b) for a, b in better if a == first_best and b == keys.index(max(keys))]
+    return [(a, b) for a, b in better if rule == "all" or a == first_best]
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.sampled_from(sorted(PAIR_RULES)), st.integers(0, 3))
+def test_rules_against_the_definition(ranks: list[int], rule: str, margin: int) -> None:
+    # Scores fall as ranks rise, so a margin in scores is a difference of ranks.
+    answers = [Response(str(i), score=10.0 - rank, rank=rank) for i, rank in enumerate(ranks)]
+    found = [(int(p.chosen), int(p.rejected)) for p in record(*answers).pairs(rule, float(margin))]
+    assert found == [(a, b) for a, b in slow_pairs(ranks, rule) if ranks[b] - ranks[a] > margin]
+    # Without ranks the scores say the same.
+    unranked = [Response(answer.text, answer.score) for answer in answers]
+    assert [(int(p.chosen), int(p.rejected)) for p in record(*unranked).pairs(rule, float(margin))] == found
+
+
+def test_a_margin_needs_scores() -> None:
+    ranked = record(Response("a", rank=1), Response("b", rank=3))
+    assert ranked.pairs() != []
+    assert ranked.pairs(min_margin=0.5) == []
+    assert not ranked.scored

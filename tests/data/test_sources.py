@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preftree.data import sources
-from preftree.data.formats import NO_OPPOSITE, NO_PREFERENCE
+from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_PREFERENCE, NO_SCORES
 from preftree.data.record import PreferencePair
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, SettingsError
@@ -326,3 +326,22 @@ def test_without_a_network_the_real_client_answers_at_once(monkeypatch: pytest.M
     (problem,) = problems_of("Intel/orca_dpo_pairs", cache_dir=str(tmp_path))
     assert "Looked on the hub" in problem
     assert before == constants.HF_HUB_OFFLINE
+
+
+def test_several_pairs_of_one_row_and_why_there_are_none(tmp_path: Path) -> None:
+    answers = [{"text": f"a{score}", "score": score} for score in (1, 5, 3, 5)]
+    rows = [{"prompt": "q", "responses": answers}, {"prompt": "r", "responses": answers[1::2]}]
+    write_jsonl(tmp_path / "k.jsonl", rows)
+
+    def found(**options: Any) -> tuple[list[tuple[str, str]], dict[str, int]]:
+        loaded = load_pairs(str(tmp_path / "k.jsonl"), **options)
+        assert {p.row for p in loaded} == {0}
+        return [(p.chosen, p.rejected) for p in loaded], loaded.skipped
+
+    assert found() == ([("a5", "a1")], {NO_PREFERENCE: 1})
+    assert found(pair_rule="best_each")[0] == [("a5", "a1"), ("a5", "a3")]
+    assert len(found(pair_rule="all")[0]) == 5
+    assert found(pair_rule="all", min_margin=2) == ([("a5", "a1"), ("a5", "a1")], {NO_MARGIN: 1})
+    write_jsonl(tmp_path / "k.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
+    (problem,) = problems_of(tmp_path / "k.jsonl", min_margin=1.0)
+    assert NO_SCORES in problem

@@ -1,0 +1,117 @@
+"""Rows of local files: .jsonl, .json, .csv and .parquet.
+
+Rows are numbered from 1: lines of a .jsonl, otherwise data rows (a CSV header is not counted). A reader yields
+what is wrong with a row in the row's place and reads on, so that one pass names every bad row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from preftree.data.fields import Row, RowProblem
+
+Numbered = tuple[int, "Row | RowProblem"]
+"""A row with its number, or what is wrong with it; number 0 stands for the whole file."""
+
+
+def _read_jsonl(path: Path) -> Iterator[Numbered]:
+    # Bytes, because text mode would stop at the first line that is not UTF-8, and would also split a line at
+    # the line separators that JSON texts may hold.
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, _parsed(line, number)
+
+
+def _parsed(line: bytes, number: int) -> Row | RowProblem:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        return RowProblem(f"it is not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.")
+    except json.JSONDecodeError as error:
+        return RowProblem(f"it is not JSON ({error.msg} at character {error.colno}).")
+    return _checked(row)
+
+
+def _checked(row: Any) -> Row | RowProblem:
+    if isinstance(row, Mapping):
+        return row
+    return RowProblem(f"it must be an object with named columns. Got {type(row).__name__} instead.")
+
+
+def _read_json(path: Path) -> Iterator[Numbered]:
+    """A list of objects, an object with one such list in it, or, as often happens, one object a line."""
+    text = path.read_bytes()
+    if not text.strip():
+        return
+    try:
+        value = json.loads(text.decode("utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        if not isinstance(_parsed(text.split(b"\n", 1)[0], 1), RowProblem):
+            yield from _read_jsonl(path)
+        else:
+            yield 0, RowProblem(f"it is neither JSON nor one JSON object a line ({error}).")
+        return
+    if isinstance(value, Mapping):
+        lists = [v for v in value.values() if isinstance(v, list) and v and isinstance(v[0], Mapping)]
+        value = lists[0] if len(value) == len(lists) == 1 else [value]
+    if not isinstance(value, list):
+        yield 0, RowProblem(f"it must hold a list of objects. Got {type(value).__name__} instead.")
+        return
+    for number, row in enumerate(value, start=1):
+        yield number, _checked(row)
+
+
+def _read_csv(path: Path) -> Iterator[Numbered]:
+    csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long conversation
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True)
+        number = 0
+        try:
+            header = next(reader, None)
+            for cells in reader:
+                if not cells:
+                    continue
+                number += 1
+                if header is None or len(cells) != len(header):
+                    yield (
+                        number,
+                        RowProblem(f"it has {len(cells)} cells where the header has {len(header or ())}."),
+                    )
+                else:
+                    yield number, dict(zip(header, cells, strict=True))
+        except (csv.Error, UnicodeDecodeError) as error:
+            # The reader has lost its place: what follows cannot be told apart.
+            yield (
+                number + 1,
+                RowProblem(f"it cannot be read as CSV in UTF-8 ({error}); the rest was not read."),
+            )
+
+
+def _read_parquet(path: Path) -> Iterator[Numbered]:
+    import pyarrow  # type: ignore[import-untyped]
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (pyarrow.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        yield 0, RowProblem(f"it cannot be read as Parquet ({said}). Is it whole, and of that kind?")
+
+
+READERS: dict[str, Callable[[Path], Iterable[Numbered]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+"""File ending -> reader of its rows. A reader yields what is wrong with a row in the row's place."""
