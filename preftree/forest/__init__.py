@@ -1,12 +1,12 @@
 """The concept: token trees, forests packed to a token budget, and one integer a token for the mask.
 
-Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, `forest` lays them out, and
-`pairs` does all three for preference pairs.
+Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, `forest` lays them out,
+`balance` shares a batch out to ranks, and `pairs` does all of it for preference pairs.
 """
 
 from preftree.forest.forest import Forest, Segment
 from preftree.forest.pack import pack
-from preftree.forest.pairs import Pair, forests_of_pairs
+from preftree.forest.pairs import Pair, forests_of_pairs, shares_of_pairs
 from preftree.forest.tree import Bundle, Node, grow
 
-__all__ = ["Bundle", "Forest", "Node", "Pair", "Segment", "forests_of_pairs", "grow", "pack"]
+__all__ = ["Bundle", "Forest", "Node", "Pair", "Segment", "forests_of_pairs", "grow", "pack", "shares_of_pairs"]

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from preftree.forest.balance import balance
 from preftree.forest.forest import Forest
 from preftree.forest.pack import pack
 from preftree.forest.tree import Bundle
@@ -30,3 +31,10 @@ def forests_of_pairs(pairs: Sequence[Pair], budget: int, device: torch.device | 
         for i, p in enumerate(pairs)
     ]
     return [Forest.of(group, device) for group in pack(bundles, budget)]
+
+
+def shares_of_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[Pair]]:
+    """The pairs of one step for each of several ranks, each pair once, even in tree tokens (see `balance`)."""
+    prompts = [tuple(p.prompt_ids) for p in pairs]
+    sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    return [[pairs[i] for i in share] for share in balance(prompts, sizes, ranks)]

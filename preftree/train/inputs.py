@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import xxhash
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -28,6 +30,15 @@ class Prepared:
 
     train: list[EncodedPair]
     validation: list[EncodedPair]
+
+
+def fingerprint(pairs: Sequence[EncodedPair]) -> str:
+    """A hash of all token ids in their order."""
+    digest = xxhash.xxh3_128()
+    for pair in pairs:
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+            digest.update(array("q", [len(ids), *ids]).tobytes())
+    return digest.hexdigest()
 
 
 def hub_options(settings: Settings) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -27,7 +28,13 @@ class PairMeter:
     """Adds up what is reported of pairs, on their device; `means()` reads it once."""
 
     pairs: int = 0
-    total: Tensor | None = None  # one sum a name, float64
+    total: Tensor = field(default_factory=lambda: torch.zeros(len(NAMES)))
+
+    @classmethod
+    def on(cls, device: torch.device) -> PairMeter:
+        """A meter for a device, in the widest floating type that every device of its kind has."""
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        return cls(total=torch.zeros(len(NAMES), dtype=dtype, device=device))
 
     def add(self, logps: PairLogps, losses_P: Tensor, beta: float) -> None:
         """The pairs of one forest: losses, implicit rewards β·log π/r, and log-probs."""
@@ -41,26 +48,31 @@ class PairMeter:
             logps.chosen_P.detach(),
             logps.rejected_P.detach(),
         )
-        wide = torch.float64 if losses_P.device.type == "cpu" else torch.float32
-        sums = torch.stack([column_P.to(wide).sum() for column_P in columns])
-        self.total = sums if self.total is None else self.total + sums
+        self.total = self.total + torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
         self.pairs += int(losses_P.shape[0])
+
+    def merge(self, other: PairMeter) -> None:
+        """Add what another meter has seen."""
+        self.total = self.total.to(other.total) + other.total
+        self.pairs += other.pairs
 
     def means(self) -> dict[str, float]:
         """Mean over all pairs added, by name; empty when there were none."""
-        if self.total is None or not self.pairs:
+        if not self.pairs:
             return {}
         return {name: value / self.pairs for name, value in zip(NAMES, self.total.tolist(), strict=True)}
 
 
 @dataclass
 class SpeedMeter:
-    """Tokens, pairs and seconds since it was made."""
+    """Tokens, pairs and seconds since it was made. Every field but the start is a count that adds up over ranks,
+    except `slowest_tokens`: the tree tokens of each step's most loaded rank."""
 
     tree_tokens: int = 0
     unrolled_tokens: int = 0
     pairs: int = 0
     forests: int = 0
+    slowest_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, forest: Forest) -> None:
@@ -69,10 +81,34 @@ class SpeedMeter:
         self.pairs += len(forest.leaf_ids) // 2
         self.forests += 1
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The counts, in the order of `counts`."""
+        return [field.name for field in fields(cls) if field.name != "started"]
+
+    def counts(self) -> list[int]:
+        return [getattr(self, name) for name in self.names()]
+
+    @classmethod
+    def of_ranks(cls, counts: Sequence[Sequence[int]]) -> SpeedMeter:
+        """One step of all ranks, from the `counts` of each."""
+        meter = cls(*(sum(column) for column in zip(*counts, strict=True)))
+        meter.slowest_tokens = max(row[cls.names().index("tree_tokens")] for row in counts)
+        return meter
+
+    def merge(self, other: SpeedMeter) -> None:
+        """Add another meter's counts; the seconds stay this one's own."""
+        for name in self.names():
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     @property
     def saved_share(self) -> float:
         """Share of the tokens of single, unpadded sequences that the trees did not compute."""
         return 1 - self.tree_tokens / self.unrolled_tokens if self.unrolled_tokens else 0.0
+
+    def imbalance(self, ranks: int) -> float:
+        """Tokens of the most loaded rank over the mean of all ranks, minus 1: what waiting for it costs at most."""
+        return ranks * self.slowest_tokens / self.tree_tokens - 1 if self.tree_tokens else 0.0
 
     def rates(self) -> dict[str, float]:
         """pairs_per_second, tokens_per_second (tree tokens) and the saved share."""

@@ -1,12 +1,14 @@
 """The reference: the same model with the adapter switched off, its log-probs computed once for each answer.
 
 Kept per token and in float32, under a hash of the token ids, so that an answer seen in an earlier epoch, in
-evaluation, in another run or under another row is not computed again.
+evaluation, in another run or under another row is not computed again. Each rank computes what is missing in its
+own share of a step, tells the others, and writes its own part to disk: no answer is computed by two ranks.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
@@ -15,8 +17,9 @@ from torch import Tensor
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
-from preftree.model.score import LeafLogprobs, evaluating, leaf_logprobs
-from preftree.train.store import LogprobStore
+from preftree.model.score import evaluating, leaf_logprobs
+from preftree.train.ranks import Ranks, idle_forest
+from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
 
 class Reference:
@@ -25,12 +28,13 @@ class Reference:
     Args:
         model: PEFT model. Adapter-off is the reference only while nothing but the adapter is trained.
         store: where they are kept on disk; None keeps them in memory.
+        ranks: the processes that share the work.
 
     Raises:
         ModelError: the base model's own weights are trained too.
     """
 
-    def __init__(self, model: PeftModel, store: LogprobStore | None = None) -> None:
+    def __init__(self, model: PeftModel, store: LogprobStore | None = None, ranks: Ranks | None = None) -> None:
         foreign = [
             name
             for name, parameter in model.named_parameters()
@@ -43,21 +47,45 @@ class Reference:
             )
         self.model = model
         self.store = store
+        self.ranks = ranks or Ranks()
         self.hits = 0
         self.misses = 0
         self._known: dict[bytes, Tensor] = dict(store) if store is not None else {}
 
-    @torch.no_grad()
+    def fill(self, forests: Sequence[Forest]) -> None:
+        """Compute what is missing of this rank's forests of a step and learn what the other ranks computed.
+
+        All ranks call it together, each with its own forests.
+        """
+        new: dict[bytes, Tensor] = {}
+        missing = []
+        for forest in forests:
+            keys = _keys(forest)
+            unknown = [key for key in keys if key not in self._known]
+            self.misses += len(unknown)
+            self.hits += len(keys) - len(unknown)
+            if unknown:
+                missing.append((keys, forest))
+        counts = [count for (count,) in self.ranks.gather([len(missing)])]
+        for keys, forest in missing:
+            new |= dict(zip(keys, self._compute(forest), strict=True))
+        if self.ranks.lockstep:
+            for _ in range(max(counts) - len(missing)):
+                self._compute(idle_forest(self.model.device))
+        for key, token_S in new.items():
+            self._remember(key, token_S)
+        if self.ranks.count > 1 and any(counts):
+            for content in self.ranks.gather_bytes(to_bytes(new)):
+                self._known |= from_bytes(content)
+
     def token_logprobs(self, forest: Forest) -> Tensor:
         """log r of the forest's scored tokens, (S,), on its device. Not differentiable."""
-        keys = [_key(ids, n) for ids, n in zip(forest.unrolled(), forest.leaf_lengths, strict=True)]
-        missing = sum(key not in self._known for key in keys)
-        self.hits += len(keys) - missing
-        self.misses += missing
-        if missing:
-            for key, token_S in zip(keys, self._compute(forest).by_leaf().values(), strict=True):
-                self._remember(key, token_S.cpu())
-        return torch.cat([self._known[key] for key in keys]).to(forest.device)
+        self.fill([forest])
+        return self.known(forest)
+
+    def known(self, forest: Forest) -> Tensor:
+        """The same for a forest that went through `fill`."""
+        return torch.cat([self._known[key] for key in _keys(forest)]).to(forest.device)
 
     def flush(self) -> None:
         """Put what was computed on disk."""
@@ -70,9 +98,16 @@ class Reference:
             if self.store is not None:
                 self.store.add(key, token_S)
 
-    def _compute(self, forest: Forest) -> LeafLogprobs:
+    def _compute(self, forest: Forest) -> list[Tensor]:
+        """Per-token log-probs of each leaf, in float32 (float64 if the model is), on the CPU."""
         with evaluating(self.model), self.model.disable_adapter():
-            return leaf_logprobs(self.model, forest)
+            scores = leaf_logprobs(self.model, forest)
+        return list(scores.token_S.cpu().split(scores.lengths))
+
+
+def _keys(forest: Forest) -> list[bytes]:
+    """The key of each leaf, in the order of `leaf_ids`."""
+    return [_key(ids, n) for ids, n in zip(forest.unrolled(), forest.leaf_lengths, strict=True)]
 
 
 def _key(sequence: Tensor, scored: int) -> bytes:

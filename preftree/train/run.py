@@ -12,16 +12,18 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
 from preftree.device import Choice, choose_device, choose_dtype, environment
-from preftree.errors import DeviceError, RunError
+from preftree.errors import RunError
+from preftree.gaudi import check_world_size
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.run import RunFolder
 from preftree.settings import Settings
 from preftree.train.budget import choose_budget
-from preftree.train.inputs import Prepared, Say, hub_options, prepare_pairs
+from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
+from preftree.train.ranks import Ranks
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.store import LogprobStore, weights_key
@@ -46,7 +48,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
         "config": settings.as_dict(),
     }
     folder.check(**claim)  # before minutes of loading
-    _check_one_rank(settings)
+    ranks = _ranks(settings, say)
     device = choose_device(settings)
     dtype = choose_dtype(settings, device.value)
     source = resolve(settings.model.model_name_or_path or "")
@@ -54,9 +56,11 @@ def train(settings: Settings, console: Console | None = None) -> int:
     say(f"precision  {dtype}")
     tokenizer = _tokenizer(settings, source)
     prepared = prepare_pairs(settings, tokenizer, console, say)
+    if ranks.count > 1:  # every rank takes its share of the same steps
+        ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
     set_seed(settings.train.seed)
     model = _model(settings, source, dtype.value, device, say)
-    trainer = _trainer(settings, model, tokenizer, prepared, folder, device.value, console, say)
+    trainer = _trainer(settings, model, tokenizer, prepared, folder, device.value, ranks, console, say)
     if settings.train.should_save:
         folder.claim(**claim)
         folder.write_env(environment())
@@ -64,20 +68,24 @@ def train(settings: Settings, console: Console | None = None) -> int:
     return 0
 
 
-def _check_one_rank(settings: Settings) -> None:
-    """Refuse what would train wrongly without a word: ranks whose gradients nobody adds up."""
-    if settings.train.world_size > 1:
-        raise DeviceError(
-            f"this process is one of {settings.train.world_size} ranks, and training on several ranks is not "
-            "supported yet: each would train on its own. Start one process; it uses all cores of the machine."
-        )
+def _ranks(settings: Settings, say: Say) -> Ranks:
+    """The processes of this run. Fails where a launcher started more of them than found each other."""
+    args = settings.train
+    check_world_size(args.world_size)
+    ranks = Ranks(timeout=args.ddp_timeout, device=str(args.device).partition(":")[0])
+    if ranks.count > 1:
+        say(f"ranks      {ranks.count}: each computes its share of a step, LoRA's gradients are added up once a step")
+    return ranks
 
 
 def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
+    ranks = trainer.ranks
+    advice = "Start all ranks again with --resume_from_checkpoint true to go on from the last checkpoint."
     try:
-        result = trainer.train(resume_from_checkpoint=resume)
-        if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
-            trainer.evaluate()
+        with ranks.explained(advice):
+            result = trainer.train(resume_from_checkpoint=resume)
+            if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+                trainer.evaluate()
     finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
         trainer.reference.flush()
         for callback in trainer.callback_handler.callbacks:
@@ -140,13 +148,15 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     return peft
 
 
-def _reference(settings: Settings, model: PeftModel, say: Say) -> Reference:
+def _reference(settings: Settings, model: PeftModel, ranks: Ranks, say: Say) -> Reference:
+    key = weights_key(causal_model(model)) if settings.train.reference_cache or ranks.count > 1 else ""
+    ranks.check_same("weights of the model", key)
     if not settings.train.reference_cache:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
-        return Reference(model)
-    store = LogprobStore(cache_root() / "reference" / weights_key(causal_model(model)))
+        return Reference(model, ranks=ranks)
+    store = LogprobStore(cache_root() / "reference" / key)
     say(f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}")
-    return Reference(model, store)
+    return Reference(model, store, ranks)
 
 
 def _trainer(
@@ -156,6 +166,7 @@ def _trainer(
     prepared: Prepared,
     folder: RunFolder,
     device: str,
+    ranks: Ranks,
     console: Console,
     say: Say,
 ) -> PreferenceTrainer:
@@ -169,8 +180,8 @@ def _trainer(
     )
     say(f"forests    of at most {budget.value} tokens: {budget.reason}")
     say(
-        f"step       {args.pairs_per_step} pairs a rank ({args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps}), loss {args.loss_type}, beta {args.beta:g}"
+        f"step       {ranks.count * args.pairs_per_step} pairs ({args.per_device_train_batch_size} x "
+        f"{args.gradient_accumulation_steps} x {ranks.count} ranks), loss {args.loss_type}, beta {args.beta:g}"
     )
     pulse = Pulse()
     trainer = PreferenceTrainer(
@@ -178,7 +189,7 @@ def _trainer(
         args,
         train_pairs=prepared.train,
         eval_pairs=prepared.validation,
-        reference=_reference(settings, model, say),
+        reference=_reference(settings, model, ranks, say),
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
         budget=budget.value,
         tokenizer=tokenizer,

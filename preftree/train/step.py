@@ -29,10 +29,12 @@ class Objective:
 def forest_losses(
     model: nn.Module, forest: Forest, reference: Reference, objective: Objective
 ) -> tuple[Tensor, PairLogps]:
-    """Losses (P,) and log-probs of the pairs of a forest from `forests_of_pairs`, differentiable."""
-    # The reference first: its activations are gone before the policy's are kept for the backward pass.
-    reference_S = reference.token_logprobs(forest)
-    logps = pair_logps(leaf_logprobs(model, forest), reference_S)
+    """Losses (P,) and log-probs of the pairs of a forest from `forests_of_pairs`, differentiable.
+
+    The reference has been filled in for this forest (`Reference.fill`): a step does that for all its forests
+    before the first of them keeps activations for its backward pass.
+    """
+    logps = pair_logps(leaf_logprobs(model, forest), reference.known(forest))
     return objective.losses(logps), logps
 
 

@@ -18,10 +18,12 @@ from pathlib import Path
 import torch
 import xxhash
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+#: Length of a key.
+KEY_BYTES = 16
 #: New answers after which a shard is written. A kill loses fewer than that.
 SHARD_ANSWERS = 256
 
@@ -77,23 +79,41 @@ class LogprobStore(Mapping[bytes, Tensor]):
         if not self._unwritten:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        keys, values = list(self._unwritten), list(self._unwritten.values())
         shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
         temporary = shard.with_suffix(".writing")
-        content = {
-            "keys": torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(-1, 16),
-            "lengths": torch.tensor([len(value) for value in values]),
-            "logprobs": torch.cat(values),
-        }
         try:
-            save_file(content, temporary)
+            save_file(_content(self._unwritten), temporary)
             os.replace(temporary, shard)
         finally:
             temporary.unlink(missing_ok=True)
         self._unwritten.clear()
 
 
+def to_bytes(answers: Mapping[bytes, Tensor]) -> Tensor:
+    """Answers as bytes (uint8), for another rank."""
+    return torch.frombuffer(bytearray(save(_content(answers))), dtype=torch.uint8)
+
+
+def from_bytes(content: Tensor) -> dict[bytes, Tensor]:
+    """What `to_bytes` was given."""
+    return _answers(load(content.numpy().tobytes()))
+
+
 def _read(shard: Path) -> dict[bytes, Tensor]:
-    content = load_file(shard)
+    return _answers(load_file(shard))
+
+
+def _content(answers: Mapping[bytes, Tensor]) -> dict[str, Tensor]:
+    values = list(answers.values())
+    return {
+        "keys": torch.frombuffer(bytearray(b"".join(answers)), dtype=torch.uint8).view(-1, KEY_BYTES)
+        if values
+        else torch.empty(0, KEY_BYTES, dtype=torch.uint8),
+        "lengths": torch.tensor([len(value) for value in values], dtype=torch.int64),
+        "logprobs": torch.cat(values) if values else torch.empty(0),
+    }
+
+
+def _answers(content: Mapping[str, Tensor]) -> dict[bytes, Tensor]:
     values = content["logprobs"].split(content["lengths"].tolist())
     return {bytes(key.tolist()): value for key, value in zip(content["keys"], values, strict=True)}

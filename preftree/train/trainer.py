@@ -1,8 +1,8 @@
 """transformers' Trainer with one change of unit: a dataloader batch is an optimizer step.
 
 Trainer brings the loop, schedules, checkpoints, trackers and devices. What is ours is inside a step: the
-batch of pairs is cut into forests, each forest's loss is divided by the number of pairs of the *step* and
-its gradient added up, so that no way of cutting changes the objective.
+batch of pairs is shared out to the ranks and cut into forests, each forest's loss is divided by the number of
+pairs of the *step* on all ranks and its gradient added up, so that no way of cutting changes the objective.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from preftree.forest import Pair, forests_of_pairs
+from preftree.forest import Forest, Pair, forests_of_pairs, shares_of_pairs
+from preftree.model.score import leaf_logprobs
 from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
+from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
 
@@ -44,6 +49,15 @@ def collate(pairs: list[Pair]) -> dict[str, list[Pair]]:
     return {"pairs": pairs}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One rank's part of a step: its forests, the passes it makes only to keep step, and all ranks' counts."""
+
+    forests: list[Forest]
+    idle: int
+    speed: SpeedMeter
+
+
 class PreferenceTrainer(Trainer):
     """Trains a PEFT model on pairs.
 
@@ -54,6 +68,7 @@ class PreferenceTrainer(Trainer):
         reference: log-probs of the model before training.
         objective: loss and constants.
         budget: most tokens of a forest.
+        ranks: the processes that train together; by default those of the process group.
         tokenizer: saved beside the adapter.
         pulse: filled in as steps go by, for a live line.
     """
@@ -68,11 +83,13 @@ class PreferenceTrainer(Trainer):
         reference: Reference,
         objective: Objective,
         budget: int,
+        ranks: Ranks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         pulse: Pulse | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         self.reference, self.objective, self.budget = reference, objective, budget
+        self.ranks = ranks or reference.ranks
         self.since_log = PairMeter()
         self.speed = SpeedMeter()
         self.pulse = pulse or Pulse()
@@ -85,25 +102,91 @@ class PreferenceTrainer(Trainer):
             processing_class=tokenizer,
             callbacks=callbacks,
         )
+        self.ranks.copy_from_first(self._trained())
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Trainer's accelerator, told to leave the model as it is: gradients are added up here (see `ranks`)."""
+        super().create_accelerator_and_postprocess()
+        self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Batches of whole steps, in an order that does not depend on the number of ranks."""
+        return self._whole_batches(
+            self.train_dataset, self.args.train_batch_size, self._get_train_sampler(), self.args.dataloader_drop_last
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Dataset[Pair] | None = None) -> DataLoader[Any]:
+        """Every pair once, in batches that the ranks share."""
+        return self._whole_batches(eval_dataset or self.eval_dataset, self.args.eval_batch_size)
+
+    def _whole_batches(
+        self, dataset: Any, batch_size: int, sampler: Sampler[int] | None = None, drop_last: bool = False
+    ) -> DataLoader[Any]:
+        """The same batches on every rank, each of which takes its share of them in the step."""
+        args = self.args
+        loader = DataLoader(
+            dataset,
+            batch_size=batch_size * self.ranks.count,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=collate,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        return prepare_data_loader(loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=seed)
+
+    def plan(self, pairs: Sequence[Pair]) -> Plan:
+        """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
+        share = shares_of_pairs(pairs, self.ranks.count)[self.ranks.index]
+        forests = forests_of_pairs(share, self.budget, self.args.device)
+        mine = SpeedMeter()
+        for forest in forests:
+            mine.add(forest)
+        counts = self.ranks.gather(mine.counts())
+        most = max(SpeedMeter(*row).forests for row in counts) if self.ranks.lockstep else 0
+        self.reference.fill(forests)
+        return Plan(forests, max(0, most - len(forests)), SpeedMeter.of_ranks(counts))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Gradients of the mean loss over the pairs of the step; returns that mean."""
+        """Gradients of the mean loss over the pairs of the step on all ranks; returns that mean."""
         model.train()
         pairs: list[Pair] = inputs["pairs"]
-        self.pulse.step = PairMeter()
+        plan = self.plan(pairs)
+        meter = PairMeter.on(self.args.device)
         total = torch.zeros((), device=self.args.device)
-        for forest in forests_of_pairs(pairs, self.budget, self.args.device):
+        for forest in plan.forests:
             losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
             share = losses_P.sum() / len(pairs)
             self.accelerator.backward(share)
             total += share.detach().to(total.dtype)
-            for meter in (self.pulse.step, self.since_log):
-                meter.add(logps, losses_P, self.objective.beta)
-            for speed in (self.pulse.speed, self.speed):
-                speed.add(forest)
+            meter.add(logps, losses_P, self.objective.beta)
+        for _ in range(plan.idle):
+            self.accelerator.backward(0 * leaf_logprobs(self.model, idle_forest(self.args.device)).token_S.sum())
+        self._add_up(total, meter, pairs)
+        self.pulse.step = meter
+        self.since_log.merge(meter)
+        for speed in (self.pulse.speed, self.speed):
+            speed.merge(plan.speed)
         return total
+
+    def _add_up(self, total: Tensor, meter: PairMeter, pairs: Sequence[Pair]) -> None:
+        """Gradients, loss and metrics of all ranks on every rank: the only exchange of a step on the device."""
+        if self.ranks.count == 1:
+            return
+        gradients = []
+        for parameter in self._trained():
+            if parameter.grad is None:  # no pair of this step is here
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+        self.ranks.add_up([*gradients, total, meter.total])
+        meter.pairs = len(pairs)
 
     @torch.no_grad()
     def evaluation_loop(
@@ -116,11 +199,18 @@ class PreferenceTrainer(Trainer):
     ) -> EvalLoopOutput:
         """Loss and reward metrics over all pairs of `dataloader`, each pair with the same weight."""
         self.model.eval()
-        meter = PairMeter()
+        meter = PairMeter.on(self.args.device)
+        pairs = 0
         for batch in dataloader:
-            for forest in forests_of_pairs(batch["pairs"], self.budget, self.args.device):
+            plan = self.plan(batch["pairs"])
+            pairs += len(batch["pairs"])
+            for forest in plan.forests:
                 losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
                 meter.add(logps, losses_P, self.objective.beta)
+            for _ in range(plan.idle):
+                leaf_logprobs(self.model, idle_forest(self.args.device))
+        self.ranks.add_up([meter.total])
+        meter.pairs = pairs
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in meter.means().items()}
         return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=meter.pairs)
 
@@ -131,11 +221,15 @@ class PreferenceTrainer(Trainer):
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
             logs.update(means)
             logs.update(self.speed.rates())
+            if self.ranks.count > 1:
+                logs["rank_imbalance"] = self.speed.imbalance(self.ranks.count)
             self.since_log, self.speed = PairMeter(), SpeedMeter()
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """Adapter and tokenizer in their standard formats, without Trainer's pickle of the arguments."""
+        if not self.args.should_save:
+            return
         target = Path(output_dir or self.args.output_dir or ".")
         os.makedirs(target, exist_ok=True)
         # Embeddings are never trained here. Left to itself, PEFT would ask the hub whether they were resized.
@@ -150,6 +244,7 @@ def _one_batch_a_step(args: TrainingArguments) -> TrainingArguments:
     args.per_device_train_batch_size *= args.gradient_accumulation_steps
     args.gradient_accumulation_steps = 1
     args.bf16 = args.fp16 = False  # autocast would wrap a forward that is never called
+    args._n_gpu = min(1, args._n_gpu)  # several GPUs are several ranks, never DataParallel in one process
     args.label_names = []
     args.remove_unused_columns = False
     return args

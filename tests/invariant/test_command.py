@@ -14,66 +14,14 @@ from transformers import AutoTokenizer
 
 from preftree.cli import main_train
 from tests import tiny
+from tests.command import TEMPLATE, command, losses, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<turn>' + m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<turn>assistant ' }}{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, an adapter in a folder of its own, and 12 pairs."""
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.llama(num_hidden_layers=2).save_pretrained(folder / "model")
-    tiny.word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
-    random = torch.Generator().manual_seed(3)
-
-    def words(low: int, high: int) -> str:
-        length = int(torch.randint(low, high + 1, (1,), generator=random))
-        ids = torch.randint(10, tiny.VOCABULARY, (length,), generator=random)
-        return " ".join(f"w{i}" for i in ids.tolist())
-
-    system, questions = words(12, 12), [words(2, 5) for _ in range(8)]
-    with open(folder / "pairs.jsonl", "w", encoding="utf-8") as file:
-        for i in range(12):
-            row = {
-                "system": system,
-                "question": questions[i % 8],
-                "chosen": words(2, 6),
-                "rejected": words(2, 6),
-            }
-            file.write(json.dumps(row) + "\n")
-    return folder
-
-
-def command(inputs: Path, output: Path, **flags: object) -> list[str]:
-    settings: dict[str, object] = {
-        "model_name_or_path": inputs / "model",
-        "dataset_name": inputs / "pairs.jsonl",
-        "output_dir": output,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-        "learning_rate": 5e-3,
-        "max_steps": 4,
-        "logging_steps": 1,
-        "save_steps": 2,
-        "lora_rank": 4,
-        "torch_dtype": "float32",
-        "validation_split_percentage": 20,
-        "lr_scheduler_type": "cosine",
-        "use_cpu": "true",
-        "seed": 1,
-        **flags,
-    }
-    return [piece for name, value in settings.items() for piece in (f"--{name}", *str(value).split(" "))]
-
-
-def losses(output: Path) -> list[float]:
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [record["loss"] for record in history if "loss" in record]
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,82 @@
+"""Several ranks of the real command, as processes forked from a server that has imported everything once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import preftree.train.run  # noqa: F401 (imported for the processes that are forked from the server)
+from preftree.cli import main_train
+
+ROOT = Path(__file__).parents[1]
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start(
+    argv: Sequence[Sequence[str]], folder: Path, environment: Mapping[str, str] | None = None
+) -> list[BaseProcess]:
+    """Start a rank for each command line, as a launcher would; what it prints goes to folder/rank0, rank1 …"""
+    folder.mkdir(parents=True, exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the server looks for this module
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": str(len(argv)),
+        "LOCAL_WORLD_SIZE": str(len(argv)),
+        "OMP_NUM_THREADS": "1",
+        "PREFTREE_CACHE": os.environ["PREFTREE_CACHE"],
+        **(environment or {}),
+    }
+    processes: list[BaseProcess] = []
+    for rank, words in enumerate(argv):
+        variables = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = context.Process(target=_rank, args=(list(words), variables, folder / f"rank{rank}"), daemon=True)
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def finish(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int | None]:
+    """Exit codes; None for a rank that did not end in time, which is ended then."""
+    for process in processes:
+        process.join(timeout)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        if process.is_alive():
+            process.kill()
+    return codes
+
+
+def together(argv: Sequence[str], count: int, folder: Path) -> str:
+    """Run one command line on several ranks, all of which must succeed; returns what rank 0 printed."""
+    codes = finish(start([argv] * count, folder))
+    printed = [(folder / f"rank{rank}").read_text() for rank in range(count)]
+    assert codes == [0] * count, "\n".join(
+        f"--- rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(zip(codes, printed, strict=True))
+    )
+    return printed[0]
+
+
+def _rank(argv: list[str], environment: dict[str, str], output: Path) -> None:
+    os.environ.update(environment)
+    with open(output, "w") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+            os.dup2(file.fileno(), stream.fileno())
+    import torch
+
+    torch.set_num_threads(1)
+    sys.exit(main_train(argv))
