@@ -2,6 +2,7 @@
 
     CACHE/reference/    reference log-probs, by weights and token ids (train/store.py)
     CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
+    CACHE/kernels/      compiled attention, by source, compiler and processor (model/attention/native.py)
 
 CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder.
 """
@@ -21,9 +22,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
 
 
+PARTS = ("reference", "models", "kernels")
+
+
 @dataclass(frozen=True)
 class CachePart:
-    """One cache: its entries (sets of weights, models), files and bytes."""
+    """One cache: its entries (sets of weights, models, builds), files and bytes."""
 
     name: str
     entries: int
@@ -44,7 +48,7 @@ def cache_parts() -> list[CachePart]:
 
 def clear_cache() -> list[CachePart]:
     """Delete the caches; returns what they held. Nothing else in the folder is touched."""
-    parts = [part for part in cache_parts() if part.name in ("reference", "models")]
+    parts = [part for part in cache_parts() if part.name in PARTS]
     for part in parts:
         shutil.rmtree(cache_root() / part.name)
     return parts

@@ -94,9 +94,7 @@ def _cache(action: str) -> None:
     parts = clear_cache() if action == "clear" else cache_parts()
     print(f"{cache_root()}: {'deleted' if action == 'clear' else 'holds'} {'' if parts else 'nothing'}".rstrip())
     for part in parts:
-        print(
-            f"  {part.name:10} {part.size / 2**20:8.1f} MiB in {part.files} files, for {part.entries} sets of weights"
-        )
+        print(f"  {part.name:10} {part.size / 2**20:8.1f} MiB in {part.files} files, {part.entries} entries")
 
 
 @app.command()

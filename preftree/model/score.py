@@ -122,7 +122,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         expected_S, noise = _plain_truth(causal, probe)
         _set_attention(causal, stock)
         refusals: list[str] = []
-        for name in _candidates(attention):
+        for name in _candidates(causal, attention):
             if name in PADDED:
                 _set_attention(causal, stock)
             try:
@@ -143,9 +143,13 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
     )
 
 
-def _candidates(attention: str) -> tuple[str, ...]:
-    tree = "cpu" if attention == "auto" else attention
-    return PADDED[PADDED.index(tree) :] if tree in PADDED else (tree, *PADDED)
+def _candidates(causal: PreTrainedModel, attention: str) -> tuple[str, ...]:
+    if attention in PADDED:
+        return PADDED[PADDED.index(attention) :]
+    if attention != "auto":
+        return attention, *PADDED
+    compiled = causal.device.type == "cpu" and causal.dtype == torch.float32
+    return *(("native",) if compiled else ()), "cpu", *PADDED
 
 
 def _scorer(causal: PreTrainedModel, name: str) -> Scorer:

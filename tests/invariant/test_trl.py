@@ -107,7 +107,7 @@ def run_trl(
 def run_ours(
     folder: Path, model: PeftModel, pairs: list[EncodedPair], loss_type: str, schedule: str
 ) -> list[dict[str, float]]:
-    assert attach(model).name == "cpu"
+    assert attach(model).shares_prompts
     trainer = PreferenceTrainer(
         model,
         TrainingArguments(**shared_arguments(folder, schedule)),

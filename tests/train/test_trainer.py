@@ -79,7 +79,7 @@ def make_trainer(
     **args: Any,
 ) -> PreferenceTrainer:
     name = attach(model, attention).name
-    assert name == ("cpu" if attention == "auto" else attention)
+    assert name in ("native", "cpu") if attention == "auto" else name == attention
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": 1,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from preftree.forest import Forest
-from preftree.model.attention import cpu, dense
+from preftree.model.attention import cpu, dense, native
 from preftree.model.attention.rules import Rules
 
 Attend = Callable[[Tensor, Tensor, Tensor, Forest, Rules], Tensor]
@@ -21,6 +21,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Forest, Rules], Tensor]
 BACKENDS: dict[str, Attend] = {
     "dense": dense.attend,
     "cpu": cpu.attend,
+    "native": native.attend,
 }
 
 __all__ = ["BACKENDS", "Attend", "Rules"]
