@@ -1,4 +1,4 @@
-"""The command line: `preftree train | env | demo | version`, and the entry point of dpo_clm.py.
+"""The command line: `preftree prepare | train | env | demo | version`, and the entry point of dpo_clm.py.
 
 Only light modules are imported here; a stage brings its own when it runs. What a user can mend ends with one
 message and exit code 2, a bug with its traceback.
@@ -64,6 +64,21 @@ def _train(argv: list[str]) -> int | None:
 def train(context: typer.Context) -> None:
     """Train a model by DPO: [settings.yaml] --flag value …; --help lists the flags."""
     raise typer.Exit(main_train(context.args))
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def prepare(context: typer.Context) -> None:
+    """Make preference pairs from an instruction set: [settings.yaml] --flag value …; --help lists the flags."""
+    raise typer.Exit(guarded(lambda: _prepare(context.args)))
+
+
+def _prepare(argv: list[str]) -> None:
+    from preftree.prepare.settings import parse_settings
+
+    settings = parse_settings(argv)
+    from preftree.prepare.run import prepare as run_prepare
+
+    run_prepare(settings)
 
 
 @app.command()

@@ -11,7 +11,7 @@ PATIENCE = 5.0
 
 
 class Progress:
-    """Called with (done, in all); says nothing about work that ends within `PATIENCE` seconds.
+    """Called with (done, in all; None where nobody knows); says nothing about work that ends within `PATIENCE` seconds.
 
     Args:
         console: where to say it; on a terminal one line is rewritten.
@@ -24,15 +24,16 @@ class Progress:
         self.started = self.said = time.perf_counter()
         self.open_line = False
 
-    def __call__(self, done: int, total: int) -> None:
+    def __call__(self, done: int, total: int | None) -> None:
         now = time.perf_counter()
         pause = 0.2 if self.open_line else PATIENCE
-        if done < total and now - self.said >= pause:
+        if (total is None or done < total) and now - self.said >= pause:
             rate = done / (now - self.started)
-            left = clock((total - done) / rate) if rate else "?"
-            self._say(f"{self.label}{done}/{total} {self.unit}, {rate:.3g} a second, {left} left")
+            left = "?" if total is None or not rate else clock((total - done) / rate)
+            of = "" if total is None else f"/{total}"
+            self._say(f"{self.label}{done}{of} {self.unit}, {rate:.3g} a second, {left} left")
             self.said = now
-        elif done >= total and self.open_line:
+        elif total is not None and done >= total and self.open_line:
             self._say("")
             self.open_line = False
 

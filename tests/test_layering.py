@@ -37,9 +37,10 @@ ALLOWED: dict[str, set[str]] = {
     "model": BASE | {"forest", "cache"},
     "train": STAGE,
     "evaluate": STAGE,
-    "demo": STAGE | {"train", "evaluate"},
+    "prepare": STAGE | {"text"},
+    "demo": STAGE | {"train", "evaluate", "prepare"},
     "report": BASE | {"run"},
-    "cli": STAGE | {"train", "evaluate", "demo", "report"},
+    "cli": STAGE | {"prepare", "train", "evaluate", "demo", "report"},
     "__main__": {"cli"},
 }
 """What each part may import from this package, beside itself and the package's version."""

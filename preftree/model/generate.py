@@ -1,0 +1,165 @@
+"""Answers of a causal language model, in batches: greedy, or sampled with a random stream for each row.
+
+What a row draws follows from its own seed and nothing else: not from the rows beside it, their order, or
+torch's global random state. Rounding does follow the shape of a batch, and a probability that lies within it of
+the drawn number falls to either side. So whoever promises equal bytes keeps the members of a batch fixed, too.
+
+Shapes: B rows, T new tokens, V vocabulary, K likeliest tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+#: Nearly every nucleus lies within so many tokens; sorting a whole vocabulary takes ten times as long.
+_LIKELIEST = 1024
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: logits / `temperature`, then the `top_k` likeliest tokens (0: all), then the fewest
+    of these that hold `top_p` of their probability. Temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, whether it ended by itself rather than at the token limit, and, where nothing could be said
+    (a server refused the prompt), why."""
+
+    text: str
+    finished: bool
+    failure: str = ""
+
+
+def by_length(lengths: Sequence[int]) -> list[int]:
+    """Row numbers from the longest to the shortest: little padding, and a lack of memory shows at once."""
+    return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
+
+
+@torch.no_grad()
+def answer_batch(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    seeds: Sequence[int] = (),
+    stops: Sequence[int] = (),
+) -> list[Answer]:
+    """One batch of prompts, as token ids, answered together; in the order of the prompts.
+
+    Args:
+        model: a causal language model, PEFT's included; its training mode is restored.
+        seeds: one for each prompt; needed unless sampling is greedy.
+        stops: tokens at which an answer ends, beside the tokenizer's and the model's own end tokens.
+    """
+    width = max(map(len, prompts))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    ids_BL = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts])
+    mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    ends = _end_tokens(model, tokenizer, stops)
+    processors = LogitsProcessorList()
+    if sampling.temperature > 0:
+        processors.append(_RowSampler(sampling, uniforms(seeds, max_new_tokens).to(model.device), width))
+    with _evaluating(model):
+        output_BL = model.generate(
+            input_ids=ids_BL.to(model.device),
+            attention_mask=mask_BL.to(model.device),
+            generation_config=_config(max_new_tokens, pad, ends),
+            logits_processor=processors,
+        )
+    return [_read(tokenizer, ids, ends) for ids in output_BL[:, width:].tolist()]
+
+
+def uniforms(seeds: Sequence[int], count: int) -> Tensor:
+    """`count` numbers in [0, 1) for each seed, (len(seeds), count) in float64."""
+    rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
+    return torch.stack(rows)
+
+
+def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
+    """The token of each row: the one in which its number falls when the kept tokens' probabilities are laid end to
+    end, likeliest first (by token id where nothing is cut off, which needs no sorting)."""
+    scaled_BV = logits_BV.double() / sampling.temperature
+    vocabulary = scaled_BV.shape[1]
+    count = min(sampling.top_k or vocabulary, vocabulary)
+    if count == vocabulary and sampling.top_p >= 1:
+        token_B1 = _fall(scaled_BV.softmax(-1).cumsum(-1), uniform_B, torch.full_like(uniform_B, vocabulary - 1))
+        return token_B1[:, 0]
+    tried = min(count, _LIKELIEST) if sampling.top_p < 1 else count
+    top_BK, token_BK = torch.topk(scaled_BV, tried)
+    kept_BV = scaled_BV if count == vocabulary else top_BK if tried == count else torch.topk(scaled_BV, count)[0]
+    total_B1 = kept_BV.logsumexp(-1, keepdim=True)
+    sum_BK = (top_BK - total_B1).exp().cumsum(-1)
+    if tried < count and bool((sum_BK[:, -1] < sampling.top_p).any()):
+        top_BK, token_BK = torch.topk(scaled_BV, count)
+        sum_BK = (top_BK - total_B1).exp().cumsum(-1)
+    last_B = (sum_BK < sampling.top_p).sum(-1) if sampling.top_p < 1 else torch.full_like(uniform_B, count)
+    return token_BK.gather(1, _fall(sum_BK, uniform_B, last_B))[:, 0]
+
+
+def _fall(sum_BK: Tensor, uniform_B: Tensor, last_B: Tensor) -> Tensor:
+    """Where uniform × (sum up to `last`) falls among the running sums, (B, 1)."""
+    last_B1 = last_B.long()[:, None].clamp(max=sum_BK.shape[1] - 1)
+    target_B1 = uniform_B[:, None] * sum_BK.gather(1, last_B1)
+    return torch.searchsorted(sum_BK, target_B1, right=True).minimum(last_B1)
+
+
+class _RowSampler(LogitsProcessor):
+    """Draws each row's token and leaves the greedy search no other choice."""
+
+    def __init__(self, sampling: Sampling, uniform_BT: Tensor, prompt_width: int) -> None:
+        self.sampling, self.uniform_BT, self.prompt_width = sampling, uniform_BT, prompt_width
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - self.prompt_width
+        token_B = draw(scores, self.uniform_BT[:, step], self.sampling)
+        return torch.full_like(scores, -torch.inf).scatter_(1, token_B[:, None], 0.0)
+
+
+def _config(max_new_tokens: int, pad: int, ends: list[int]) -> GenerationConfig:
+    # Everything that changes logits is named: what is left out would come from the model's own file.
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        pad_token_id=pad,
+        eos_token_id=ends,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+    )
+
+
+def _end_tokens(model: Any, tokenizer: Any, stops: Sequence[int]) -> list[int]:
+    own = getattr(model.generation_config, "eos_token_id", None)
+    own = own if isinstance(own, list) else [own]
+    return sorted({int(token) for token in (*stops, tokenizer.eos_token_id, *own) if token is not None})
+
+
+def _read(tokenizer: Any, ids: list[int], ends: list[int]) -> Answer:
+    end = next((place for place, token in enumerate(ids) if token in ends), None)
+    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

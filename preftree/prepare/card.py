@@ -1,0 +1,119 @@
+"""The dataset card: README.md as the hub shows it, with what was done, counts and length histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from preftree.prepare.output import COLUMNS
+
+_BAR = 40
+
+
+def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file: str) -> str:
+    """The card's text.
+
+    Args:
+        manifest: what `run.py` writes beside it.
+        lengths: for prompt, chosen and rejected the number of tokens of each row.
+        file: name of the file with the pairs.
+    """
+    source, model, settings = manifest["source"], manifest["model"], manifest["settings"]
+    generate = settings["generate"]
+    sampling = ", ".join(f"{name} {generate[name]}" for name in ("temperature", "top_p", "top_k"))
+    parts = [
+        _front_matter(file),
+        "# Preference pairs\n",
+        f"{manifest['counts']['pairs']} pairs for preference optimization (DPO), made by `preftree prepare`: questions"
+        f" and chosen answers from {_code(source['name'])}, rejected answers by {_code(model['name'])}.\n",
+        "The source's licence and that of the model apply; add `license:` above before you publish this.\n",
+        "## How it was made\n",
+        _table(("stage", "rows"), _stages(manifest["counts"])),
+        _decontaminated(settings["select"]["decontaminate"]),
+        _table(
+            ("rejected answers", ""),
+            [
+                ("model", _code(f"{model['name']} ({model['revision'] or 'revision unknown'})")),
+                ("engine", generate["engine"]),
+                ("sampling", sampling),
+                ("longest", f"{generate['max_new_tokens']} tokens; a cut answer: {generate['cut_answers']}"),
+                ("seed", settings["select"]["seed"]),
+            ],
+        ),
+        "Every row records the seed and the sampling of its rejected answer. All settings are in `manifest.yaml`.\n",
+        "## Lengths in tokens\n",
+        *(f"{name}\n\n```text\n{histogram(lengths[name])}\n```\n" for name in lengths),
+        _length_verdict(lengths["chosen"], lengths["rejected"]),
+        "## Columns\n",
+        _table(("column", "what it holds"), [(f"`{name}`", text) for name, text in COLUMNS.items()]),
+    ]
+    return "\n".join(parts)
+
+
+def histogram(values: Sequence[int]) -> str:
+    """Lines of `from-to  bar  count`, in doubling bins, empty ones at the ends left out."""
+    if not values:
+        return "(no rows)"
+    bins: list[tuple[int, int]] = [(0, 0)]
+    while bins[-1][1] < max(values):
+        bins.append((bins[-1][1] + 1, 2 * bins[-1][1] + 1))
+    counts = [sum(low <= value <= high for value in values) for low, high in bins]
+    first = next(place for place, count in enumerate(counts) if count)
+    most = max(counts)
+    ranges = [f"{low}-{high}" for low, high in bins]
+    width = max(map(len, ranges[first:]))
+    return "\n".join(
+        f"{name:>{width}}  {'█' * -(-_BAR * count // most):<{_BAR}}  {count}"
+        for name, count in list(zip(ranges, counts, strict=True))[first:]
+    )
+
+
+def _front_matter(file: str) -> str:
+    return (
+        "---\ntags:\n- preference\n- dpo\n- preftree\nconfigs:\n- config_name: default\n  data_files:\n"
+        f"  - split: train\n    path: {file}\n---\n"
+    )
+
+
+def _stages(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = [("rows of the source", counts["source_rows"])]
+    lines += [(f"− {reason}", number) for reason, number in counts["removed"].items()]
+    lines.append(("candidates drawn from the rest and examined", counts["examined"]))
+    lines += [(f"− {reason}", number) for reason, number in counts["rejected_candidates"].items()]
+    lines.append((f"selected, of {counts['strata']} strata", counts["selected"]))
+    lines += [(f"− answers given up: {reason}", number) for reason, number in counts["given_up"].items()]
+    lines.append(("pairs", counts["pairs"]))
+    return lines
+
+
+def _decontaminated(where: str | None) -> str:
+    if where is None:
+        return "**Not decontaminated**: questions of ARC, HellaSwag, MMLU or TruthfulQA may be among these.\n"
+    return (
+        "Decontaminated against the test questions of ARC, HellaSwag, MMLU and TruthfulQA that were given: a row was"
+        " removed where runs of 8 words in common cover half of a test question.\n"
+    )
+
+
+def _length_verdict(chosen: Sequence[int], rejected: Sequence[int]) -> str:
+    longer = sum(c > r for c, r in zip(chosen, rejected, strict=True))
+    shorter = sum(c < r for c, r in zip(chosen, rejected, strict=True))
+    return (
+        f"The chosen answer is the longer one in {longer} pairs and the shorter one in {shorter}; training may learn"
+        " the length rather than the quality where these are far apart.\n"
+    )
+
+
+def _table(head: tuple[str, str], rows: Sequence[tuple[Any, Any]]) -> str:
+    lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
+    lines += [f"| {_cell(left)} | {_cell(right)} |" for left, right in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _code(text: Any) -> str:
+    """Names from outside as a code span, which nothing in them can leave."""
+    return f"`{str(text).replace('`', chr(39)).replace(chr(10), ' ')}`"

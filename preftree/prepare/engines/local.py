@@ -1,0 +1,104 @@
+"""Answers from a model in this process, by transformers, and the prompts as token ids that vLLM takes, too."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from preftree.data.chat import Chat, Messages
+from preftree.device import Choice
+from preftree.errors import RunError
+from preftree.model.generate import Answer, Sampling, answer_batch
+from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.prepare.generate import Unit
+from preftree.prepare.settings import GenerateSettings, PrepareSettings
+from preftree.prepare.templates import chat_template
+
+
+def make_chat(settings: PrepareSettings) -> Chat:
+    """The tokenizer with its chat template that renders prompts and counts lengths."""
+    generate, source = settings.generate, settings.source
+    own = generate.tokenizer_name is None
+    place = resolve(generate.tokenizer_name or generate.model_name_or_path or "")
+    revision = {"revision": generate.model_revision} if own and place.gguf is None else {}
+    tokenizer = load_tokenizer(place, **revision, cache_dir=source.cache_dir, token=source.auth)
+    if generate.chat_template:
+        tokenizer.chat_template = chat_template(generate.chat_template)
+    return Chat(tokenizer)
+
+
+@dataclasses.dataclass(frozen=True)
+class RenderTokens:
+    """Messages -> token ids under the chat template, exactly as training encodes a prompt."""
+
+    chat: Chat
+
+    def __call__(self, messages: Messages) -> tuple[list[int], int]:
+        text = self.chat.prompt(messages)
+        ids = self.chat.with_bos(self.chat.tokenize([text])[text])
+        return ids, len(ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformersEngine:
+    """Answers units of token ids with a model that is loaded already."""
+
+    model: Any
+    chat: Chat
+    sampling: Sampling
+    max_new_tokens: int
+
+    def __call__(self, unit: Unit) -> list[Answer]:
+        try:
+            return answer_batch(
+                self.model,
+                self.chat.tokenizer,
+                [request.prompt for request in unit],
+                self.max_new_tokens,
+                self.sampling,
+                [request.seed for request in unit],
+                [self.chat.terminator_id],
+            )
+        except torch.OutOfMemoryError as error:
+            raise RunError(
+                f"The accelerator has no memory left for {len(unit)} prompts at once. Give a smaller --batch_size, in a"
+                " new folder: batches decide rounding, so a run keeps the ones it began with."
+            ) from error
+
+
+def make(settings: PrepareSettings) -> TransformersEngine:
+    """Load the model. Raises ModelError where it cannot be had."""
+    generate = settings.generate
+    device, dtype = choose_device(generate).value, choose_dtype(generate).value
+    place = resolve(generate.model_name_or_path or "")
+    revision = {"revision": generate.model_revision} if place.gguf is None else {}
+    model = load_model(place, dtype, **revision, cache_dir=settings.source.cache_dir, token=settings.source.auth)
+    return TransformersEngine(model.to(device), make_chat(settings), sampling(generate), generate.max_new_tokens)
+
+
+def sampling(generate: GenerateSettings) -> Sampling:
+    """The settings' way of drawing a token."""
+    return Sampling(generate.temperature, generate.top_k, generate.top_p)
+
+
+def choose_device(generate: GenerateSettings) -> Choice[str]:
+    """Where the model computes, and why."""
+    if generate.use_cpu:
+        return Choice("cpu", "asked for by --use_cpu")
+    if not torch.accelerator.is_available():
+        return Choice("cpu", "no GPU or other accelerator was found")
+    return Choice(str(torch.accelerator.current_accelerator()), "the accelerator that torch found; --use_cpu")
+
+
+def choose_dtype(generate: GenerateSettings) -> Choice[torch.dtype]:
+    """The precision of the model, and why."""
+    if generate.torch_dtype != "auto":
+        return Choice(getattr(torch, generate.torch_dtype), f"asked for by --torch_dtype {generate.torch_dtype}")
+    device = choose_device(generate).value
+    if device == "cpu":
+        return Choice(torch.float32, "auto: a CPU; --torch_dtype bfloat16 is faster on some")
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Choice(torch.float16, "auto: this GPU has no native bfloat16")
+    return Choice(torch.bfloat16, f"auto: native on this {device} device")

@@ -1,0 +1,123 @@
+"""Answers from a server that speaks the OpenAI protocol: vLLM, llama.cpp, TGI, or a service.
+
+A request is repeated, after pauses that grow (or as long as the server asks for), when the server is busy, fails, cuts
+the connection, takes too long or answers with something that is no answer. What the server refuses for good
+is the prompt's failure and is recorded; a wrong key, address or model name stops the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.request
+from typing import Any
+
+import urllib3
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
+
+from preftree.errors import RunError
+from preftree.model.generate import Answer
+from preftree.prepare.generate import Request, Unit
+from preftree.prepare.settings import PrepareSettings
+
+#: What passes: time-outs and conflicts, too many requests, and everything that is the server's own fault.
+_PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})
+#: What no other prompt would change: key, permission, address or model name, method.
+_FATAL = {401: "the key is wrong or missing", 403: "the key may not do this", 404: "no such address or model"}
+_FATAL |= {405: "this address takes no requests", 402: "the account is used up"}
+
+
+class ServerEngine:
+    """Answers one request after the other; call it from several threads at once."""
+
+    def __init__(self, url: str, body: dict[str, Any], key: str | None, settings: PrepareSettings) -> None:
+        server = settings.server
+        self.url, self.body, self.key, self.skip_failed = url, body, key, server.skip_failed
+        self.headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if key:
+            self.headers["Authorization"] = f"Bearer {key}"
+        self.pool = _pool(url, maxsize=server.concurrency, timeout=server.timeout)
+        self.retry = urllib3.Retry(
+            total=server.max_retries, backoff_factor=0.25, backoff_max=60, backoff_jitter=0.25, allowed_methods=None
+        )
+
+    def __call__(self, unit: Unit) -> list[Answer]:
+        return [self._answer(request) for request in unit]
+
+    def _answer(self, request: Request) -> Answer:
+        body = json.dumps({**self.body, "messages": request.prompt, "seed": request.seed}).encode()
+        retry = self.retry
+        while True:
+            response, error = None, None
+            try:
+                response = self.pool.request("POST", self.url, body=body, headers=self.headers, retries=False)
+                if response.status < 300:
+                    return _read(response.data)
+                if response.status not in _PASSING:
+                    return self._refused(response)
+            except HTTPError as problem:
+                error = problem
+            try:
+                retry = retry.increment("POST", self.url, response, error)
+            except MaxRetryError as last:
+                return self._failed(response, last)
+            retry.sleep(response)
+
+    def _refused(self, response: urllib3.BaseHTTPResponse) -> Answer:
+        """An answer that will not change: the prompt's failure, or the end of the run."""
+        if response.status in _FATAL:
+            raise RunError(
+                f"The server at {self.url} answers with HTTP {response.status}: {_FATAL[response.status]} "
+                f"({self._said(response)}). Look at --base_url, --model_name_or_path and the variable that"
+                " --api_key_env names."
+            )
+        return Answer("", False, f"the server refused the prompt (HTTP {response.status})")
+
+    def _failed(self, response: urllib3.BaseHTTPResponse | None, last: MaxRetryError) -> Answer:
+        if self.skip_failed:
+            return Answer("", False, "the request failed to the end")
+        said = f"HTTP {response.status}: {self._said(response)}" if response is not None else str(last.reason)
+        raise RunError(
+            f"The server at {self.url} did not answer in {self.retry.total} repetitions (at last: {said}). What was"
+            " answered is kept: start the same command again when the server is well. If one prompt is to"
+            " blame, --skip_failed true drops it."
+        )
+
+    def _said(self, response: urllib3.BaseHTTPResponse) -> str:
+        text = " ".join(response.data.decode("utf-8", "replace").split())[:300]
+        return text.replace(self.key, "…") if self.key else text
+
+
+def make(settings: PrepareSettings) -> ServerEngine:
+    """A client for the server of the settings; the key is read from the environment and stays in memory."""
+    generate, server = settings.generate, settings.server
+    body = {
+        "model": generate.model_name_or_path,
+        "max_tokens": generate.max_new_tokens,
+        "temperature": generate.temperature,
+        "top_p": generate.top_p,
+    }
+    if generate.top_k:
+        body["top_k"] = generate.top_k  # not in OpenAI's own protocol, hence only when asked for
+    url = (server.base_url or "").rstrip("/") + "/chat/completions"
+    return ServerEngine(url, body, os.environ.get(server.api_key_env), settings)
+
+
+def _pool(url: str, maxsize: int, timeout: float) -> urllib3.PoolManager:
+    """Through the environment's proxy where there is one for this host."""
+    parts = urllib3.util.parse_url(url)
+    proxy = None
+    if not urllib.request.proxy_bypass(parts.host or ""):
+        proxy = urllib.request.getproxies().get(parts.scheme or "")
+    options: dict[str, Any] = {"maxsize": maxsize, "block": True, "timeout": urllib3.Timeout(timeout)}
+    return urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+
+
+def _read(data: bytes) -> Answer:
+    """The first choice of a chat completion. Raises ProtocolError where that is not what was sent."""
+    try:
+        choice = json.loads(data)["choices"][0]
+        text = choice["message"]["content"] or ""
+        return Answer(text.strip(), choice.get("finish_reason") != "length")
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ProtocolError(f"no chat completion in the answer: {data[:80]!r}") from error

@@ -1,0 +1,136 @@
+"""Rows of an instruction set, streamed: OpenOrca's columns, and the usual other names for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from preftree.data.sources import find_tables
+from preftree.errors import DataError
+from preftree.prepare.settings import SourceSettings
+
+COLUMNS = {
+    "id": ("id",),
+    "system": ("system_prompt", "system"),
+    "question": ("question", "instruction", "prompt"),
+    "response": ("response", "chosen", "output", "answer", "completion"),
+    "teacher": ("teacher", "generator", "model"),
+}
+"""What a row tells us -> the columns that may hold it; the first one that is there counts."""
+
+UNREADABLE = "the row cannot be read"
+NO_QUESTION = "the question is missing or empty"
+NO_ANSWER = "the answer is missing or empty"
+
+_FAMILY = re.compile(r"(flan|t0|cot|niv)\b", re.I)
+_TEACHERS = (("gpt-4", re.compile(r"gpt[-_ ]?4", re.I)), ("gpt-3.5", re.compile(r"gpt[-_ ]?3[-_. ]?5", re.I)))
+_PATTERN = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file, or a split on the hub: its full name, its short one, and what finds it again."""
+
+    name: str
+    short: str
+    source: SourceSettings
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRow:
+    """One question with its good answer. `place` is file and row; `family` and `teacher` are "other" and "unknown"
+    where nothing tells them."""
+
+    id: str
+    system: str
+    question: str
+    response: str
+    family: str
+    teacher: str
+    place: str
+
+
+def find_places(source: SourceSettings) -> list[Place]:
+    """The files (or the one hub split) to read. Raises DataError where there is nothing."""
+    name = source.dataset_name or ""
+    names = [name]
+    if _PATTERN.search(name) and not Path(name).exists():
+        names = sorted(glob(name, recursive=True))
+        if not names:
+            raise DataError(f"No file fits the pattern --dataset_name {name}. It is relative to {Path.cwd()}.")
+    tables = [table for one in names for table in _tables(one, source)]
+    return [Place(full, short, source) for full, short, _ in tables]
+
+
+def _tables(name: str, source: SourceSettings) -> list[tuple[str, str, Iterable[tuple[int, Any]]]]:
+    tables, _ = find_tables(
+        name,
+        config_name=source.dataset_config_name,
+        split=source.dataset_split,
+        revision=source.dataset_revision,
+        cache_dir=source.cache_dir,
+        token=source.auth,
+        streaming=True,
+    )
+    return list(tables)
+
+
+def read_rows(place: Place) -> Iterator[SourceRow | str]:
+    """The rows of a place, one by one; in the place of a row that is no use, the reason.
+
+    Raises DataError where the first rows have no column for questions or answers.
+    """
+    split = place.source.dataset_split
+    if Path(place.name).is_file():  # its own table, whatever split its name tells
+        split = "train"
+    ((_, _, rows),) = _tables(place.name, _only(place.source, split))
+    looked, useful = 0, False
+    for number, row in rows:
+        found = _row(row, number, place.short) if isinstance(row, Mapping) else UNREADABLE
+        if not useful and isinstance(row, Mapping):
+            looked += 1
+            useful = all(_column(row, what) is not None for what in ("question", "response"))
+            if looked == 100 and not useful:
+                raise DataError(_unknown(place.name, row))
+        yield found
+    if looked and not useful:
+        raise DataError(_unknown(place.name, row if isinstance(row, Mapping) else {}))
+
+
+def _only(source: SourceSettings, split: str) -> SourceSettings:
+    from dataclasses import replace
+
+    return replace(source, dataset_split=split)
+
+
+def _row(row: Mapping[str, Any], number: int, short: str) -> SourceRow | str:
+    question, response = _text(row, "question"), _text(row, "response")
+    if not question.strip():
+        return NO_QUESTION
+    if not response.strip():
+        return NO_ANSWER
+    place = f"{short}:{number}"
+    name = _text(row, "id") or place
+    family = _FAMILY.match(name)
+    told = _text(row, "teacher") or short
+    teacher = next((label for label, pattern in _TEACHERS if pattern.search(told)), "unknown")
+    label = family.group(1).lower() if family else "other"
+    return SourceRow(name, _text(row, "system"), question, response, label, teacher, place)
+
+
+def _column(row: Mapping[str, Any], what: str) -> Any:
+    return next((row[name] for name in COLUMNS[what] if row.get(name) is not None), None)
+
+
+def _text(row: Mapping[str, Any], what: str) -> str:
+    value = _column(row, what)
+    return value if isinstance(value, str) else "" if value is None or what in ("question", "response") else str(value)
+
+
+def _unknown(name: str, row: Mapping[str, Any]) -> str:
+    needs = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in ("question", "response"))
+    return f"{name} has no columns for {needs}. It has: {', '.join(map(str, row))}. Rename them."
