@@ -250,7 +250,7 @@ def _lengths(selection: Selection, generated: Generated, chat: Chat) -> dict[str
 def _environment(settings: PrepareSettings) -> dict[str, Any]:
     """What sampled tokens depend on beside the settings: versions, processor, threads."""
     found = environment()
-    kept = {"preftree": __version__}
+    kept: dict[str, Any] = {"preftree": __version__}
     kept |= {name: found["versions"].get(name) for name in ("torch", "transformers", "tokenizers")}
     kept |= {"cpu": found["cpu"], "capability": found["cpu_capability"], "threads": torch.get_num_threads()}
     if settings.generate.engine == "openai":
