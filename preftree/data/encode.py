@@ -36,7 +36,8 @@ REJECTED_EMPTY = "the rejected answer is empty"
 IDENTICAL = "chosen and rejected are identical"
 IDENTICAL_CUT = "chosen and rejected became identical by cutting them to max_length"
 
-_BATCH = 256
+#: Pairs that are tokenized in one call.
+BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,106 @@ class EncodeReport:
         }
         return said + [f"{count} {text}." for text, count in counts.items() if count] + self.notes
 
+    def add(self, fate: PairFate) -> None:
+        """Count one pair."""
+        self.read += 1
+        if fate.encoded is None:
+            self.dropped[fate.reason] += 1
+            return
+        pair = fate.encoded
+        self.kept += 1
+        self.early_ends += fate.early_ends
+        self.boundary_repairs += fate.repairs
+        self.systems_folded += fate.folded
+        self.prompts_cut += fate.prompt_cut
+        self.responses_cut += fate.answers_cut
+        self.prompt_tokens += len(pair.prompt_ids)
+        self.response_tokens += len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PairFate:
+    """What encoding made of one pair.
+
+    `encoded` is None where the pair was dropped, for `reason`. `sizes` are the tokens of prompt, chosen and
+    rejected answer before anything was cut (zeros where a pair was dropped before it had tokens). `repairs` and
+    `early_ends` count its answers, `folded` says whether its system text went into the first user turn.
+    """
+
+    encoded: EncodedPair | None = None
+    reason: str = ""
+    sizes: tuple[int, int, int] = (0, 0, 0)
+    repairs: int = 0
+    early_ends: int = 0
+    folded: bool = False
+
+    @property
+    def prompt_cut(self) -> bool:
+        """Was the prompt cut?"""
+        return self.encoded is not None and len(self.encoded.prompt_ids) < self.sizes[0]
+
+    @property
+    def answers_cut(self) -> int:
+        """How many of the two answers were cut."""
+        pair = self.encoded
+        if pair is None:
+            return 0
+        return (len(pair.chosen_ids) < self.sizes[1]) + (len(pair.rejected_ids) < self.sizes[2])
+
+
+class PairEncoder:
+    """Encodes pairs batch by batch, as the module's docstring says; `report` counts what it did.
+
+    Arguments and errors are those of `encode_pairs`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int) -> None:
+        _check_lengths(max_length, max_prompt_length)
+        self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.chat = chat = Chat(tokenizer)
+        if chat.header_tokens >= max_prompt_length:
+            raise SettingsError(
+                f"max_prompt_length must be greater than {chat.header_tokens}, the number of tokens that open "
+                f"the assistant's turn. Got {max_prompt_length} instead."
+            )
+        self.report = EncodeReport(terminator=chat.terminator, terminator_id=chat.terminator_id, notes=chat.notes)
+
+    def encode(self, pairs: Sequence[PreferencePair]) -> list[PairFate]:
+        """What becomes of each of `pairs`, with one call of the tokenizer; some hundred pairs are enough."""
+        rendered = [_rendered(pair, self.chat) for pair in pairs]
+        _tokenize([item for item in rendered if isinstance(item, _Item)], self.chat)
+        fates = []
+        for item in rendered:
+            fate = self._within(item) if isinstance(item, _Item) else PairFate(reason=item)
+            self.report.add(fate)
+            fates.append(fate)
+        return fates
+
+    def _within(self, item: _Item) -> PairFate:
+        """The pair within its lengths, or the reason why that leaves nothing to prefer."""
+        pair, chat = item.pair, self.chat
+        (full_chosen, early_chosen), (full_rejected, early_rejected) = map(chat.ended, item.response_ids)
+        prompt = chat.cut_prompt(item.prompt_ids, self.max_prompt_length)
+        room = self.max_length - len(prompt)
+        chosen, rejected = full_chosen[:room], full_rejected[:room]
+        sizes = len(item.prompt_ids), len(full_chosen), len(full_rejected)
+        reason = ""
+        if len(full_chosen) < 2:
+            reason = CHOSEN_EMPTY
+        elif len(full_rejected) < 2:
+            reason = REJECTED_EMPTY
+        elif chosen == rejected:
+            reason = IDENTICAL if full_chosen == full_rejected else IDENTICAL_CUT
+        if reason:
+            return PairFate(reason=reason, sizes=sizes)
+        return PairFate(
+            EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.row, pair.source),
+            sizes=sizes,
+            repairs=item.repairs,
+            early_ends=early_chosen + early_rejected,
+            folded=chat.folds_system and bool(pair.system),
+        )
+
 
 def encode_pairs(
     pairs: Sequence[PreferencePair],
@@ -106,26 +207,14 @@ def encode_pairs(
     Raises SettingsError where the lengths contradict each other or leave no room for the assistant header,
     and ModelError where the tokenizer has no end token or its template cannot render question and answer.
     """
-    _check_lengths(max_length, max_prompt_length)
-    chat = Chat(tokenizer)
-    if chat.header_tokens >= max_prompt_length:
-        raise SettingsError(
-            f"max_prompt_length must be greater than {chat.header_tokens}, the number of tokens that open "
-            f"the assistant's turn. Got {max_prompt_length} instead."
-        )
-    report = EncodeReport(terminator=chat.terminator, terminator_id=chat.terminator_id, notes=chat.notes)
+    encoder = PairEncoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
     encoded: list[EncodedPair] = []
-    for start in range(0, len(pairs), _BATCH):
-        batch = pairs[start : start + _BATCH]
-        items = [item for pair in batch if (item := _rendered(pair, chat, report)) is not None]
-        _tokenize(items, chat)
-        kept = (_within(item, chat, max_length, max_prompt_length, report) for item in items)
-        encoded += [pair for pair in kept if pair is not None]
-        report.read += len(batch)
+    for start in range(0, len(pairs), BATCH):
+        fates = encoder.encode(pairs[start : start + BATCH])
+        encoded += [fate.encoded for fate in fates if fate.encoded is not None]
         if progress is not None:
-            progress(report.read, len(pairs))
-    report.kept = len(encoded)
-    return encoded, report
+            progress(encoder.report.read, len(pairs))
+    return encoded, encoder.report
 
 
 def _check_lengths(max_length: int, max_prompt_length: int) -> None:
@@ -151,9 +240,9 @@ class _Item:
     repairs: int = 0
 
 
-def _rendered(pair: PreferencePair, chat: Chat, report: EncodeReport) -> _Item | None:
-    """The texts of a pair, or None (and a count) where it has nothing to learn from."""
-    reason = None
+def _rendered(pair: PreferencePair, chat: Chat) -> _Item | str:
+    """The texts of a pair, or the reason why it has nothing to learn from."""
+    reason = ""
     if not (pair.system or "").strip() and not any(turn.content.strip() for turn in pair.turns):
         reason = PROMPT_EMPTY
     elif not pair.chosen.strip():
@@ -162,17 +251,15 @@ def _rendered(pair: PreferencePair, chat: Chat, report: EncodeReport) -> _Item |
         reason = REJECTED_EMPTY
     elif pair.chosen == pair.rejected:
         reason = IDENTICAL
-    if reason is not None:
-        report.dropped[reason] += 1
-        return None
+    if reason:
+        return reason
     messages = chat.messages(pair.system, pair.turns)
     answers = (pair.chosen, pair.rejected)
     try:
         prompt = chat.prompt(messages)
         full = [chat.conversation(messages, answer) for answer in answers]
     except TemplateError as error:
-        report.dropped[f"{PROMPT_REFUSED} ({error})"] += 1
-        return None
+        return f"{PROMPT_REFUSED} ({error})"
     follows = [text.startswith(prompt) for text in full]
     responses = [
         chat.without_tail(text[len(prompt) :] if fits else answer + chat.tail)
@@ -201,32 +288,3 @@ def _tokenize(items: list[_Item], chat: Chat) -> None:
     for item, side in broken:
         item.response_ids[side] = alone[item.responses[side]]
         item.repairs += 1
-
-
-def _within(
-    item: _Item, chat: Chat, max_length: int, max_prompt_length: int, report: EncodeReport
-) -> EncodedPair | None:
-    """The pair within its lengths, or None (and a count) where that leaves nothing to prefer."""
-    pair = item.pair
-    (full_chosen, early_chosen), (full_rejected, early_rejected) = map(chat.ended, item.response_ids)
-    prompt = chat.cut_prompt(item.prompt_ids, max_prompt_length)
-    room = max_length - len(prompt)
-    chosen, rejected = full_chosen[:room], full_rejected[:room]
-    reason = None
-    if len(full_chosen) < 2:
-        reason = CHOSEN_EMPTY
-    elif len(full_rejected) < 2:
-        reason = REJECTED_EMPTY
-    elif chosen == rejected:
-        reason = IDENTICAL if full_chosen == full_rejected else IDENTICAL_CUT
-    if reason is not None:
-        report.dropped[reason] += 1
-        return None
-    report.early_ends += early_chosen + early_rejected
-    report.boundary_repairs += item.repairs
-    report.systems_folded += chat.folds_system and bool(pair.system)
-    report.prompts_cut += len(prompt) < len(item.prompt_ids)
-    report.responses_cut += (len(full_chosen) > room) + (len(full_rejected) > room)
-    report.prompt_tokens += len(prompt)
-    report.response_tokens += len(chosen) + len(rejected)
-    return EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.row, pair.source)

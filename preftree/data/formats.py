@@ -104,9 +104,9 @@ def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[Preference
     for (system, turns), (good, bad) in groups.items():
         alone += abs(len(good) - len(bad))
         for first, second in zip(good, bad, strict=False):
-            place = min(first, second, key=lambda record: record.row)
+            place, later = sorted((first, second), key=lambda record: record.row)
             answers = first.responses + second.responses
-            paired.append(PreferenceRecord(system, turns, answers, place.source, place.extra, place.row))
+            paired.append(PreferenceRecord(system, turns, answers, place.source, place.extra, place.row, later.row))
     return sorted(paired, key=lambda record: record.row), alone
 
 

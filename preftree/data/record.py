@@ -55,7 +55,8 @@ class PreferencePair:
 class PreferenceRecord:
     """One prompt with all its answers, as one row of a source states it.
 
-    `source` and `row` are as in `PreferencePair`; `extra` holds the columns that the format does not use.
+    `source` and `row` are as in `PreferencePair`; `extra` holds the columns that the format does not use. A record
+    that was put together from two rows stands at the earlier one, and `other_row` is the later one.
     """
 
     system: str | None
@@ -64,6 +65,7 @@ class PreferenceRecord:
     source: str = ""
     extra: Mapping[str, Any] | None = field(default=None, compare=False)
     row: int = 0
+    other_row: int | None = None
 
     def pairs(self, rule: str = "best_worst", min_margin: float = 0.0) -> list[PreferencePair]:
         """The pairs that `rule` (one of `PAIR_RULES`) makes of the answers; never of two that are equally good.

@@ -358,7 +358,7 @@ def test_batches_keep_order_and_progress_is_told(make: MakeChat, monkeypatch: py
     tokenizer = make("tiny", "ChatML")
     pairs = [PreferencePair(None, (Turn("user", "q"),), f"good {n}", "bad", f"s:{n + 1}", n) for n in range(7)]
     whole, _ = encode_pairs(pairs, tokenizer, **LONG)
-    monkeypatch.setattr(encode, "_BATCH", 3)
+    monkeypatch.setattr(encode, "BATCH", 3)
     seen: list[tuple[int, int]] = []
     encoded, _ = encode_pairs(pairs, tokenizer, **LONG, progress=lambda done, total: seen.append((done, total)))
     assert encoded == whole
