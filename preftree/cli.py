@@ -1,4 +1,4 @@
-"""The command line: `preftree prepare | train | env | demo | version`, and the entry point of dpo_clm.py.
+"""The command line: `preftree prepare | check | train | env | demo | version`, and the entry point of dpo_clm.py.
 
 Only light modules are imported here; a stage brings its own when it runs. What a user can mend ends with one
 message and exit code 2, a bug with its traceback.
@@ -79,6 +79,18 @@ def _prepare(argv: list[str]) -> None:
     from preftree.prepare.run import prepare as run_prepare
 
     run_prepare(settings)
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def check(context: typer.Context) -> None:
+    """Find what in preference data would spoil training: PATH --flag value …; --help lists the flags."""
+    raise typer.Exit(guarded(lambda: _check(context.args)))
+
+
+def _check(argv: list[str]) -> int:
+    from preftree.check.run import main as run_check
+
+    return run_check(argv)
 
 
 @app.command()

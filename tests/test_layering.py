@@ -21,7 +21,7 @@ MODULES = {
 
 BASE = {"errors"}
 SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress", "cache"}
-STAGE = SETTINGS | {"forest", "data", "model"}
+STAGE = SETTINGS | {"forest", "data", "model", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "forest": BASE,
@@ -35,12 +35,13 @@ ALLOWED: dict[str, set[str]] = {
     "settings": BASE | {"flags"},
     "device": BASE | {"gaudi", "settings"},
     "model": BASE | {"forest", "cache"},
-    "train": STAGE,
+    "check": STAGE,
+    "train": STAGE | {"check"},
     "evaluate": STAGE,
-    "prepare": STAGE | {"text"},
+    "prepare": STAGE,
     "demo": STAGE | {"train", "evaluate", "prepare"},
     "report": BASE | {"run"},
-    "cli": STAGE | {"prepare", "train", "evaluate", "demo", "report"},
+    "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report"},
     "__main__": {"cli"},
 }
 """What each part may import from this package, beside itself and the package's version."""

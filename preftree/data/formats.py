@@ -239,7 +239,7 @@ FORMATS: dict[str, Format] = {
     "HH-RLHF": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "dialogue", read_hh),
     "KTO labels": Format(_KTO, _has(*_KTO), read_kto, by_prompt=True),
     "ranked answers": Format(
-        ("prompt", "responses"),
+        ("instruction", "completions"),
         lambda c: any(c.get(name) in _LISTS for name in ANSWERS) and any(name in c for name in PROMPTS),
         read_ranked,
     ),

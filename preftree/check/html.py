@@ -1,0 +1,86 @@
+"""The report as one HTML file: no script, nothing loaded from elsewhere, every text escaped by the template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Histogram, Report
+from preftree.check.views import percent, row_list
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
+
+_COLORS = {"prompt": 0, "chosen": 1, "rejected": 2}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series of a histogram as an SVG path: its name, the path's data, its colour."""
+
+    name: str
+    path: str
+    color: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A histogram laid out for SVG; `ticks` are (x, label), `most` is the largest count, `zero`
+    the place of 0."""
+
+    title: str
+    unit: str
+    curves: list[Curve]
+    ticks: list[tuple[float, str]]
+    most: int
+    zero: float
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    floor: int = _HEIGHT - _BOTTOM
+
+
+def write_html(report: Report, path: Path) -> None:
+    """Write the report; the file must not exist."""
+    environment = Environment(
+        loader=PackageLoader("preftree.check"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["row_list"] = row_list
+    text = environment.get_template("report.html.j2").render(
+        report=report,
+        found=report.of(SPOILS, NOTE),
+        fine=report.of(FINE),
+        skipped=report.of(SKIPPED),
+        spoils=len(report.of(SPOILS)),
+        notes=len(report.of(NOTE)),
+        pictures=[picture(histogram) for histogram in report.histograms],
+    )
+    # Lone surrogates, which no encoding can hold, become question marks.
+    path.open("x", encoding="utf-8", errors="replace").write(text)
+
+
+def picture(histogram: Histogram) -> Picture:
+    """Steps in common coordinates, the largest count at the top."""
+    most = max((max(counts) for counts in histogram.counts.values()), default=0) or 1
+    low, high = histogram.edges[0], histogram.edges[-1]
+
+    def x(value: float) -> float:
+        return round(_LEFT + (_WIDTH - 2 * _LEFT) * (value - low) / (high - low), 1)
+
+    def y(count: int) -> float:
+        return round(_HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * count / most, 1)
+
+    curves = []
+    for index, (name, counts) in enumerate(histogram.counts.items()):
+        steps = [f"V{y(count)}H{x(right)}" for count, right in zip(counts, histogram.edges[1:], strict=True)]
+        color = _COLORS.get(name, index)
+        curves.append(Curve(name, f"M{x(low)},{y(0)}{''.join(steps)}V{y(0)}Z", color))
+    every = max(len(histogram.edges) // 6, 1)
+    inner = [edge for edge in histogram.edges[every:-every] if round(edge / (histogram.edges[1] - low)) % every == 0]
+    ticks = [(x(low), f"≤ {low:,.0f}" if low < 0 else f"{low:,.0f}"), *((x(edge), f"{edge:,.0f}") for edge in inner)]
+    return Picture(histogram.title, histogram.unit, curves, [*ticks, (x(high), f"≥ {high:,.0f}")], most, x(0))

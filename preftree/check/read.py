@@ -1,0 +1,224 @@
+"""One pass over a source: texts go by, numbers stay.
+
+A row leaves some 20 bytes behind (its number, what its record showed) and a pair 44 (hashes of its texts, their
+lengths), so that a million pairs fit into a fraction of a gigabyte. Of the texts only a random sample is kept.
+"""
+
+from __future__ import annotations
+
+import random
+from array import array
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftree.check.report import Rows
+from preftree.check.rows import flags_of, usable
+from preftree.data.formats import FORMATS, NO_OPPOSITE, NO_PREFERENCE, pair_by_prompt
+from preftree.data.record import PreferencePair, PreferenceRecord
+from preftree.data.sources import Scanned, Table, TableScan, unpaired
+from preftree.errors import DataError
+from preftree.text.duplicates import exact_key
+
+BROKEN = "broken"
+TIED = "score ties"
+MISLABELLED = "scores that say the opposite of the columns"
+#: Messages about broken rows that are kept.
+MOST_PROBLEMS = 1000
+
+PairHook = Callable[[int, PreferenceRecord, list[PreferencePair]], None]
+"""Told of every record: its row, the record, its pairs."""
+
+
+class Pairs:
+    """A column for each thing remembered of a pair, in the order of reading."""
+
+    def __init__(self) -> None:
+        self._row = array("q")
+        self._keys = {name: array("Q") for name in ("prompt", "chosen", "rejected")}
+        self._lengths = {name: array("i") for name in ("prompt", "chosen", "rejected")}
+        self._usable = array("b")
+
+    def __len__(self) -> int:
+        return len(self._row)
+
+    def add(self, row: int, pair: PreferencePair) -> None:
+        """Remember one pair of a row."""
+        prompt = [part for turn in pair.turns for part in (turn.role, turn.content)]
+        parts = {"prompt": [pair.system or "", *prompt], "chosen": [pair.chosen], "rejected": [pair.rejected]}
+        self._row.append(row)
+        self._usable.append(usable(pair))
+        for name, texts in parts.items():
+            self._keys[name].append(exact_key(*texts))
+        self._lengths["prompt"].append(len(pair.system or "") + sum(len(turn.content) for turn in pair.turns))
+        self._lengths["chosen"].append(len(pair.chosen))
+        self._lengths["rejected"].append(len(pair.rejected))
+
+    @property
+    def row(self) -> Rows:
+        """The row of each pair."""
+        return np.frombuffer(self._row, np.int64) if self._row else np.empty(0, np.int64)
+
+    @property
+    def usable(self) -> NDArray[np.bool_]:
+        """Which pairs have two different answers to a prompt."""
+        return np.frombuffer(self._usable, np.int8).astype(bool) if self._row else np.empty(0, bool)
+
+    def key(self, name: str) -> NDArray[np.uint64]:
+        """64-bit hashes of `prompt`, `chosen` or `rejected`."""
+        return np.frombuffer(self._keys[name], np.uint64) if self._row else np.empty(0, np.uint64)
+
+    def length(self, name: str) -> NDArray[np.int32]:
+        """Characters of `prompt`, `chosen` or `rejected`."""
+        return np.frombuffer(self._lengths[name], np.int32) if self._row else np.empty(0, np.int32)
+
+
+@dataclass
+class Seen:
+    """What one pass has seen. Rows are counted from 0 over all files, broken ones included."""
+
+    pairs: Pairs = field(default_factory=Pairs)
+    numbers: array[int] = field(default_factory=lambda: array("q"))
+    flags: array[int] = field(default_factory=lambda: array("i"))
+    answers: array[int] = field(default_factory=lambda: array("i"))
+    tables: list[tuple[int, str]] = field(default_factory=list)
+    formats: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    without_pair: dict[str, array[int]] = field(default_factory=dict)
+    other_rows: dict[int, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    roles: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def rows(self) -> int:
+        """How many rows were read, broken ones included."""
+        return len(self.numbers)
+
+    def places(self, rows: Iterable[int]) -> list[str]:
+        """Names of rows for people: "pairs.jsonl:12"."""
+        starts = [start for start, _ in self.tables]
+        return [f"{self.tables[bisect_right(starts, row) - 1][1]}:{self.numbers[row]}" for row in rows]
+
+    def missing(self, reason: str) -> Rows:
+        """The rows that gave no pair for this reason."""
+        rows = self.without_pair.get(reason)
+        return np.array(rows, np.int64) if rows else np.empty(0, np.int64)
+
+    def leave_out(self, reason: str, row: int) -> None:
+        """Note that a row gives no pair."""
+        self.without_pair.setdefault(reason, array("q")).append(row)
+
+
+class Sample:
+    """A random sample of pairs (reservoir sampling, Vitter's algorithm R), the same for the same seed."""
+
+    def __init__(self, size: int, seed: int = 0) -> None:
+        self.size, self.seen = size, 0
+        self.pairs: list[tuple[int, PreferencePair]] = []
+        self._random = random.Random(seed)
+
+    def add(self, row: int, pair: PreferencePair) -> None:
+        """Offer one pair."""
+        self.seen += 1
+        if len(self.pairs) < self.size:
+            self.pairs.append((row, pair))
+        elif (place := self._random.randrange(self.seen)) < self.size:
+            self.pairs[place] = (row, pair)
+
+
+def read(
+    tables: Sequence[Table],
+    *,
+    rule: str = "best_worst",
+    min_margin: float = 0.0,
+    limit: int | None = None,
+    hooks: Sequence[PairHook] = (),
+) -> Seen:
+    """Read all rows once. `hooks` are told of every record; `limit` is the most rows to read.
+
+    Raises DataError where no file has a known format.
+    """
+    seen = Seen()
+    labelled: list[PreferenceRecord] = []
+    for table in tables:
+        scan = TableScan(table)
+        seen.files.append(scan.name)
+        if scan.format is None:
+            seen.problems += scan.problems
+            continue
+        seen.formats.append(scan.format)
+        start = seen.rows
+        seen.tables.append((start, scan.short))
+        for row, scanned in enumerate(_limited(scan, limit and limit - start), start=start):
+            record = _take(seen, row, scanned)
+            if record is None:
+                continue
+            if FORMATS[scan.format].by_prompt:
+                labelled.append(_moved(record, row))
+            else:
+                _measure(seen, record, row, rule, min_margin, hooks)
+    if not seen.tables:
+        raise DataError(*seen.problems)
+    paired, _ = pair_by_prompt(labelled)
+    for record in paired:
+        _measure(seen, record, record.row, rule, min_margin, hooks)
+        if record.other_row is not None:
+            seen.other_rows[record.row] = record.other_row
+    taken = {row for pair in seen.other_rows.items() for row in pair}
+    for record in labelled:
+        if record.row not in taken:
+            seen.leave_out(NO_OPPOSITE, record.row)
+    return seen
+
+
+def _limited(scan: TableScan, limit: int | None) -> Iterator[Scanned]:
+    for done, scanned in enumerate(scan):
+        if limit is not None and done >= limit:
+            return
+        yield scanned
+
+
+def _take(seen: Seen, row: int, scanned: Scanned) -> PreferenceRecord | None:
+    """Note a row; its record, if it makes one."""
+    seen.numbers.append(scanned.number)
+    seen.flags.append(0)
+    seen.answers.append(len(scanned.record.responses) if scanned.record else 0)
+    if scanned.problem is not None:
+        seen.leave_out(BROKEN, row)
+        if len(seen.problems) < MOST_PROBLEMS:
+            seen.problems.append(scanned.problem)
+    elif scanned.skipped is not None:
+        seen.leave_out(scanned.skipped, row)
+    return scanned.record
+
+
+def _moved(record: PreferenceRecord, row: int) -> PreferenceRecord:
+    from dataclasses import replace
+
+    return replace(record, row=row)
+
+
+def _measure(
+    seen: Seen, record: PreferenceRecord, row: int, rule: str, min_margin: float, hooks: Sequence[PairHook]
+) -> None:
+    pairs = record.pairs(rule, min_margin)
+    if not pairs:
+        seen.leave_out(_why_unpaired(record, min_margin), row)
+    for pair in pairs:
+        seen.pairs.add(row, pair)
+    seen.flags[row] = flags_of(record, pairs)
+    for hook in hooks:
+        hook(row, record, pairs)
+
+
+def _why_unpaired(record: PreferenceRecord, min_margin: float) -> str:
+    """The reason of `unpaired`, with ties told from scores that contradict the columns."""
+    reason = unpaired(record, min_margin)
+    if reason != NO_PREFERENCE or not record.scored:
+        return reason
+    scores = [response.score for response in record.responses]
+    return TIED if len(set(scores)) == 1 else MISLABELLED

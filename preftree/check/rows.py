@@ -1,0 +1,134 @@
+"""What can be seen in one row alone. To add a check: a function of a record, and a line in `ROW_CHECKS`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from preftree.check.report import Measure
+from preftree.data.record import PreferencePair, PreferenceRecord
+from preftree.text.damage import CONTROL, MOJIBAKE, REPLACED, SURROGATE, damage
+from preftree.text.refusals import is_refusal
+
+# Of the common chat templates; nobody writes them by hand.
+_CONTROL_TOKENS = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|start_header_id|system|user|assistant|end)\|>|"
+    r"\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
+)
+
+
+def usable(pair: PreferencePair) -> bool:
+    """Has the pair a prompt, two answers, and do they differ? Encoding drops all others."""
+    return bool(pair.chosen.strip() and pair.rejected.strip()) and pair.chosen != pair.rejected and _asks(pair)
+
+
+def _asks(item: PreferencePair | PreferenceRecord) -> bool:
+    return bool((item.system or "").strip()) or any(turn.content.strip() for turn in item.turns)
+
+
+def _texts(record: PreferenceRecord) -> Iterator[str]:
+    if record.system:
+        yield record.system
+    for turn in record.turns:
+        yield turn.content
+    for response in record.responses:
+        yield response.text
+
+
+def empty_prompt(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    return not _asks(record)
+
+
+def empty_answer(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    return not all(response.text.strip() for response in record.responses)
+
+
+def identical_answers(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    if len(record.responses) == 2:  # also where they tie, so that no pair is made of them
+        return record.responses[0].text == record.responses[1].text
+    return any(pair.chosen == pair.rejected for pair in pairs)
+
+
+def chosen_refusal(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    return any(is_refusal(text) for text in {pair.chosen for pair in pairs})
+
+
+def control_tokens(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    return any(_CONTROL_TOKENS.search(text) for text in _texts(record))
+
+
+def no_question(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
+    return record.turns[-1].role == "assistant"
+
+
+RowCheck = Callable[[PreferenceRecord, list[PreferencePair]], bool]
+
+ROW_CHECKS: dict[str, tuple[RowCheck, Measure]] = {
+    "empty_answer": (
+        empty_answer,
+        Measure("empty answers", "training leaves such pairs out", spoils=0.1, fix="dropped where no pair is left"),
+    ),
+    "empty_prompt": (
+        empty_prompt,
+        Measure("empty prompts", "training leaves such pairs out", spoils=0.1, fix="dropped"),
+    ),
+    "identical_answers": (
+        identical_answers,
+        Measure(
+            "chosen and rejected identical",
+            "training leaves such pairs out",
+            spoils=0.1,
+            fix="dropped where no pair is left",
+        ),
+    ),
+    "chosen_refusal": (
+        chosen_refusal,
+        Measure(
+            "chosen answers that are refusals",
+            "the model learns to refuse; right for harmful prompts only, so read some of them",
+            spoils=0.25,
+            note=0.005,
+        ),
+    ),
+    "control_tokens": (
+        control_tokens,
+        Measure(
+            "chat template tokens inside texts",
+            "left over from another model's template; answers end early there, or the model learns to write them",
+            spoils=0.05,
+        ),
+    ),
+    "no_question": (
+        no_question,
+        Measure(
+            "prompts that end with the assistant's turn", "there is no question for the answers to answer", spoils=0.05
+        ),
+    ),
+}
+"""Name -> function of (record, its pairs), and what it means."""
+
+DAMAGE_CHECKS: dict[str, Measure] = {
+    MOJIBAKE: Measure(
+        MOJIBAKE, "the model learns to write it; --fix undoes what is certain", spoils=0.05, fix="repaired"
+    ),
+    REPLACED: Measure(REPLACED, "the original characters are gone; read the source again as UTF-8", spoils=0.05),
+    CONTROL: Measure(CONTROL, "invisible, and tokens nobody types; --fix removes them", spoils=0.05, fix="removed"),
+    SURROGATE: Measure(
+        SURROGATE, "half a character; tokenizers refuse it or write U+FFFD", spoils=0.0001, fix="removed"
+    ),
+}
+"""Kind of damage -> what it means; one look at a text finds all of them."""
+
+#: The bits of a row's flags, in this order.
+FLAGS: tuple[str, ...] = (*ROW_CHECKS, *DAMAGE_CHECKS)
+
+
+def flags_of(record: PreferenceRecord, pairs: list[PreferencePair]) -> int:
+    """One bit for each of `FLAGS` that is true of the row."""
+    flags = 0
+    for bit, (check, _) in enumerate(ROW_CHECKS.values()):
+        flags |= check(record, pairs) << bit
+    for text in _texts(record):
+        for kind in damage(text):
+            flags |= 1 << FLAGS.index(kind)
+    return flags

@@ -1,0 +1,159 @@
+"""What shows only in all pairs together. To add a measure: a function of `Seen`, and a line in `SET_CHECKS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftree.check.read import BROKEN, MISLABELLED, TIED, Seen
+from preftree.check.report import NOTE, SPOILS, Finding, Measure, Rows, found
+from preftree.check.rows import DAMAGE_CHECKS, FLAGS, ROW_CHECKS
+from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_SCORES, PART_EARLY
+from preftree.data.ranked import TOO_FEW
+
+_LEFT_OUT = "training leaves such rows out"
+MISSING: dict[str, tuple[str, Measure]] = {
+    "broken_rows": (
+        BROKEN,
+        Measure("rows that cannot be read", "training refuses the whole file", spoils=1e-12, fix="dropped"),
+    ),
+    "score_ties": (TIED, Measure("score ties", _LEFT_OUT, spoils=0.5, fix="dropped")),
+    "mislabelled": (
+        MISLABELLED,
+        Measure(MISLABELLED, f"{_LEFT_OUT}; other trainers learn them the wrong way round", spoils=0.5, fix="dropped"),
+    ),
+    "parted_early": (
+        PART_EARLY,
+        Measure("conversations that part before the last answer", _LEFT_OUT, spoils=0.5, fix="dropped"),
+    ),
+    "too_few": (TOO_FEW, Measure(TOO_FEW, _LEFT_OUT, spoils=0.5, fix="dropped")),
+    "no_opposite": (NO_OPPOSITE, Measure("labelled answers without an opposite", _LEFT_OUT, spoils=0.9)),
+    "no_margin": (NO_MARGIN, Measure("rows without a margin above min_margin", _LEFT_OUT, spoils=0.9)),
+    "no_scores": (NO_SCORES, Measure(NO_SCORES, _LEFT_OUT, spoils=0.9)),
+}
+"""Rows that give no pair: name -> the reason under which they were noted, and what it means."""
+
+
+def missing_rows(seen: Seen) -> list[Finding]:
+    """Broken rows, ties, and what else gives no pair."""
+    findings = []
+    for key, (reason, measure) in MISSING.items():
+        rows = seen.missing(reason)
+        if len(rows) or key in ("broken_rows", "score_ties"):
+            findings.append(found(key, measure, len(rows), seen.rows, rows))
+    return findings
+
+
+def row_flags(seen: Seen) -> list[Finding]:
+    """What `rows.py` saw in single rows."""
+    flags = np.array(seen.flags, np.int32)
+    measures = {name: measure for name, (_, measure) in ROW_CHECKS.items()} | DAMAGE_CHECKS
+    findings = []
+    for bit, name in enumerate(FLAGS):
+        rows = np.flatnonzero(flags >> bit & 1)
+        key = name.split(" (")[0].replace(" ", "_")
+        findings.append(found(key, measures[name], len(rows), seen.rows, rows))
+    return findings
+
+
+def duplicate_pairs(seen: Seen) -> list[Finding]:
+    """Pairs that were there before, with the same prompt and the same two answers."""
+    later = _repeated(_joint(seen, "prompt", "chosen", "rejected"))
+    measure = Measure("duplicate pairs", "they count twice in every epoch", spoils=0.2, fix="dropped, the first stays")
+    return [_of_pairs("duplicate_pairs", measure, later, seen)]
+
+
+def contradictory_pairs(seen: Seen) -> list[Finding]:
+    """A > B in one place and B > A in another, for the same prompt."""
+    straight, crossed = _joint(seen, "prompt", "chosen", "rejected"), _joint(seen, "prompt", "rejected", "chosen")
+    both = np.isin(straight, crossed) & (seen.pairs.key("chosen") != seen.pairs.key("rejected"))
+    measure = Measure(
+        "contradictory pairs (A over B, and B over A)",
+        "their gradients cancel; one label is wrong",
+        spoils=0.01,
+        fix="dropped",
+    )
+    return [_of_pairs("contradictory_pairs", measure, both, seen)]
+
+
+def duplicate_prompts(seen: Seen) -> list[Finding]:
+    """Rows whose prompt an earlier row had; the pairs of one row do not count."""
+    rows, first = np.unique(seen.pairs.row, return_index=True)
+    later = rows[_repeated(seen.pairs.key("prompt")[first])]
+    measure = Measure(
+        "prompts that were there before", "they share a tree; the validation split keeps them on one side", note=0.005
+    )
+    return [found("duplicate_prompts", measure, len(later), len(rows), later)]
+
+
+def length_bias(seen: Seen) -> list[Finding]:
+    """How well "the longer answer is the better one" tells the chosen answer from the rejected one.
+
+    The AUC of a pair's length as a score is the share of pairs whose chosen answer is longer, ties counting half.
+    """
+    use = seen.pairs.usable
+    chosen, rejected = seen.pairs.length("chosen")[use], seen.pairs.length("rejected")[use]
+    longer, auc = int(np.sum(chosen > rejected)), auc_longer(chosen, rejected)
+    side, best = ("longer", auc) if auc >= 0.5 else ("shorter", 1 - auc)
+    measure = Measure("length bias", "")
+    finding = found("length_bias", measure, longer if side == "longer" else int(np.sum(chosen < rejected)), len(chosen))
+    finding.unit = "pairs"
+    finding.level = next((level for limit, level in LENGTH_LIMITS.items() if best >= limit and len(chosen)), "fine")
+    finding.what = f"length bias: the {side} answer is the chosen one" if best > 0.5 else "length bias"
+    finding.why = _length_verdict(side, best, len(chosen))
+    finding.detail = f'AUC of "longer is better" {auc:.3f}, of "shorter is better" {1 - auc:.3f}'
+    return [finding]
+
+
+LENGTH_LIMITS = {0.75: SPOILS, 0.6: NOTE}
+"""AUC of the better of the two rules from which on a length bias has this level."""
+
+
+def auc_longer(chosen: NDArray[np.int32], rejected: NDArray[np.int32]) -> float:
+    """Share of pairs with a longer chosen answer, ties half; 0.5 without pairs."""
+    return float(np.mean(chosen > rejected) + np.mean(chosen == rejected) / 2) if len(chosen) else 0.5
+
+
+def _length_verdict(side: str, best: float, pairs: int) -> str:
+    if not pairs:
+        return "there is no pair to measure it on"
+    if best < 0.6:
+        return "length says little about which answer is better"
+    strong = "a model that only counts words" if best >= 0.75 else "counting words"
+    more = "more" if side == "longer" else "less"
+    advice = "add pairs in which the other side is longer, or use a length-normalised loss"
+    return f"{strong} would get {best:.0%} of the pairs right, so the model may learn to write {more}; {advice}"
+
+
+def _joint(seen: Seen, *names: str) -> NDArray[np.uint64]:
+    """One 64-bit key for several texts of a pair (a multiplicative hash of their hashes)."""
+    key = np.zeros(len(seen.pairs), np.uint64)
+    for name in names:
+        key = (key ^ seen.pairs.key(name)) * np.uint64(0x9E3779B97F4A7C15)
+        key ^= key >> np.uint64(29)
+    return key
+
+
+def _repeated(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which entries equal an earlier one."""
+    later = np.ones(len(keys), bool)
+    later[np.unique(keys, return_index=True)[1]] = False
+    return later
+
+
+def _of_pairs(key: str, measure: Measure, which: NDArray[np.bool_], seen: Seen) -> Finding:
+    rows: Rows = seen.pairs.row[which]
+    return found(key, measure, int(which.sum()), len(seen.pairs), rows, unit="pairs")
+
+
+SET_CHECKS: dict[str, Callable[[Seen], list[Finding]]] = {
+    "missing_rows": missing_rows,
+    "row_flags": row_flags,
+    "duplicate_pairs": duplicate_pairs,
+    "contradictory_pairs": contradictory_pairs,
+    "duplicate_prompts": duplicate_prompts,
+    "length_bias": length_bias,
+}
+"""Name -> function of what was seen."""

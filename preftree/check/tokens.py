@@ -1,0 +1,199 @@
+"""What a tokenizer and the chosen lengths do to the pairs. To add a measure: a line in `TOKEN_CHECKS`."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from preftree.check.report import Finding, Histogram, Measure, Rows, found, histogram
+from preftree.data.encode import (
+    BATCH,
+    CHOSEN_EMPTY,
+    IDENTICAL_CUT,
+    PROMPT_REFUSED,
+    REJECTED_EMPTY,
+    EncodedPair,
+    PairEncoder,
+    PairFate,
+)
+from preftree.data.record import PreferencePair
+from preftree.forest import Bundle
+from preftree.forest.tree import grow
+
+#: Pairs in a padded batch, and in a forest, when the two layouts are compared; and how many batches are made.
+BATCH_SIZES = (1, 2, 4, 8)
+MOST_BATCHES = 200
+#: Lengths are suggested in steps of so many tokens, to leave this share of the pairs whole.
+STEP = 64
+WHOLE = 0.99
+
+
+class Tokens:
+    """A column for each thing remembered of an encoded pair; the pairs themselves only while they are `kept`.
+
+    Args:
+        encoder: tokenizer, template and lengths.
+        keep: how many encoded pairs to keep, for the comparison of layouts.
+    """
+
+    def __init__(self, encoder: PairEncoder, keep: int) -> None:
+        self.encoder, self.keep = encoder, keep
+        self.kept: list[EncodedPair] = []
+        self._rows = array("q")
+        self._sizes = array("i")
+        self._flags = array("b")
+        self._waiting: list[tuple[int, PreferencePair]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: int, pair: PreferencePair) -> None:
+        """Encode one pair; really in batches, so `flush` at the end."""
+        self._waiting.append((row, pair))
+        if len(self._waiting) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Encode what waits."""
+        fates = self.encoder.encode([pair for _, pair in self._waiting])
+        for (row, _), fate in zip(self._waiting, fates, strict=True):
+            self._rows.append(row)
+            self._sizes.extend(fate.sizes)
+            self._flags.append(sum(bool(of(fate)) << bit for bit, (of, _) in enumerate(TOKEN_CHECKS.values())))
+            if fate.encoded is not None and len(self.kept) < self.keep:
+                self.kept.append(fate.encoded)
+        self._waiting.clear()
+
+    @property
+    def rows(self) -> Rows:
+        """The row of each pair."""
+        return np.array(self._rows, np.int64)
+
+    @property
+    def sizes(self) -> NDArray[np.int32]:
+        """(pairs that have tokens, 3): uncut tokens of prompt, chosen and rejected answer."""
+        sizes = np.array(self._sizes, np.int32).reshape(-1, 3)
+        return sizes[sizes[:, 0] > 0]
+
+    def findings(self, sampled: int | None) -> list[Finding]:
+        """One finding for each of `TOKEN_CHECKS`."""
+        flags, rows = np.array(self._flags, np.int8), self.rows
+        said = []
+        for bit, (key, (_, measure)) in enumerate(TOKEN_CHECKS.items()):
+            which = (flags >> bit & 1).astype(bool)
+            said.append(found(key, measure, int(which.sum()), len(self), rows[which], unit="pairs", sampled=sampled))
+        return said
+
+    def facts(self, pairs: int) -> dict[str, Any]:
+        """Token totals (for all `pairs`, as the sample has them), what trees save, suggested lengths."""
+        sizes = self.sizes
+        if not len(sizes):
+            return {}
+        encoder, report = self.encoder, self.encoder.report
+        scale = pairs / max(report.read, 1)
+        return {
+            "prompt tokens (each prompt once a pair)": round(report.prompt_tokens * scale),
+            "answer tokens": round(report.response_tokens * scale),
+            "answers end with": report.terminator,
+            **padded_over_tree(self.kept),
+            **suggestions(sizes, encoder.max_length, encoder.max_prompt_length),
+        }
+
+    def histograms(self) -> list[Histogram]:
+        """Lengths in tokens, before cutting."""
+        sizes = self.sizes
+        series = {"prompt": sizes[:, 0], "chosen": sizes[:, 1], "rejected": sizes[:, 2]}
+        return [histogram("Before cutting", "tokens", series)] if len(sizes) else []
+
+
+TOKEN_CHECKS: dict[str, tuple[Callable[[PairFate], object], Measure]] = {
+    "prompts_cut": (
+        lambda fate: fate.prompt_cut,
+        Measure(
+            "prompts cut to max_prompt_length",
+            "their beginning is lost; raise max_prompt_length",
+            spoils=0.25,
+            note=0.001,
+        ),
+    ),
+    "answers_cut": (
+        lambda fate: fate.answers_cut,
+        Measure(
+            "pairs with an answer cut to max_length, so without an end token",
+            "the model does not learn to end there; raise max_length",
+            spoils=0.25,
+            note=0.001,
+        ),
+    ),
+    "identical_cut": (
+        lambda fate: fate.reason == IDENTICAL_CUT,
+        Measure("pairs that cutting makes identical", "training leaves them out; raise max_length", spoils=0.05),
+    ),
+    "empty_encoded": (
+        lambda fate: fate.reason in (CHOSEN_EMPTY, REJECTED_EMPTY) and fate.sizes[0],
+        Measure("pairs with an answer that has no token of its own", "training leaves them out", spoils=0.05),
+    ),
+    "template_refuses": (
+        lambda fate: fate.reason.startswith(PROMPT_REFUSED),
+        Measure("pairs that the chat template refuses", "training leaves them out; look at their roles", spoils=0.05),
+    ),
+    "boundary_repairs": (
+        lambda fate: fate.repairs,
+        Measure(
+            "pairs whose answer is encoded on its own",
+            "a token would reach from the prompt into the answer; repaired, so that training sees what generation will",
+        ),
+    ),
+    "early_ends": (
+        lambda fate: fate.early_ends,
+        Measure("answers with an end token in their text", "they are ended there", spoils=0.05),
+    ),
+}
+"""Name -> function of what became of a pair, and what it means. At most seven: a pair's flags are one byte."""
+
+
+def padded_over_tree(pairs: Sequence[EncodedPair], seed: int = 0) -> dict[str, Any]:
+    """Tokens of padded batches over tokens of the trees of the same batches, for random batches of `pairs`."""
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    saved: dict[str, Any] = {}
+    for size in BATCH_SIZES:
+        batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)][:MOST_BATCHES]
+        padded = sum(_padded(batch) for batch in batches)
+        trees = sum(tree.size for batch in batches for tree in grow(_bundles(batch)))
+        if trees:
+            saved[f"padded tokens for one of a tree, {size} {'pair' if size == 1 else 'pairs'} a batch"] = round(
+                padded / trees, 2
+            )
+    return saved
+
+
+def _padded(batch: Sequence[EncodedPair]) -> int:
+    longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in batch)
+    return 2 * len(batch) * longest
+
+
+def _bundles(batch: Sequence[EncodedPair]) -> list[Bundle]:
+    return [Bundle(p.prompt_ids, (p.chosen_ids, p.rejected_ids), (2 * i, 2 * i + 1)) for i, p in enumerate(batch)]
+
+
+def suggestions(sizes: NDArray[np.int32], max_length: int, max_prompt_length: int) -> dict[str, Any]:
+    """Lengths that leave 99 % of the prompts, and of the pairs, as they are; and how many the chosen ones leave."""
+    whole = sizes[:, 0] + sizes[:, 1:].max(axis=1)
+    prompt = _rounded(sizes[:, 0])
+    length = max(_rounded(whole), prompt + STEP)
+    kept = int(np.mean((sizes[:, 0] <= max_prompt_length) & (whole <= max_length)) * 1000) / 10
+    return {
+        "pairs left whole": f"{kept:g} % at max_length {max_length}, max_prompt_length {max_prompt_length}",
+        "suggested max_length": length,
+        "suggested max_prompt_length": prompt,
+    }
+
+
+def _rounded(lengths: NDArray[np.int32]) -> int:
+    return int(-(-np.quantile(lengths, WHOLE, method="higher") // STEP) * STEP)

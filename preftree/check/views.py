@@ -1,0 +1,74 @@
+"""The report as a table for people. Texts of the data are shown as they are, never as markup."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
+
+#: Rows named in the table.
+SHOWN = 5
+_STYLES = {SPOILS: "bold red", NOTE: "yellow", FINE: "green", SKIPPED: "dim"}
+_WORDS = {SPOILS: "SPOILS", NOTE: "note", FINE: "fine", SKIPPED: "skipped"}
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report."""
+    say = _sayer(console)
+    say(f"source     {report.source}: {', '.join(report.formats)}, {report.rows} rows, {report.pairs} pairs")
+    for note in report.notes:
+        say(f"           {note}")
+    console.print(_table(report.of(SPOILS, NOTE)))
+    fine = [finding.what for finding in report.of(FINE)]
+    if fine:
+        say(f"not found  {', '.join(fine)}")
+    for finding in report.of(SKIPPED):
+        say(f"not done   {finding.what}: {finding.why}")
+    for problem in report.problems[:SHOWN]:
+        say(f"broken     {problem}")
+    if len(report.problems) > SHOWN:
+        say(f"           … and {len(report.problems) - SHOWN} more; --json lists them")
+    width = max((len(name) for name in report.facts), default=0)
+    for name, value in report.facts.items():
+        say(f"{name:{width}}  {f'{value:,}' if isinstance(value, int) else value}")
+    console.print(Text(report.verdict(), _STYLES[SPOILS if report.spoiled else FINE]))
+
+
+def _table(findings: list[Finding]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name, justify in (("", "left"), ("what", "left"), ("count", "right"), ("share", "right"), ("rows", "left")):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for finding in findings:
+        what = Text(finding.what)
+        for line in filter(None, (finding.why, finding.detail)):
+            what.append(f"\n{line}", "dim")
+        table.add_row(
+            Text(_WORDS[finding.level], _STYLES[finding.level]),
+            what,
+            Text(f"{finding.count:,} {finding.unit}"),
+            Text(percent(finding.share) + (f"\nof {finding.sampled:,}" if finding.sampled else "")),
+            Text(row_list(finding, SHOWN)),
+        )
+    return table
+
+
+def row_list(finding: Finding, most: int) -> str:
+    """The first rows of a finding, the file's name once: "pairs.jsonl 3, 24, 27 and 19 more"."""
+    files: dict[str, list[str]] = {}
+    for place in finding.places[:most]:
+        file, _, number = place.rpartition(":")
+        files.setdefault(file, []).append(number)
+    shown = "; ".join(f"{file} {', '.join(numbers)}" for file, numbers in files.items())
+    more = len(finding.rows) - len(finding.places[:most])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def percent(share: float) -> str:
+    """0.1234 as "12.3 %", and what is above 0 never as "0.0 %"."""
+    return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
+
+
+def _sayer(console: Console):  # type: ignore[no-untyped-def]
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
