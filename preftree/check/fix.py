@@ -118,10 +118,10 @@ def write_fixed(settings: CheckSettings, seen: Seen, fix: Fix, target: Path) -> 
             decide = _decider(fix, starts[short], short, log, done)
             WRITERS[place.suffix.lower()](Path(name), half, decide)
             half.rename(place)
-    said = [f"fixed      {target}: {done['kept']} rows kept as they are, {done['mended']} mended"]
-    said += [
-        f"           {count} rows dropped: {what}" for what, count in done.items() if what not in ("kept", "mended")
-    ]
+    dropped = {what: count for what, count in done.items() if what not in ("kept", "mended")}
+    counts = f"{done['kept']} kept as they are, {done['mended']} mended, {sum(dropped.values())} dropped"
+    said = [f"fixed      {target}: of its rows {counts}"]
+    said += [f"           dropped {count}: {what}" for what, count in dropped.items()]
     return [*said, f"           what was done to which row: {_log_of(target)}"]
 
 

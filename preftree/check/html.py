@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Histogram, Report
-from preftree.check.views import percent, row_list
+from preftree.check.views import counted, percent, row_list
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
 
@@ -50,6 +50,7 @@ def write_html(report: Report, path: Path) -> None:
         lstrip_blocks=True,
     )
     environment.filters["percent"] = percent
+    environment.filters["counted"] = counted
     environment.filters["row_list"] = row_list
     text = environment.get_template("report.html.j2").render(
         report=report,
@@ -61,7 +62,8 @@ def write_html(report: Report, path: Path) -> None:
         pictures=[picture(histogram) for histogram in report.histograms],
     )
     # Lone surrogates, which no encoding can hold, become question marks.
-    path.open("x", encoding="utf-8", errors="replace").write(text)
+    with path.open("x", encoding="utf-8", errors="replace") as file:
+        file.write(text)
 
 
 def picture(histogram: Histogram) -> Picture:

@@ -25,7 +25,7 @@ def quick_check(pairs: Sequence[PreferencePair], name: str) -> list[str]:
         seen.pairs.add(row, pair)
     findings = [*length_bias(seen), *contradictory_pairs(seen), *duplicate_pairs(seen), _refusals(pairs)]
     worth = [f"{f.what} ({percent(f.share)})" for f in findings if f.level in (SPOILS, NOTE)]
-    said = [f"check      {'; '.join(worth)}" if worth else "check      no length bias, no contradictions, no duplicates"]
+    said = [f"check      {'; '.join(worth) or 'no length bias, no contradictions, no duplicates'}"]
     bad = [finding.what for finding in findings if finding.level == SPOILS]
     if bad:
         said.append(f"           WARNING: {' and '.join(bad)} would spoil training; see: preftree check {name}")

@@ -21,7 +21,7 @@ from preftree.check.sets import SET_CHECKS
 from preftree.check.settings import CheckSettings, parse_check_settings
 from preftree.check.texts import NearPrompts, Overlap, languages
 from preftree.check.tokens import Tokens
-from preftree.check.views import show
+from preftree.check.views import sayer, show
 from preftree.data.encode import PairEncoder
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import find_tables
@@ -44,6 +44,7 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
         check_target(flag, target, settings.dataset_name or "")
     # Words go to stderr where stdout is for a machine.
     console = console or Console(stderr=settings.json, soft_wrap=False)
+    say = sayer(console)
     report, seen = check(settings, console)
     if settings.json:
         json.dump(report.as_dict(lambda rows: seen.places(rows.tolist())), sys.stdout, indent=2, ensure_ascii=True)
@@ -52,10 +53,10 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
         show(report, console)
     if settings.html:
         write_html(report, Path(settings.html))
-        console.print(f"written    {settings.html}", markup=False, highlight=False)
+        say(f"written    {settings.html}")
     if settings.fix:
         for line in write_fixed(settings, seen, Fix.of(report, seen), Path(settings.fix)):
-            console.print(line, markup=False, highlight=False)
+            say(line)
     return int(report.spoiled)
 
 
@@ -125,7 +126,8 @@ class _Clock:
     """Says how far the reading is; how many rows there are is not known before the end."""
 
     def __init__(self, console: Console) -> None:
-        self.console, self.started, self.said = console, time.perf_counter(), time.perf_counter()
+        self.say = sayer(console)
+        self.started = self.said = time.perf_counter()
         self.rows = 0
 
     def __call__(self, row: int, record: PreferenceRecord, pairs: list[PreferencePair]) -> None:
@@ -133,7 +135,7 @@ class _Clock:
         if self.rows % 1000 == 0 and (now := time.perf_counter()) - self.said > 5:
             self.said = now
             rate = self.rows / (now - self.started)
-            self.console.print(f"reading    {self.rows} rows, {rate:.0f} a second", markup=False, highlight=False)
+            self.say(f"reading    {self.rows} rows, {rate:.0f} a second")
 
 
 def _index(folder: str, notes: list[str]) -> OverlapIndex:

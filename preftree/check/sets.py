@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preftree.check.read import BROKEN, MISLABELLED, TIED, Seen
-from preftree.check.report import NOTE, SPOILS, Finding, Measure, Rows, found
+from preftree.check.report import FINE, NOTE, SPOILS, Finding, Measure, Rows, found
 from preftree.check.rows import DAMAGE_CHECKS, FLAGS, ROW_CHECKS
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_SCORES, PART_EARLY
 from preftree.data.ranked import TOO_FEW
@@ -100,7 +101,8 @@ def length_bias(seen: Seen) -> list[Finding]:
     measure = Measure("length bias", "")
     finding = found("length_bias", measure, longer if side == "longer" else int(np.sum(chosen < rejected)), len(chosen))
     finding.unit = "pairs"
-    finding.level = next((level for limit, level in LENGTH_LIMITS.items() if best >= limit and len(chosen)), "fine")
+    sure = len(chosen) > 0 and best - 0.5 > 1 / math.sqrt(len(chosen))  # two standard errors of a coin
+    finding.level = next((level for limit, level in LENGTH_LIMITS.items() if sure and best >= limit), FINE)
     finding.what = f"length bias: the {side} answer is the chosen one" if best > 0.5 else "length bias"
     finding.why = _length_verdict(side, best, len(chosen))
     finding.detail = f'AUC of "longer is better" {auc:.3f}, of "shorter is better" {1 - auc:.3f}'

@@ -67,6 +67,11 @@ class CheckSettings:
         within(problems, "token_sample", self.token_sample, 0)
         within(problems, "max_prompt_length", self.max_prompt_length, 1)
         within(problems, "max_length", self.max_length, 2)
+        if self.max_prompt_length >= self.max_length:
+            problems.append(
+                f"--max_prompt_length must be less than --max_length, or no token is left for an answer. Got"
+                f" {self.max_prompt_length} and {self.max_length}."
+            )
         if self.fix and self.max_rows:
             problems.append("--fix writes whole files, so it cannot be used with --max_rows: leave one of them out.")
         refuse(problems)

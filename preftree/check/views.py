@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -14,9 +16,14 @@ _STYLES = {SPOILS: "bold red", NOTE: "yellow", FINE: "green", SKIPPED: "dim"}
 _WORDS = {SPOILS: "SPOILS", NOTE: "note", FINE: "fine", SKIPPED: "skipped"}
 
 
+def sayer(console: Console) -> Callable[[str], None]:
+    """Prints lines as they are: no markup, no wrapping."""
+    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def show(report: Report, console: Console) -> None:
     """Print the report."""
-    say = _sayer(console)
+    say = sayer(console)
     say(f"source     {report.source}: {', '.join(report.formats)}, {report.rows} rows, {report.pairs} pairs")
     for note in report.notes:
         say(f"           {note}")
@@ -47,11 +54,16 @@ def _table(findings: list[Finding]) -> Table:
         table.add_row(
             Text(_WORDS[finding.level], _STYLES[finding.level]),
             what,
-            Text(f"{finding.count:,} {finding.unit}"),
+            Text(counted(finding)),
             Text(percent(finding.share) + (f"\nof {finding.sampled:,}" if finding.sampled else "")),
             Text(row_list(finding, SHOWN)),
         )
     return table
+
+
+def counted(finding: Finding) -> str:
+    """Count and unit: "1,234 pairs", "1 row"."""
+    return f"{finding.count:,} {finding.unit if finding.count != 1 else finding.unit.removesuffix('s')}"
 
 
 def row_list(finding: Finding, most: int) -> str:
@@ -68,7 +80,3 @@ def row_list(finding: Finding, most: int) -> str:
 def percent(share: float) -> str:
     """0.1234 as "12.3 %", and what is above 0 never as "0.0 %"."""
     return "< 0.1 %" if 0 < share < 0.0005 else f"{100 * share:.1f} %"
-
-
-def _sayer(console: Console):  # type: ignore[no-untyped-def]
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -13,6 +13,7 @@ import xxhash
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from preftree.check.quick import quick_check
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.record import LoadedPairs
 from preftree.data.sources import load_pairs
@@ -111,6 +112,8 @@ def _encoded(
     say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
     for reason, count in loaded.skipped.items():
         say(f"           {count} rows gave no pair: {reason}")
+    for line in quick_check(loaded, name) if split == "train" else ():
+        say(line)
     pairs, report = encode_pairs(
         loaded,
         tokenizer,

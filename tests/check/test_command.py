@@ -1,0 +1,166 @@
+"""The command as people and machines call it: exit codes, views, --fix."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftree.check.fix import LOG
+from preftree.check.run import main
+from preftree.data.sources import load_pairs
+from preftree.errors import SettingsError
+from tests.data.test_sources import WRITERS
+
+EVIL = "<script>alert(1)</script>[bold]x[/bold][/nope]"
+GOOD: dict[str, Any] = {"question": "Why?", "chosen": "It is so.", "rejected": "No, never.", "note": EVIL}
+ROWS: list[dict[str, Any]] = [
+    GOOD,
+    {**GOOD, "question": "Who?", "chosen": "caf\u00c3\u00a9 au lait"},
+    {**GOOD, "question": "What?", "chosen": " "},
+    GOOD,
+    {**GOOD, "question": "When?", "chosen": "now", "rejected": "now"},
+    {**GOOD, "question": "Where?", "chosen": "Here.", "rejected": "There."},
+    {**GOOD, "question": "Where?", "chosen": "There.", "rejected": "Here."},
+    {**GOOD, "question": EVIL, "rejected": "a\x07b"},
+]
+LEFT = [("Why?", "It is so.", "No, never."), ("Who?", "café au lait", "No, never."), (EVIL, "It is so.", "ab")]
+
+
+def test_exit_codes_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = [
+        {"prompt": f"Which of them is number {i}?", "chosen": "x" * (5 + i % 3), "rejected": "y" * 6} for i in range(9)
+    ]
+    WRITERS[".jsonl"](tmp_path / "good.jsonl", good)
+    assert main([str(tmp_path / "good.jsonl")]) == 0
+    assert "Nothing was found." in capsys.readouterr().out
+    WRITERS[".jsonl"](tmp_path / "bad.jsonl", ROWS)
+    assert main([str(tmp_path / "bad.jsonl")]) == 1
+    assert "would spoil training" in capsys.readouterr().out
+
+
+def test_json_is_json_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    WRITERS[".jsonl"](tmp_path / "bad.jsonl", ROWS)
+    assert main([str(tmp_path / "bad.jsonl"), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["spoiled"] is True
+    found = {finding["key"]: finding for finding in report["findings"]}
+    assert found["contradictory_pairs"]["rows"] == ["bad.jsonl:6", "bad.jsonl:7"]
+    assert found["duplicate_pairs"] | {"what": "", "why": ""} == {
+        "key": "duplicate_pairs",
+        "level": "note",
+        "what": "",
+        "why": "",
+        "count": 1,
+        "total": 8,
+        "share": 0.125,
+        "unit": "pairs",
+        "detail": "",
+        "fix": "dropped, the first stays",
+        "sampled": None,
+        "rows": ["bad.jsonl:4"],
+        "rows_in_all": 1,
+    }
+
+
+def test_html_escapes_and_loads_nothing(tmp_path: Path) -> None:
+    name = tmp_path / "<b>&[red].jsonl"
+    WRITERS[".jsonl"](name, [*ROWS, {**GOOD, "chosen": 5}])
+    target = tmp_path / "report.html"
+    assert main([str(name), "--html", str(target)]) == 1
+    text = target.read_text(encoding="utf-8")
+    assert "<b>&" not in text
+    assert "&lt;b&gt;&amp;[red].jsonl" in text
+    assert "<script" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert text.count("<svg") == 3
+    with pytest.raises(SettingsError, match="exists already"):
+        main([str(name), "--html", str(target)])
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_fix_writes_the_same_format_and_a_log(tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    path, target = tmp_path / f"data{ending}", tmp_path / f"clean{ending}"
+    WRITERS[ending](path, ROWS)
+    before = path.read_bytes()
+    assert main([str(path), "--fix", str(target)]) == 1
+    assert path.read_bytes() == before
+    assert [(p.turns[0].content, p.chosen, p.rejected) for p in load_pairs(str(target))] == LEFT
+    log = [json.loads(line) for line in (tmp_path / f"clean{ending}{LOG}").read_text("utf-8").splitlines()]
+    assert [(entry["row"].split(":")[1], entry["did"]) for entry in log] == [
+        ("2", "mended"),
+        ("3", "dropped"),
+        ("4", "dropped"),
+        ("5", "dropped"),
+        ("6", "dropped"),
+        ("7", "dropped"),
+        ("8", "mended"),
+    ]
+    assert "empty" in log[1]["why"]
+    assert "1 kept as they are, 2 mended, 5 dropped" in capsys.readouterr().out
+    # What is left has nothing more to fix, and other columns are still there.
+    again = tmp_path / f"again{ending}"
+    assert main([str(target), "--fix", str(again)]) in (0, 1)
+    assert again.read_bytes() == target.read_bytes() or ending == ".parquet"
+    if ending == ".csv":
+        with target.open(encoding="utf-8", newline="") as file:
+            assert next(csv.DictReader(file))["note"] == EVIL
+
+
+def test_fix_of_jsonl_copies_bytes_and_drops_broken_lines(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    odd = b'{"chosen":"y\\u00e9s",   "rejected": "no", "question": "q1", "n": 1.50}'
+    broken = b'\r\n\n{"broken\n{"question": "q2", "chosen": "a", "rejected": 3}\n'
+    path.write_bytes(odd + broken + odd.replace(b"q1", b"q3"))
+    assert main([str(path), "--fix", str(tmp_path / "out.jsonl")]) == 1
+    assert (tmp_path / "out.jsonl").read_bytes() == odd + b"\n" + odd.replace(b"q1", b"q3") + b"\n"
+    log = [json.loads(line) for line in (tmp_path / f"out.jsonl{LOG}").read_text("utf-8").splitlines()]
+    assert [entry["row"] for entry in log] == ["data.jsonl:3", "data.jsonl:4"]
+    assert "not JSON" in log[0]["why"]
+
+
+def test_fix_of_a_folder_and_of_kto_labels(tmp_path: Path) -> None:
+    rows = [{"prompt": "q", "completion": text, "label": label} for text, label in (("a", True), ("a", False))]
+    rows += [{"prompt": "r", "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
+    (tmp_path / "in/sub").mkdir(parents=True)
+    WRITERS[".jsonl"](tmp_path / "in/sub/labels.jsonl", rows)
+    WRITERS[".parquet"](tmp_path / "in/pairs.parquet", ROWS)
+    assert main([str(tmp_path / "in"), "--fix", str(tmp_path / "out")]) == 1
+    kept = [json.loads(line) for line in (tmp_path / "out/sub/labels.jsonl").read_text().splitlines()]
+    assert kept == rows[2:]  # both rows of the identical pair are gone
+    assert len(load_pairs(str(tmp_path / "out/pairs.parquet"))) == 3
+
+
+def test_fix_keeps_a_row_with_sound_pairs_among_others(tmp_path: Path) -> None:
+    answers = [{"text": text, "score": score} for text, score in (("best", 3), ("", 2), ("bad", 1))]
+    rows = [{"prompt": "q", "responses": answers}, {"prompt": "r", "responses": answers[1:]}]
+    WRITERS[".jsonl"](tmp_path / "k.jsonl", rows)
+    main([str(tmp_path / "k.jsonl"), "--pair_rule", "all", "--fix", str(tmp_path / "out.jsonl")])
+    assert [json.loads(x)["prompt"] for x in (tmp_path / "out.jsonl").read_text().splitlines()] == ["q"]
+
+
+@pytest.mark.parametrize(
+    ("words", "piece"),
+    [
+        ([], "name what to check"),
+        (["{bad}", "--fix", "{bad}"], "exists already, and nothing is written over"),
+        (["{bad}", "--fix", "{there}/no/x.jsonl"], "there is no folder"),
+        (["{bad}", "--fix", "{there}/x.csv"], "must end in .jsonl"),
+        (["some/hub-id", "--fix", "{there}/x.jsonl"], "download it first"),
+        (["{bad}", "--fix", "{there}/x.jsonl", "--max_rows", "3"], "cannot be used with --max_rows"),
+        (["{bad}", "--pair_rule", "best"], "--pair_rule must be one of"),
+        (["{bad}", "--jsn"], "--jsn is not a setting"),
+        (["{bad}", "--max_length", "100"], "--max_prompt_length must be less than --max_length"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], piece: str) -> None:
+    bad = tmp_path / "bad.jsonl"
+    WRITERS[".jsonl"](bad, ROWS)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(SettingsError) as caught:
+        main([word.format(bad=bad, there=tmp_path) for word in words])
+    assert piece in str(caught.value)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

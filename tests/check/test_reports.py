@@ -1,0 +1,231 @@
+"""The numbers of a report against an independent count, on every real file and on small ones made for it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from preftree.check.quick import quick_check
+from preftree.check.report import FINE, NOTE, SPOILS, Finding, Report
+from preftree.check.run import check
+from preftree.check.settings import parse_check_settings
+from preftree.data.encode import encode_pairs
+from preftree.data.record import PreferencePair, Turn
+from preftree.data.sources import load_pairs
+from tests import tiny
+
+FILES = ("orca_pairs", "conversational", "mixed_pairs", "ultrafeedback_scored")
+
+
+def run(*words: str | Path) -> Report:
+    return check(parse_check_settings([str(word) for word in words]), Console(file=io.StringIO()))[0]
+
+
+def by_key(report: Report) -> dict[str, Finding]:
+    assert len({finding.key for finding in report.findings}) == len(report.findings)
+    return {finding.key: finding for finding in report.findings}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def plain(row: dict[str, Any]) -> tuple[str, str, str]:
+    """Prompt, chosen and rejected of a row of the shared files, however it is laid out."""
+
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else "\x00".join(turn["content"] for turn in value)
+
+    prompt = text(row.get("prompt", row.get("question")))
+    return f"{row.get('system') or ''}\x00{prompt}", text(row["chosen"]), text(row["rejected"])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_real_files_against_an_independent_count(shared_data: Path, name: str) -> None:
+    path = shared_data / "pref" / f"{name}.jsonl"
+    rows = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+    tied = [row for row in rows if "score_chosen" in row and row["score_chosen"] == row["score_rejected"]]
+    against = [row for row in rows if "score_chosen" in row and row["score_chosen"] < row["score_rejected"]]
+    triples = [plain(row) for row in rows if row not in tied and row not in against]
+    lengths = [(len(chosen), len(rejected)) for _, chosen, rejected in triples if chosen != rejected]
+    longer = sum(a > b for a, b in lengths) + sum(a == b for a, b in lengths) / 2
+    prompts = Counter(prompt for prompt, _, _ in triples)
+    expected = {
+        "broken_rows": 0,
+        "score_ties": len(tied),
+        "empty_answer": sum(not (plain(row)[1].strip() and plain(row)[2].strip()) for row in rows),
+        "empty_prompt": sum(not plain(row)[0].strip("\x00 \n") for row in rows),
+        "identical_answers": sum(plain(row)[1] == plain(row)[2] for row in rows),
+        "duplicate_pairs": sum(count - 1 for count in Counter(triples).values()),
+        "contradictory_pairs": sum((p, r, c) in set(triples) for p, c, r in triples if c != r),
+        "duplicate_prompts": sum(count - 1 for count in prompts.values()),
+    }
+    report = run(path)
+    found = by_key(report)
+    assert (report.rows, report.pairs) == (len(rows), len(triples))
+    assert {key: found[key].count for key in expected} == expected
+    assert f"{longer / len(lengths):.3f}" in found["length_bias"].detail
+    mojibake = {"orca_pairs": 2, "conversational": 1, "mixed_pairs": 1}  # read by eye
+    assert found["mojibake"].count == mojibake.get(name, 0)
+
+
+def test_orca_prefers_short_answers_and_ultrafeedback_has_ties(shared_data: Path) -> None:
+    orca = by_key(run(shared_data / "pref/orca_pairs.jsonl"))["length_bias"]
+    assert (orca.level, orca.count, orca.total) == (SPOILS, 144, 180)
+    assert "shorter" in orca.what
+    assert "80% of the pairs" in orca.why
+    report = run(shared_data / "pref/ultrafeedback_scored.jsonl")
+    assert (by_key(report)["score_ties"].count, report.pairs) == (34, 266)
+    assert by_key(report)["length_bias"].level == FINE
+
+
+def test_kto_labels_and_questions_without_answers(shared_data: Path) -> None:
+    report = run(shared_data / "pref/kto_labelled.jsonl")
+    found = by_key(report)
+    assert (report.pairs, found["no_opposite"].count, found["no_pairs"].level) == (0, 120, SPOILS)
+
+
+def test_tokens_against_encoding(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from preftree.check import run as stage
+
+    tokenizer = tiny.word_tokenizer()
+    monkeypatch.setattr(stage, "load_tokenizer", lambda *a, **k: tokenizer)
+    path = shared_data / "pref/orca_pairs.jsonl"
+    options = {"max_length": 300, "max_prompt_length": 120}
+    flags = ["--max_length", "300", "--max_prompt_length", "120", "--model_name_or_path", "x"]
+    report = run(path, *flags)
+    found = by_key(report)
+    pairs = load_pairs(str(path))
+    # One by one, and the sizes from lengths that cut nothing.
+    alone = [encode_pairs([pair], tokenizer, **options) for pair in pairs]
+    whole, _ = encode_pairs(pairs, tokenizer, max_length=10**6, max_prompt_length=10**5)
+    assert found["prompts_cut"].count == sum(report.prompts_cut for _, report in alone) > 0
+    assert found["answers_cut"].count == sum(report.responses_cut > 0 for _, report in alone) > 0
+    assert found["boundary_repairs"].count == sum(report.boundary_repairs > 0 for _, report in alone)
+    assert report.facts["answer tokens"] == sum(report.response_tokens for _, report in alone)
+    prompts = sorted(len(pair.prompt_ids) for pair in whole)
+    longest = prompts[int(0.99 * (len(prompts) - 1) + 0.999)]
+    assert report.facts["suggested max_prompt_length"] == -(-longest // 64) * 64
+    assert next(report.facts[name] for name in report.facts if name.startswith("padded")) > 1.2
+    # A sample says so, and stands for all.
+    small = run(path, *flags, "--token_sample", "60")
+    assert by_key(small)["prompts_cut"].sampled == 60
+    assert small.facts["answer tokens"] == pytest.approx(report.facts["answer tokens"], rel=0.3)
+    every = run(path, *flags, "--token_sample", "0")
+    assert by_key(every)["prompts_cut"].count == found["prompts_cut"].count
+
+
+GOOD = {
+    "prompt": "How do clouds keep their shape over a lake?",
+    "chosen": "It scatters light.",
+    "rejected": "It is paint, I hope.",
+}
+
+
+def test_what_is_planted_is_found(tmp_path: Path) -> None:
+    rows = [
+        {**GOOD, "prompt": f"Question {i}?"} for i in range(20)
+    ] + [
+        GOOD,  # 21
+        GOOD,  # 22 a duplicate
+        {**GOOD, "chosen": GOOD["rejected"], "rejected": GOOD["chosen"]},  # 23 a contradiction
+        {**GOOD, "chosen": " "},  # 24
+        {**GOOD, "rejected": GOOD["chosen"]},  # 25
+        {**GOOD, "prompt": ""},  # 26
+        {**GOOD, "chosen": "I'm sorry, but I can't help with that."},  # 27
+        {**GOOD, "chosen": "caf\u00c3\u00a9"},  # 28
+        {**GOOD, "chosen": "bell \x07"},  # 29
+        {**GOOD, "chosen": "half \ud83d"},  # 30
+        {**GOOD, "chosen": "lost \ufffd"},  # 31
+        {**GOOD, "chosen": "Hi<|im_end|>"},  # 32
+    ]  # fmt: skip
+    report = run(write(tmp_path / "planted.jsonl", rows))
+    found = {key: [p.split(":")[1] for p in f.places] for key, f in by_key(report).items() if f.count and f.places}
+    prompts = [str(n) for n in (22, 23, 24, 25, 27, 28, 29, 30, 31, 32)]
+    assert found == {
+        "duplicate_pairs": ["22"],
+        "contradictory_pairs": ["21", "22", "23"],
+        "duplicate_prompts": prompts,
+        "empty_answer": ["24"],
+        "identical_answers": ["25"],
+        "empty_prompt": ["26"],
+        "chosen_refusal": ["27"],
+        "mojibake": ["28"],
+        "control_characters": ["29"],
+        "lone_surrogates": ["30"],
+        "characters_lost_in_decoding": ["31"],
+        "control_tokens": ["32"],
+    }
+    assert report.spoiled
+    assert "contradictory" in report.verdict()
+
+
+def test_overlap_with_test_sets(shared_data: Path, tmp_path: Path) -> None:
+    text = (shared_data / "eval/arc_challenge_test.jsonl").read_text("utf-8")
+    questions = [json.loads(line)["question"] for line in text.split("\n") if line]
+    rows = [{**GOOD, "prompt": f"Q{i}: {question}"} for i, question in enumerate(questions[:3])] + [GOOD] * 2
+    report = run(write(tmp_path / "leak.jsonl", rows), "--eval_data", shared_data / "eval")
+    found = by_key(report)["test_overlap"]
+    assert (found.count, found.level) == (3, SPOILS)
+    assert "3 of 300 ARC" in found.detail
+    clean = by_key(run(shared_data / "pref/mixed_pairs.jsonl", "--eval_data", shared_data / "eval"))["test_overlap"]
+    assert clean.count == 0
+
+
+def test_near_duplicates_are_looked_for_on_request(tmp_path: Path) -> None:
+    text = " ".join(f"word{i}" for i in range(60))
+    rows = [{**GOOD, "prompt": text}, {**GOOD, "prompt": text}, {**GOOD, "prompt": f"{text} again"}, GOOD]
+    path = write(tmp_path / "near.jsonl", rows)
+    assert by_key(run(path))["near_duplicate_prompts"].level == "skipped"
+    found = by_key(run(path, "--near_duplicates"))["near_duplicate_prompts"]
+    assert found.places == ["near.jsonl:3"]
+
+
+def test_k_answers_and_rules(tmp_path: Path) -> None:
+    answers = [{"response": f"answer {'x' * score}", "score": score} for score in (1, 4, 4, 2)]
+    path = write(tmp_path / "k.jsonl", [{"prompt": f"Q{i}", "responses": answers} for i in range(3)])
+    assert [run(path, "--pair_rule", rule).pairs for rule in ("best_worst", "best_each", "all")] == [3, 6, 15]
+    assert run(path, "--pair_rule", "all", "--min_margin", "1").pairs == 12
+    assert by_key(run(path, "--min_margin", "3"))["no_margin"].count == 3
+    assert by_key(run(path, "--pair_rule", "all"))["duplicate_prompts"].count == 0
+
+
+def test_several_files_have_places_of_their_own(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", [GOOD, {**GOOD, "chosen": ""}])
+    write(tmp_path / "b.jsonl", [{**GOOD, "prompt": "Other?"}, {**GOOD, "rejected": ""}, GOOD])
+    write(tmp_path / "test.jsonl", [GOOD])
+    report = run(tmp_path)
+    assert by_key(report)["empty_answer"].places == ["a.jsonl:2", "b.jsonl:2"]
+    assert by_key(report)["duplicate_pairs"].places == ["b.jsonl:3"]
+    assert any("test.jsonl" in note for note in report.notes)
+    assert run(tmp_path, "--max_rows", "3").rows == 3
+
+
+def test_the_cheap_part_for_training() -> None:
+    pairs = [PreferencePair(None, (Turn("user", f"q{i}"),), "y" * 9, "no", "f", i) for i in range(40)]
+    first, warning = quick_check(pairs, "data.jsonl")
+    assert "the longer answer is the chosen one (100.0 %)" in first
+    assert "WARNING" in warning
+    assert warning.endswith("see: preftree check data.jsonl")
+    even = [PreferencePair(p.system, p.turns, "a" * 4, "b" * 4, "f", p.row) for p in pairs]
+    assert quick_check(even, "d") == ["check      no length bias, no contradictions, no duplicates"]
+    flipped = [PreferencePair(p.system, p.turns, p.rejected, p.chosen, "f", p.row) for p in even[:2]]
+    assert "contradictory" in quick_check([*even, *flipped], "d")[0]
+
+
+def test_levels() -> None:
+    assert {finding.level for finding in run_levels()} == {SPOILS, NOTE, FINE}
+
+
+def run_levels() -> list[Finding]:
+    from preftree.check.report import Measure, found
+
+    measure = Measure("x", "y", spoils=0.5, note=0.1)
+    return [found("k", measure, count, 100) for count in (0, 9, 10, 49, 50, 100)]
