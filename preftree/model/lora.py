@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftree.errors import ModelError, did_you_mean
+from preftree.model.lora_linear import quicken
 
 
 def add_lora(
@@ -47,13 +48,17 @@ def add_lora(
         **options,
     )
     with _without_chatter():
-        return get_peft_model(model, config)
+        peft = get_peft_model(model, config)
+    quicken(peft)
+    return peft
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """`model` with the adapter saved in `folder`, for inference."""
     with _without_chatter():
-        return PeftModel.from_pretrained(model, folder)
+        peft = PeftModel.from_pretrained(model, folder)
+    quicken(peft)
+    return peft
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Bundle, Forest
 from preftree.model import families
 from preftree.model.attention import BACKENDS
+from preftree.model.fused import fuse, release
 from preftree.model.logprob import Head, token_logprobs
 
 #: `attention` settings besides the names of tree backends.
@@ -116,6 +117,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
     stock = _stock_attention(causal)
     probe = _probe_forest(causal)
+    release(causal)
     with evaluating(causal):
         # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
         _set_attention(causal, "eager")
@@ -125,6 +127,7 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         for name in _candidates(causal, attention):
             if name in PADDED:
                 _set_attention(causal, stock)
+            release(causal)
             try:
                 scorer = _scorer(causal, name)
                 error = float((scorer(probe) - expected_S).abs().max())
@@ -159,6 +162,8 @@ def _scorer(causal: PreTrainedModel, name: str) -> Scorer:
     if name == "padded":
         return lambda forest: token_logprobs(_padded_hidden(causal, forest), forest.target_S, Head.of(causal))
     body, attend = families.prepare(causal), BACKENDS[name]
+    if name == "native":
+        fuse(causal)
     return lambda forest: token_logprobs(body(forest, attend)[forest.predictor_S], forest.target_S, Head.of(causal))
 
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from preftree.errors import DeviceError
 from preftree.forest import Bundle, Forest
+from preftree.model import native as kernels
 from preftree.model.attention import Rules, cpu, dense, native
 from preftree.model.score import attach
 from tests.tiny import llama
 
 try:
-    native.library()
+    kernels.library()
 except DeviceError as problem:
     pytestmark = pytest.mark.skip(reason=str(problem))
 
@@ -123,22 +124,22 @@ def test_without_a_compiler_tiles_are_used_and_the_reason_is_said(monkeypatch: p
     model = llama()
     assert attach(model).name == "native"
     monkeypatch.setenv("CXX", "no-such-compiler")
-    native.library.cache_clear()
+    kernels.library.cache_clear()
     try:
         attachment = attach(model)
         assert attachment.name == "cpu"
         assert "no C++ compiler (no-such-compiler)" in attachment.reason
     finally:
-        native.library.cache_clear()
+        kernels.library.cache_clear()
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    broken = tmp_path / "tree.cpp"
-    broken.write_text("this is not C++\n")
-    monkeypatch.setattr(native, "SOURCE", broken)
-    native.library.cache_clear()
+    (tmp_path / "broken.cpp").write_text("this is not C++\n")
+    monkeypatch.setattr(kernels, "HERE", tmp_path)
+    monkeypatch.setattr(kernels, "SOURCES", ("broken.cpp",))
+    kernels.library.cache_clear()
     try:
         with pytest.raises(DeviceError, match=r"failed: .*error"):
-            native.library()
+            kernels.library()
     finally:
-        native.library.cache_clear()
+        kernels.library.cache_clear()

@@ -6,57 +6,20 @@
 // the backward pass forms the weights again.
 //
 // All products are one micro kernel, C += A·B over a few rows and two vectors of columns, in the compiler's own vector
-// types: no intrinsics, no headers beside the standard ones. Compiled by native.py for the machine it runs on.
+// types: no intrinsics, no headers beside the standard ones.
 //
 // Arrays: query, out and their gradients (T, H, D), key and value (T, K, D), strides given in floats, D contiguous.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "vectors.h"
+
 #include <vector>
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int VL = 16, MR = 12;  // floats of a vector; rows of the micro kernel, so that 2·MR sums fit the registers
-#elif defined(__AVX__)
-constexpr int VL = 8, MR = 6;
-#else
-constexpr int VL = 4, MR = 6;
-#endif
+constexpr int MR = VL == 16 ? 12 : 6;  // rows of the micro kernel, so that 2·MR sums fit the registers
 constexpr int NR = 2 * VL;  // keys of a packed panel
-constexpr int ROWS = 8 * MR * (VL == 16 ? 1 : 2), KEYS = 128;  // of a block: its weights fit the second-level cache
+constexpr int ROWS = 96, KEYS = 128;  // of a block: its weights fit the second-level cache
 constexpr float LOWEST = -1e30f;  // stands for -inf, but subtracting it from itself is no NaN
-
-typedef float vec __attribute__((vector_size(VL * 4)));
-typedef int32_t ivec __attribute__((vector_size(VL * 4)));
-
-inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
-inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
-inline vec all(float x) { return x - (vec){}; }
-inline vec larger(vec a, vec b) { return a > b ? a : b; }
-
-// e^x for x <= 0, to about 2 units in the last place; what is too small for float32 becomes 0.
-inline vec exponential(vec x) {
-    const vec magic = all(12582912.f);  // 1.5 · 2^23: adding it rounds to a whole number in the low bits
-    vec shifted = x * 1.44269504f + magic;
-    vec whole = shifted - magic;
-    vec rest = x - whole * 0.693145752f - whole * 1.42860677e-6f;
-    vec poly = all(1.38370e-3f);
-    poly = poly * rest + 8.37378e-3f;
-    poly = poly * rest + 4.16695e-2f;
-    poly = poly * rest + 1.666652e-1f;
-    poly = poly * rest + 4.999999e-1f;
-    poly = poly * rest + 1.f;
-    poly = poly * rest + 1.f;
-    ivec power = ((ivec)shifted - (ivec)magic) << 23;
-    vec value = (vec)((ivec)poly + power);
-    return x > -87.f ? value : (vec){};
-}
-
-inline float sum_of(vec v) { float s = 0; for (int i = 0; i < VL; ++i) s += v[i]; return s; }
-inline float max_of(vec v) { float s = v[0]; for (int i = 1; i < VL; ++i) s = std::max(s, v[i]); return s; }
 
 // C[i, :] (+)= sum_p A(i, p) · B[p, :] for M rows and N vectors of columns; A(i, p) = a[i·ai + p·ap].
 template <int M, int N>
@@ -320,8 +283,6 @@ void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t 
 }  // namespace
 
 extern "C" {
-
-int preftree_vector_length() { return VL; }
 
 // out (T, H, D) and total (H, T), the log of each row's softmax denominator.
 void preftree_forward(const Forest* f, const Shape* shape, const float* query, const float* key, const float* value,

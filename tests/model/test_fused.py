@@ -1,0 +1,89 @@
+"""Kernels for norms and gated activations against the modules they stand in for."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from preftree.errors import DeviceError
+from preftree.model import native
+from preftree.model.fused import _FUSED, fuse, release
+from preftree.model.score import attach, leaf_logprobs
+from tests import tiny
+from tests.strategies import random_batch
+
+try:
+    native.library()
+except DeviceError as problem:
+    pytestmark = pytest.mark.skip(reason=str(problem))
+
+
+def fused_names(model: nn.Module) -> set[str]:
+    return {type(module).__name__ for module in model.modules() if _FUSED in module.__dict__}
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", {"LlamaMLP", "LlamaRMSNorm"}),
+        ("qwen3", {"Qwen3MLP", "Qwen3RMSNorm"}),
+        ("gemma2", set()),  # its norm adds one to the weight, its gate is a gelu
+        ("gpt_neox", set()),
+        ("mpt", set()),
+    ],
+)
+def test_what_agrees_is_fused(family: str, expected: set[str]) -> None:
+    model = tiny.FAMILIES[family]().float().requires_grad_(False)
+    count = fuse(model)
+    assert fused_names(model) == expected
+    assert bool(count) is bool(expected)
+    release(model)
+    assert not fused_names(model)
+    assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def outcome(module: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
+    x = x.clone().requires_grad_()
+    out = module(x)
+    (grad,) = torch.autograd.grad((out * weight.to(out.dtype)).sum(), x)
+    return [out.detach(), grad]
+
+
+@pytest.mark.parametrize("kind", ["LlamaMLP", "LlamaRMSNorm"])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
+def test_values_and_gradients(kind: str, spread: float) -> None:
+    model = tiny.llama().float().requires_grad_(False)
+    exact = copy.deepcopy(model).double()
+    fuse(model)
+    (mine, *_), (truth, *_) = ([m for m in each.modules() if type(m).__name__ == kind] for each in (model, exact))
+    own = copy.deepcopy(truth).float()
+    x, weight = spread * torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    want = outcome(truth, x.double(), weight)
+    for have, theirs, exactly in zip(outcome(mine, x, weight), outcome(own, x, weight), want, strict=True):
+        allowed = float((theirs - exactly).abs().max())  # what the module itself loses in float32
+        assert float((have - exactly).abs().max()) <= 4 * allowed + 1e-6 * float(exactly.abs().max())
+
+
+def test_a_trained_norm_keeps_its_own_forward() -> None:
+    model = tiny.llama().float().requires_grad_(False)
+    model.model.norm.weight.requires_grad_(True)
+    fuse(model)
+    assert _FUSED not in model.model.norm.__dict__
+
+
+def test_attaching_to_another_path_releases() -> None:
+    model = tiny.with_lora(tiny.llama().float())
+    from preftree.forest import Forest
+
+    forest = Forest.of(random_batch(4))
+    assert attach(model).name == "native"
+    assert fused_names(model)
+    with torch.no_grad():
+        ours = leaf_logprobs(model, forest).token_S
+        assert attach(model, "dense").name == "dense"
+        assert not fused_names(model)
+        stock = leaf_logprobs(model, forest).token_S
+    torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-3)
