@@ -136,26 +136,47 @@ def _product_seconds(size: int, dtype: torch.dtype) -> float:
     return min(times)
 
 
+def _backend(device: str) -> Any:
+    """torch's module for a device that is not the CPU (torch.cuda, torch.xpu, torch.mps, torch.hpu), None if none."""
+    kind = device.partition(":")[0]
+    return None if kind == "cpu" else getattr(torch, kind, None)
+
+
+def _device_memory(device: str) -> tuple[int, int] | None:
+    """Free and total bytes of an accelerator, as far as torch can tell; None elsewhere."""
+    backend = _backend(device)
+    if hasattr(backend, "recommended_max_memory"):  # mps, which shares the machine's memory
+        total = int(backend.recommended_max_memory())
+        return max(0, total - int(backend.driver_allocated_memory())), total
+    if not hasattr(backend, "mem_get_info"):
+        return None
+    free, total = backend.mem_get_info(device)
+    reserve = (
+        backend.memory_reserved(device) - backend.memory_allocated(device) if hasattr(backend, "memory_reserved") else 0
+    )
+    return int(free + reserve), int(total)
+
+
 def total_memory(device: str = "cpu") -> int:
     """Bytes of memory this process may use at most; on the CPU a control group's limit counts."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device)[1])
+    if (memory := _device_memory(device)) is not None:
+        return memory[1]
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that can be allocated without pushing anything out; on cuda with the allocator's reserve."""
-    if device.startswith("cuda"):
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + reserve
+    """Bytes that can be allocated without pushing anything out; on a device with its allocator's reserve."""
+    if (memory := _device_memory(device)) is not None:
+        return memory[0]
     free = [max(0, limit - used) for limit, used in _cgroup_memory()]
     return min([psutil.virtual_memory().available, *free])
 
 
 def peak_memory(device: str = "cpu") -> int:
-    """Most bytes this process has held at once: resident memory on the CPU, allocated memory on cuda."""
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
+    """Most bytes this process has held at once: allocated memory on devices that count it, else resident memory."""
+    peak_allocated = getattr(_backend(device), "max_memory_allocated", None)
+    if peak_allocated is not None:
+        return int(peak_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -345,7 +345,14 @@ def _advice(settings: Settings) -> list[str]:
     if train.use_lazy_mode and train.use_habana:
         notes.append("--use_lazy_mode: the vendor no longer develops lazy mode; eager mode is the default here.")
     if train.pad_max and not train.use_habana:
-        notes.append("--pad_max: fixed shapes matter on Gaudi only; forests hold no padding.")
+        notes.append("--pad_max: fills up forests for devices that compile for each shape; here it only costs time.")
+    if train.use_habana and not train.pad_max:
+        notes.append("--use_habana without --pad_max true: the device compiles for each forest's own shape.")
+    if train.use_hpu_graphs_for_training and train.use_habana:
+        notes.append(
+            "--use_hpu_graphs_for_training: changes nothing; with --pad_max true lazy mode compiles a pass once and"
+            " runs it again, and graphs recorded beside that could not be checked without a card."
+        )
     if (train.use_lazy_mode or train.use_hpu_graphs_for_training) and not train.use_habana:
         notes.append("--use_lazy_mode and --use_hpu_graphs_for_training do nothing without --use_habana.")
     if lora.lora_all_linear and lora.lora_target_modules:

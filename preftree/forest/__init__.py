@@ -4,9 +4,21 @@ Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, 
 `balance` shares a batch out to ranks, and `pairs` does all of it for preference pairs.
 """
 
-from preftree.forest.forest import Forest, Segment
+from preftree.forest.forest import Forest, Segment, Shape, upload
 from preftree.forest.pack import pack
 from preftree.forest.pairs import Pair, forests_of_pairs, shares_of_pairs
 from preftree.forest.tree import Bundle, Node, grow
 
-__all__ = ["Bundle", "Forest", "Node", "Pair", "Segment", "forests_of_pairs", "grow", "pack", "shares_of_pairs"]
+__all__ = [
+    "Bundle",
+    "Forest",
+    "Node",
+    "Pair",
+    "Segment",
+    "Shape",
+    "forests_of_pairs",
+    "grow",
+    "pack",
+    "shares_of_pairs",
+    "upload",
+]

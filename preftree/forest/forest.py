@@ -4,6 +4,9 @@
 
 is causality, packing and prompt sharing at once. A token's position is its depth on its own path.
 
+A device that compiles for each shape gets forests filled up to one `Shape`. Filling tokens see only themselves
+(`subtree_end[k] = k + 1`); filling scored tokens belong to a leaf one past the last, which nobody reads.
+
 Shape suffixes: T tokens of the forest, S scored tokens, L leaves.
 """
 
@@ -30,6 +33,18 @@ class Segment:
     leaf: int | None  # index into `Forest.leaf_ids`, None for a prompt segment
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes that every forest of a run is filled up to."""
+
+    tokens: int
+    scored: int
+    leaves: int
+
+    def __str__(self) -> str:
+        return f"{self.tokens} tokens, {self.scored} of them scored, {self.leaves} answers"
+
+
 @dataclass(frozen=True, eq=False)
 class Forest:
     """Token trees side by side in one sequence.
@@ -42,6 +57,8 @@ class Forest:
         leaf_ids: the caller's names of the leaves, in layout order.
         predictor_S, target_S, leaf_S: for each scored token the index of the token whose hidden state
             predicts it, its id, and its leaf (index into `leaf_ids`).
+        tokens: the token ids once more, on the host: nothing has to be read back from a device.
+        shape: what the forest is filled up to, None if it holds no filling.
     """
 
     input_ids_T: Tensor
@@ -52,19 +69,24 @@ class Forest:
     predictor_S: Tensor
     target_S: Tensor
     leaf_S: Tensor
+    tokens: tuple[int, ...]
+    shape: Shape | None = None
 
     @classmethod
-    def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu") -> Forest:
-        """Lay out `trees` depth first, one after another."""
+    def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu", shape: Shape | None = None) -> Forest:
+        """Lay out `trees` depth first, one after another, and fill up to `shape` if there is one.
+
+        Raises ValueError when the trees are larger than `shape`.
+        """
         layout = _Layout()
         for tree in trees:
             layout.add(tree, parent=-1)
-        return layout.forest(torch.device(device))
+        return layout.forest(torch.device(device), shape)
 
     @classmethod
-    def of(cls, bundles: Sequence[Bundle], device: torch.device | str = "cpu") -> Forest:
+    def of(cls, bundles: Sequence[Bundle], device: torch.device | str = "cpu", shape: Shape | None = None) -> Forest:
         """Merge `bundles` into trees and lay them out."""
-        return cls.plant(grow(bundles), device)
+        return cls.plant(grow(bundles), device, shape)
 
     def __len__(self) -> int:
         return self.input_ids_T.shape[0]
@@ -104,13 +126,29 @@ class Forest:
         """Scored tokens of each leaf, in the order of `leaf_ids`."""
         return tuple(self.segments[i].end - self.segments[i].start for i in self.leaf_segments)
 
+    def path_segments(self, segment: int) -> list[Segment]:
+        """The segments from the root to `segment`, itself included."""
+        return [self.segments[i] for i in (*self.ancestors(segment), segment)]
+
     def unrolled(self) -> list[Tensor]:
         """Each leaf as the single sequence it stands for (path and continuation), as `leaf_ids` go."""
-        sequences = []
-        for leaf in self.leaf_segments:
-            parts = [self.segments[i] for i in (*self.ancestors(leaf), leaf)]
-            sequences.append(torch.cat([self.input_ids_T[part.start : part.end] for part in parts]))
-        return sequences
+        paths = map(self.path_segments, self.leaf_segments)
+        return [torch.cat([self.input_ids_T[part.start : part.end] for part in path]) for path in paths]
+
+    def unrolled_ids(self) -> list[list[int]]:
+        """The same from the host's copy of the token ids."""
+        paths = map(self.path_segments, self.leaf_segments)
+        return [[i for part in path for i in self.tokens[part.start : part.end]] for path in paths]
+
+    @property
+    def slots(self) -> int:
+        """Leaves there is room for: all of them, or those of the fixed shape."""
+        return len(self.leaf_ids) if self.shape is None else self.shape.leaves
+
+    def sum_by_leaf(self, value_S: Tensor) -> Tensor:
+        """The sum of a value over each leaf's scored tokens, (slots,)."""
+        with_filling_L = value_S.new_zeros(self.slots + 1).index_add(0, self.leaf_S, value_S)
+        return with_filling_L[: self.slots]
 
     @cached_property
     def unrolled_tokens(self) -> int:
@@ -129,6 +167,7 @@ class _Layout:
         self.leaf_ids: list[int] = []
         self.predictors: list[int] = []
         self.leaves: list[int] = []
+        self.targets: list[int] = []
 
     def add(self, node: Node, parent: int) -> None:
         if not node.tokens:
@@ -153,17 +192,46 @@ class _Layout:
             self.add(child, index)
         self.ends[start:end] = [len(self.ids)] * (end - start)
 
-    def forest(self, device: torch.device) -> Forest:
-        input_ids_T = torch.tensor(self.ids, dtype=torch.long, device=device)
-        spans = [range(s.start, s.end) for s in self.segments if s.leaf is not None]
-        scored = torch.tensor([i for span in spans for i in span], dtype=torch.long, device=device)
+    def fill(self, shape: Shape) -> None:
+        """Add filling tokens, each a segment of its own, and filling scored tokens."""
+        held = Shape(len(self.ids), len(self.targets), len(self.leaf_ids))
+        if held.tokens > shape.tokens or held.scored > shape.scored or held.leaves > shape.leaves:
+            raise ValueError(f"a forest of {held} does not fit the fixed shape of {shape}")
+        for k in range(held.tokens, shape.tokens):
+            self.segments.append(Segment(k, k + 1, -1, 0, None))
+            self.ids.append(0)
+            self.positions.append(0)
+            self.ends.append(k + 1)
+        missing = shape.scored - held.scored
+        self.predictors += [shape.tokens - 1] * missing
+        self.targets += [0] * missing
+        self.leaves += [shape.leaves] * missing
+
+    def forest(self, device: torch.device, shape: Shape | None) -> Forest:
+        self.targets = [i for s in self.segments if s.leaf is not None for i in self.ids[s.start : s.end]]
+        if shape is not None:
+            self.fill(shape)
+        columns = (self.ids, self.positions, self.ends, self.predictors, self.targets, self.leaves)
+        # All of it in one piece: every copy to a device costs a wait of its own.
+        arrays = upload([i for column in columns for i in column], device).split([len(column) for column in columns])
         return Forest(
-            input_ids_T=input_ids_T,
-            position_ids_T=torch.tensor(self.positions, dtype=torch.long, device=device),
-            subtree_end_T=torch.tensor(self.ends, dtype=torch.long, device=device),
+            input_ids_T=arrays[0],
+            position_ids_T=arrays[1],
+            subtree_end_T=arrays[2],
             segments=tuple(self.segments),
             leaf_ids=tuple(self.leaf_ids),
-            predictor_S=torch.tensor(self.predictors, dtype=torch.long, device=device),
-            target_S=input_ids_T[scored],
-            leaf_S=torch.tensor(self.leaves, dtype=torch.long, device=device),
+            predictor_S=arrays[3],
+            target_S=arrays[4],
+            leaf_S=arrays[5],
+            tokens=tuple(self.ids),
+            shape=shape,
         )
+
+
+def upload(values: Sequence[float] | Tensor, device: torch.device | str) -> Tensor:
+    """`values` on `device`, integers as int64; to CUDA without waiting for the work that is queued there."""
+    device = torch.device(device)
+    host = values if isinstance(values, Tensor) else torch.tensor(values, dtype=None if values else torch.long)
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)

@@ -6,43 +6,62 @@ its own, since there is no smaller way to compute it exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from preftree.forest.forest import Shape
 from preftree.forest.tree import MIN_SHARED, Bundle, common_prefix, grow
 
 
-def pack(bundles: Sequence[Bundle], budget: int, min_shared: int = MIN_SHARED) -> list[list[Bundle]]:
-    """Groups of bundles, each of at most `budget` tree tokens where that is possible.
+def pack(bundles: Sequence[Bundle], budget: int | Shape, min_shared: int = MIN_SHARED) -> list[list[Bundle]]:
+    """Groups of bundles, each of at most `budget` tree tokens (and what a `Shape` has room for) where that is possible.
 
     Bundles with a common beginning are kept side by side, so that sharing survives the cut; then the groups
     are put together, largest first, as long as they fit. Depends on the contents of the batch, not its order.
     """
-    if budget < 1:
-        raise ValueError(f"the token budget must be at least 1, got {budget}")
-    runs = _cut_in_order(sorted(bundles, key=lambda b: (b.prompt, b.continuations)), budget, min_shared)
+    shape = budget if isinstance(budget, Shape) else None
+    tokens = budget.tokens if isinstance(budget, Shape) else budget
+    if tokens < 1:
+        raise ValueError(f"the token budget must be at least 1, got {tokens}")
+
+    def measure(group: Sequence[Bundle]) -> int | None:
+        """Tree tokens of a group, None if it does not fit."""
+        size = _tree_tokens(group, min_shared)
+        return size if size <= tokens and _has_room(shape, group) else None
+
+    runs = _cut_in_order(sorted(bundles, key=lambda b: (b.prompt, b.continuations)), measure, min_shared)
     forests: list[tuple[int, list[Bundle]]] = []
     for size, run in sorted(runs, key=lambda item: -item[0]):
         # Fullest forest that still has room (best fit): leaves the fewest half-empty ones.
-        fitting = [i for i, (held, _) in enumerate(forests) if held + size <= budget]
+        fitting = [i for i, (held, _) in enumerate(forests) if held + size <= tokens]
         for i in sorted(fitting, key=lambda i: -forests[i][0]):
             together = forests[i][1] + run
             # Grown, not added up: a run that forks an earlier trunk can cost that trunk its sharing.
-            if (tokens := _tree_tokens(together, min_shared)) <= budget:
-                forests[i] = (tokens, together)
+            if (grown := measure(together)) is not None:
+                forests[i] = (grown, together)
                 break
         else:
             forests.append((size, run))
     return [group for _, group in forests]
 
 
-def _cut_in_order(ordered: Sequence[Bundle], budget: int, min_shared: int) -> list[tuple[int, list[Bundle]]]:
+def _has_room(shape: Shape | None, group: Sequence[Bundle]) -> bool:
+    """Do the answers of a group fit a fixed shape?"""
+    if shape is None:
+        return True
+    answers = [len(answer) for bundle in group for answer in bundle.continuations]
+    return sum(answers) <= shape.scored and len(answers) <= shape.leaves
+
+
+def _cut_in_order(
+    ordered: Sequence[Bundle], measure: Callable[[Sequence[Bundle]], int | None], min_shared: int
+) -> list[tuple[int, list[Bundle]]]:
     """Runs of neighbours, each with its tree tokens; a run ends where the budget or the sharing does."""
     runs: list[tuple[int, list[Bundle]]] = []
     for bundle in ordered:
         if runs and _shares(runs[-1][1][-1].prompt, bundle.prompt, min_shared):
             longer = [*runs[-1][1], bundle]
             # What neighbours share may fork inside the threshold for the run as a whole, so it is grown.
-            if (size := _tree_tokens(longer, min_shared)) <= budget:
+            if (size := measure(longer)) is not None:
                 runs[-1] = (size, longer)
                 continue
         runs.append((bundle.size, [bundle]))

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 
 from preftree.forest.balance import balance
-from preftree.forest.forest import Forest
+from preftree.forest.forest import Forest, Shape
 from preftree.forest.pack import pack
 from preftree.forest.tree import Bundle
 
@@ -24,13 +24,18 @@ class Pair(Protocol):
     def rejected_ids(self) -> tuple[int, ...]: ...
 
 
-def forests_of_pairs(pairs: Sequence[Pair], budget: int, device: torch.device | str = "cpu") -> list[Forest]:
-    """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest."""
+def forests_of_pairs(pairs: Sequence[Pair], budget: int | Shape, device: torch.device | str = "cpu") -> list[Forest]:
+    """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest.
+
+    Args:
+        budget: most tokens of a forest, or the shape that all of them are filled up to.
+    """
     bundles = [
         Bundle(tuple(p.prompt_ids), (tuple(p.chosen_ids), tuple(p.rejected_ids)), (2 * i, 2 * i + 1))
         for i, p in enumerate(pairs)
     ]
-    return [Forest.of(group, device) for group in pack(bundles, budget)]
+    shape = budget if isinstance(budget, Shape) else None
+    return [Forest.of(group, device, shape) for group in pack(bundles, budget)]
 
 
 def shares_of_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[Pair]]:

@@ -72,6 +72,11 @@ class Head:
 
 def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head) -> Tensor:
     """log p(target) for each row of hidden states; (S,) in float32 (float64 if the model is)."""
+    if torch.is_autocast_enabled(hidden_SD.device.type):
+        # Lists of what autocast runs in bfloat16 differ by vendor; some have the softmax over the vocabulary in it.
+        weight_dtype = next(head.module.parameters()).dtype
+        with torch.autocast(hidden_SD.device.type, enabled=False):
+            return token_logprobs(hidden_SD.to(weight_dtype), target_S, head)
     rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
     if head.fusable:
         return _FusedLogprobs.apply(hidden_SD, target_S, head, rows)

@@ -3,7 +3,8 @@
 A model is attached once: a tiny forest is scored by the fast path and by the model's own plain forward on
 single sequences. If they differ, or the fast path cannot run, the next one is tried:
 
-    tree     every prompt once, our attention, log-probs without logits
+    tree     every prompt once, our attention, log-probs without logits; where a device has several kernels for it,
+             the fastest one, measured
     padded   right-padded single sequences through the model's own attention, log-probs without logits
     plain    the model's own logits, for heads that are more than a linear layer
 
@@ -20,13 +21,14 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Bundle, Forest
 from preftree.model import families
-from preftree.model.attention import BACKENDS
+from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timing
 from preftree.model.fused import fuse, release
 from preftree.model.logprob import Head, token_logprobs
 
@@ -40,24 +42,31 @@ class LeafLogprobs:
 
     Args:
         token_S: log p of each scored token.
-        leaf_S: the leaf of each, an index into `leaf_ids`.
-        leaf_ids: the caller's names of the leaves.
-        lengths: scored tokens of each leaf.
+        forest: what they were computed over; a filled one has filling behind its real tokens and leaves.
     """
 
     token_S: Tensor
-    leaf_S: Tensor
-    leaf_ids: tuple[int, ...]
-    lengths: tuple[int, ...]
+    forest: Forest
+
+    @property
+    def leaf_ids(self) -> tuple[int, ...]:
+        """The caller's names of the leaves."""
+        return self.forest.leaf_ids
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Scored tokens of each leaf."""
+        return self.forest.leaf_lengths
 
     @property
     def sum_L(self) -> Tensor:
-        """log p(continuation | prompt) of each leaf."""
-        return self.token_S.new_zeros(len(self.leaf_ids)).index_add(0, self.leaf_S, self.token_S)
+        """log p(continuation | prompt) of each leaf, 0 for those that are filling."""
+        return self.forest.sum_by_leaf(self.token_S)
 
     def by_leaf(self) -> dict[int, Tensor]:
         """Per-token log-probs under the caller's leaf names."""
-        return dict(zip(self.leaf_ids, self.token_S.split(self.lengths), strict=True))
+        real_S = self.token_S[: sum(self.lengths)]
+        return dict(zip(self.leaf_ids, real_S.split(self.lengths), strict=True))
 
 
 Scorer = Callable[[Forest], Tensor]  # log p of the scored tokens, (S,)
@@ -89,7 +98,7 @@ def leaf_logprobs(model: nn.Module, forest: Forest) -> LeafLogprobs:
     """
     attachment = _attached.get(causal_model(model)) or attach(model)
     token_S = attachment.scorer(forest)
-    return LeafLogprobs(token_S, forest.leaf_S, forest.leaf_ids, forest.leaf_lengths)
+    return LeafLogprobs(token_S, forest)
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -100,12 +109,13 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def attach(model: nn.Module, attention: str = "auto") -> Attachment:
+def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = False) -> Attachment:
     """Choose how `model` is scored and check that choice against its plain forward.
 
     Args:
         attention: "auto", a tree backend's name, "padded" or "plain". A named path that fails its check
             falls back too; the reason says so.
+        fixed_shapes: "auto" means the backend whose operations do not depend on the forest's contents.
 
     Raises:
         SettingsError: unknown name.
@@ -124,8 +134,12 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
         expected_S, noise = _plain_truth(causal, probe)
         _set_attention(causal, stock)
         refusals: list[str] = []
-        for name in _candidates(causal, attention):
-            if name in PADDED:
+        agreed: dict[str, tuple[str, Scorer]] = {}  # path → how well
+        trees, others = _candidates(causal, attention, fixed_shapes)
+        for name in (*trees, *others):
+            if agreed and (name in others or causal.device.type not in MEASURED):
+                break
+            if name in others:
                 _set_attention(causal, stock)
             release(causal)
             try:
@@ -137,34 +151,62 @@ def attach(model: nn.Module, attention: str = "auto") -> Attachment:
             if not error <= noise:
                 refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})")
                 continue
-            reason = f"agrees with the model's plain forward to {error:.1g}"
-            attachment = Attachment(name, "; ".join([*refusals, reason]), scorer)
-            _attached[causal] = attachment
+            agreed[name] = f"agrees with the model's plain forward to {error:.1g}", scorer
+            if name in others:
+                break
+        if agreed:
+            name, measured = _fastest(causal, tuple(agreed))
+            agreement, scorer = agreed[name]
+            _attached[causal] = attachment = Attachment(name, "; ".join([*refusals, *measured, agreement]), scorer)
             return attachment
     raise ModelError(
         f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: {'; '.join(refusals)}"
     )
 
 
-def _candidates(causal: PreTrainedModel, attention: str) -> tuple[str, ...]:
+def _candidates(causal: PreTrainedModel, attention: str, fixed_shapes: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Tree backends, and the paths after them."""
     if attention in PADDED:
-        return PADDED[PADDED.index(attention) :]
+        return (), PADDED[PADDED.index(attention) :]
     if attention != "auto":
-        return attention, *PADDED
-    compiled = causal.device.type == "cpu" and causal.dtype == torch.float32
-    return *(("native",) if compiled else ()), "cpu", *PADDED
+        return (attention,), PADDED
+    names = ("masked",) if fixed_shapes else FOR_DEVICE.get(causal.device.type, ("masked",))
+    if causal.dtype != torch.float32:  # the compiled kernel computes in nothing else
+        names = tuple(name for name in names if name != "native")
+    return names, PADDED
+
+
+def _fastest(causal: PreTrainedModel, names: tuple[str, ...]) -> tuple[str, list[str]]:
+    """The fastest of several tree backends on a layer of this model, and the measurement in words."""
+    if len(names) == 1:
+        return names[0], []
+    forest = timing.sample_forest(causal.device, causal.config.get_text_config().vocab_size)
+    layers: list[tuple[Tensor, Tensor, Tensor, Rules]] = []
+
+    def watched(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
+        layers.append((query, key, value, rules))
+        return BACKENDS[names[0]](query, key, value, forest, rules)
+
+    families.prepare(causal)(forest, watched)
+    query, key, value, rules = layers[0]
+    layers.clear()
+    times = {name: timing.seconds(BACKENDS[name], query, key, value, forest, rules) for name in names}
+    words = ", ".join(f"{name} {1000 * taken:.2f} ms" for name, taken in times.items())
+    return timing.fastest(times), [f"a layer's attention over {len(forest)} tokens, forward and backward: {words}"]
 
 
 def _scorer(causal: PreTrainedModel, name: str) -> Scorer:
     if name == "plain":
-        return lambda forest: _plain(causal, forest)
+        return lambda forest: _with_filling(_plain(causal, forest), forest)
     # The head is looked up at every call: LoRA may be put on it after attaching.
     if name == "padded":
-        return lambda forest: token_logprobs(_padded_hidden(causal, forest), forest.target_S, Head.of(causal))
+        return lambda forest: _with_filling(_padded(causal, forest), forest)
     body, attend = families.prepare(causal), BACKENDS[name]
     if name == "native":
         fuse(causal)
-    return lambda forest: token_logprobs(body(forest, attend)[forest.predictor_S], forest.target_S, Head.of(causal))
+    return lambda forest: token_logprobs(
+        body(forest, attend).index_select(0, forest.predictor_S), forest.target_S, Head.of(causal)
+    )
 
 
 def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,11 +225,17 @@ def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BN, mask_BN, torch.cat(predictors)
 
 
-def _padded_hidden(causal: PreTrainedModel, forest: Forest) -> Tensor:
-    """Hidden states that predict the scored tokens, (S, D), from padded sequences."""
+def _padded(causal: PreTrainedModel, forest: Forest) -> Tensor:
+    """Log-probs from padded sequences, without logits."""
     ids_BN, mask_BN, predictor_S = _pad(forest)
     hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
-    return hidden_BND.flatten(0, 1)[predictor_S]
+    hidden_SD = hidden_BND.flatten(0, 1).index_select(0, predictor_S)
+    return token_logprobs(hidden_SD, forest.target_S[: len(predictor_S)], Head.of(causal))
+
+
+def _with_filling(token_S: Tensor, forest: Forest) -> Tensor:
+    """What paths through single sequences leave out of a forest of fixed shape, as zeros."""
+    return pad(token_S, (0, len(forest.target_S) - len(token_S)))
 
 
 def _plain(causal: PreTrainedModel, forest: Forest) -> Tensor:
@@ -229,7 +277,7 @@ def _plain_truth(causal: PreTrainedModel, probe: Forest) -> tuple[Tensor, float]
     if causal.dtype in (torch.bfloat16, torch.float16):
         allowed = 0.25
         try:
-            again_S = token_logprobs(_padded_hidden(causal, probe), probe.target_S, Head.of(causal))
+            again_S = _padded(causal, probe)
             allowed = max(allowed, 4 * float((again_S - expected_S).abs().max()))
         except Exception:  # a model without a padded path is measured against the fixed bound alone
             pass

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from preftree.device import Choice, available_memory
-from preftree.forest import Pair
+from preftree.forest import Pair, Shape
 
 #: Tokens after which a forest is no faster: GEMMs are large enough by then.
-ENOUGH = {"cpu": 2048}
-ENOUGH_ELSEWHERE = 16384
+ENOUGH = {"cpu": 2048, "cuda": 16384}
+#: Elsewhere attention takes a mask of tokens x tokens, whose cost overtakes the GEMMs'.
+ENOUGH_ELSEWHERE = 4096
 #: Share of the memory that is free now which activations may take.
 SHARE = 0.6
 
@@ -39,6 +41,27 @@ def choose_budget(
     if fits < enough:
         return Choice(fits, word)
     return Choice(max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}")
+
+
+def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Choice[Shape]:
+    """The one shape that forests of at most `budget` tokens are filled up to, from the sizes of `pairs`.
+
+    Room for scored tokens and answers is a little above what a full forest of average pairs needs, so that tokens are
+    what runs out first; the largest single pair always fits.
+    """
+    answers = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    whole = [len(p.prompt_ids) + n for p, n in zip(pairs, answers, strict=True)]
+    tokens = _rounded(max(budget, *whole))
+    scored = min(tokens, _rounded(max(*answers, 1.15 * tokens * sum(answers) / sum(whole))))
+    most = math.ceil(1.25 * tokens * len(pairs) / sum(whole))
+    shape = Shape(tokens, scored, 2 * max(1, min(most, pairs_per_step)))
+    return Choice(
+        shape, "asked for by --pad_max; every forest is filled up to it, so that there is one shape to compile"
+    )
+
+
+def _rounded(count: float, multiple: int = 128) -> int:
+    return math.ceil(count / multiple) * multiple
 
 
 def bytes_per_token(model: PreTrainedModel, checkpointing: bool) -> int:

@@ -21,7 +21,11 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True, eq=False)
 class PairLogps:
-    """Summed log-probs of the answers of P pairs, and their lengths in tokens; all of shape (P,)."""
+    """Summed log-probs of the answers of P pairs, and their lengths in tokens; all of shape (P,).
+
+    In a forest of fixed shape the first `real` of the pairs are real, and `weight_P` is 1 for them and 0 for the
+    filling, whose log-probs are 0 and whose lengths are 1.
+    """
 
     chosen_P: Tensor
     rejected_P: Tensor
@@ -29,6 +33,13 @@ class PairLogps:
     ref_rejected_P: Tensor
     chosen_length_P: Tensor
     rejected_length_P: Tensor
+    weight_P: Tensor | None = None
+    real: int | None = None
+
+    @property
+    def pairs(self) -> int:
+        """How many pairs there are, filling not counted."""
+        return int(self.chosen_P.shape[0]) if self.real is None else self.real
 
     @property
     def chosen_ratio_P(self) -> Tensor:

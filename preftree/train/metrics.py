@@ -37,7 +37,10 @@ class PairMeter:
         return cls(total=torch.zeros(len(NAMES), dtype=dtype, device=device))
 
     def add(self, logps: PairLogps, losses_P: Tensor, beta: float) -> None:
-        """The pairs of one forest: losses, implicit rewards β·log π/r, and log-probs."""
+        """The pairs of one forest: losses, implicit rewards β·log π/r, and log-probs.
+
+        Filling adds zeros only.
+        """
         chosen_P, rejected_P = beta * logps.chosen_ratio_P.detach(), beta * logps.rejected_ratio_P.detach()
         columns = (
             losses_P.detach(),
@@ -49,7 +52,7 @@ class PairMeter:
             logps.rejected_P.detach(),
         )
         self.total = self.total + torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
-        self.pairs += int(losses_P.shape[0])
+        self.pairs += logps.pairs
 
     def merge(self, other: PairMeter) -> None:
         """Add what another meter has seen."""

@@ -16,8 +16,8 @@ from peft import PeftModel
 from torch import Tensor
 
 from preftree.errors import ModelError
-from preftree.forest import Forest
-from preftree.model.score import evaluating, leaf_logprobs
+from preftree.forest import Forest, upload
+from preftree.model.score import LeafLogprobs, evaluating, leaf_logprobs
 from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
@@ -67,8 +67,10 @@ class Reference:
             if unknown:
                 missing.append((keys, forest))
         counts = [count for (count,) in self.ranks.gather([len(missing)])]
-        for keys, forest in missing:
-            new |= dict(zip(keys, self._compute(forest), strict=True))
+        computed = [(keys, self._compute(forest)) for keys, forest in missing]
+        for keys, scores in computed:  # read when all of them are under way: the host waits for the device once
+            token_S = scores.token_S.cpu()[: sum(scores.lengths)]
+            new |= dict(zip(keys, token_S.split(scores.lengths), strict=True))
         if self.ranks.lockstep:
             for _ in range(max(counts) - len(missing)):
                 self._compute(idle_forest(self.model.device))
@@ -85,10 +87,12 @@ class Reference:
 
     def known(self, forest: Forest) -> Tensor:
         """The same for a forest that went through `fill`."""
-        return torch.cat([self._known[key] for key in _keys(forest)]).to(forest.device)
+        filling = torch.zeros(len(forest.target_S) - sum(forest.leaf_lengths))
+        return upload(torch.cat([*(self._known[key] for key in _keys(forest)), filling]), forest.device)
 
     def flush(self) -> None:
         """Put what was computed on disk."""
+        self.settle()
         if self.store is not None:
             self.store.flush()
 
@@ -98,18 +102,16 @@ class Reference:
             if self.store is not None:
                 self.store.add(key, token_S)
 
-    def _compute(self, forest: Forest) -> list[Tensor]:
-        """Per-token log-probs of each leaf, in float32 (float64 if the model is), on the CPU."""
+    def _compute(self, forest: Forest) -> LeafLogprobs:
         with evaluating(self.model), self.model.disable_adapter():
-            scores = leaf_logprobs(self.model, forest)
-        return list(scores.token_S.cpu().split(scores.lengths))
+            return leaf_logprobs(self.model, forest)
 
 
 def _keys(forest: Forest) -> list[bytes]:
     """The key of each leaf, in the order of `leaf_ids`."""
-    return [_key(ids, n) for ids, n in zip(forest.unrolled(), forest.leaf_lengths, strict=True)]
+    return [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
 
 
-def _key(sequence: Tensor, scored: int) -> bytes:
+def _key(sequence: list[int], scored: int) -> bytes:
     """Which tokens were scored after which: the sequence and how many of its last tokens are the answer."""
-    return blake2b(array("q", [scored, *sequence.tolist()]).tobytes(), digest_size=16).digest()
+    return blake2b(array("q", [scored, *sequence]).tobytes(), digest_size=16).digest()

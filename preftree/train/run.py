@@ -13,13 +13,15 @@ from transformers.trainer_utils import get_last_checkpoint
 from preftree.cache import cache_root
 from preftree.device import Choice, choose_device, choose_dtype, environment
 from preftree.errors import RunError
+from preftree.forest import Shape
 from preftree.gaudi import check_world_size
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.run import RunFolder
 from preftree.settings import Settings
-from preftree.train.budget import choose_budget
+from preftree.train.budget import choose_budget, choose_shape
+from preftree.train.hpu import optimizer, step_hook
 from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
@@ -142,7 +144,7 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     )
     if settings.train.disable_dropout and disable_dropout(peft):
         say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
-    attachment = attach(peft, settings.model.attention)
+    attachment = attach(peft, settings.model.attention, fixed_shapes=settings.train.pad_max)
     what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")
     return peft
@@ -179,10 +181,17 @@ def _trainer(
         asked=args.tokens_per_forest,
     )
     say(f"forests    of at most {budget.value} tokens: {budget.reason}")
+    sizes: int | Shape = budget.value
+    if args.pad_max:
+        sizes = (shape := choose_shape(budget.value, prepared.train + prepared.validation, args.pairs_per_step)).value
+        say(f"shape      {shape}")
     say(
         f"step       {ranks.count * args.pairs_per_step} pairs ({args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} x {ranks.count} ranks), loss {args.loss_type}, beta {args.beta:g}"
     )
+    chosen = optimizer(args, device)
+    if chosen.value is not None:
+        say(f"optimizer  {chosen.reason}")
     pulse = Pulse()
     trainer = PreferenceTrainer(
         model,
@@ -191,10 +200,12 @@ def _trainer(
         eval_pairs=prepared.validation,
         reference=_reference(settings, model, ranks, say),
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
-        budget=budget.value,
+        budget=sizes,
         tokenizer=tokenizer,
         pulse=pulse,
         callbacks=[LiveLine(console, pulse, device), RunLog(folder)],
+        hook=step_hook(args, device),
+        optimizer=chosen.value,
     )
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)

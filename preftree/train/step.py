@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from preftree.forest import Forest
+from preftree.forest import Forest, upload
 from preftree.model.score import LeafLogprobs, leaf_logprobs
 from preftree.train.losses import LOSSES, PairLogps
 from preftree.train.reference import Reference
@@ -22,8 +21,9 @@ class Objective:
     label_smoothing: float = 0.0
 
     def losses(self, logps: PairLogps) -> Tensor:
-        """One loss a pair, (P,)."""
-        return LOSSES[self.loss_type](logps, self.beta, self.label_smoothing)
+        """One loss a pair, (P,); 0 for filling."""
+        losses_P = LOSSES[self.loss_type](logps, self.beta, self.label_smoothing)
+        return losses_P if logps.weight_P is None else losses_P * logps.weight_P
 
 
 def forest_losses(
@@ -45,11 +45,19 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
         policy: scores of a forest from `forests_of_pairs`.
         reference_S: the reference's log-probs of the same tokens.
     """
-    device = policy.token_S.device
-    order_L = torch.tensor(policy.leaf_ids, device=device).argsort()
-    length_L = torch.tensor(policy.lengths, device=device)[order_L]
-    policy_L = policy.sum_L[order_L]
-    reference_L = reference_S.new_zeros(len(policy.leaf_ids)).index_add(0, policy.leaf_S, reference_S)[order_L]
+    forest, device = policy.forest, policy.token_S.device
+    filling = forest.slots - len(forest.leaf_ids)
+    # Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data.
+    order = sorted(range(len(forest.leaf_ids)), key=forest.leaf_ids.__getitem__)
+    lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * filling
+    order += range(len(order), forest.slots)
+    order_L, length_L = upload([*order, *lengths], device).split(forest.slots)
+    policy_L = policy.sum_L.index_select(0, order_L)
+    reference_L = forest.sum_by_leaf(reference_S).index_select(0, order_L)
+    real, weight_P = None, None
+    if forest.shape is not None:
+        real = len(forest.leaf_ids) // 2
+        weight_P = upload([1.0] * real + [0.0] * (filling // 2), device)
     return PairLogps(
         chosen_P=policy_L[0::2],
         rejected_P=policy_L[1::2],
@@ -57,4 +65,6 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
         ref_rejected_P=reference_L[1::2],
         chosen_length_P=length_L[0::2],
         rejected_length_P=length_L[1::2],
+        weight_P=weight_P,
+        real=real,
     )

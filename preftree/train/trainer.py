@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from preftree.forest import Forest, Pair, forests_of_pairs, shares_of_pairs
+from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pairs
 from preftree.model.score import leaf_logprobs
+from preftree.train.hpu import StepHook
 from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
 from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.reference import Reference
@@ -67,10 +68,12 @@ class PreferenceTrainer(Trainer):
         train_pairs, eval_pairs: encoded pairs.
         reference: log-probs of the model before training.
         objective: loss and constants.
-        budget: most tokens of a forest.
+        budget: most tokens of a forest, or the shape that all of them are filled up to.
         ranks: the processes that train together; by default those of the process group.
         tokenizer: saved beside the adapter.
         pulse: filled in as steps go by, for a live line.
+        hook: what a step adds for its device.
+        optimizer: class and arguments, where it is not the one that `args` name.
     """
 
     def __init__(
@@ -82,17 +85,20 @@ class PreferenceTrainer(Trainer):
         eval_pairs: Sequence[Pair],
         reference: Reference,
         objective: Objective,
-        budget: int,
+        budget: int | Shape,
         ranks: Ranks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         pulse: Pulse | None = None,
         callbacks: list[TrainerCallback] | None = None,
+        hook: StepHook | None = None,
+        optimizer: tuple[Any, dict[str, Any]] | None = None,
     ) -> None:
         self.reference, self.objective, self.budget = reference, objective, budget
         self.ranks = ranks or reference.ranks
         self.since_log = PairMeter()
         self.speed = SpeedMeter()
         self.pulse = pulse or Pulse()
+        self.hook = hook or StepHook()
         super().__init__(
             model=model,
             args=_one_batch_a_step(args),
@@ -100,7 +106,8 @@ class PreferenceTrainer(Trainer):
             train_dataset=PairDataset(train_pairs),
             eval_dataset=PairDataset(eval_pairs) if eval_pairs else None,
             processing_class=tokenizer,
-            callbacks=callbacks,
+            callbacks=[*(callbacks or []), self.hook],
+            optimizer_cls_and_kwargs=optimizer,
         )
         self.ranks.copy_from_first(self._trained())
 
@@ -161,10 +168,12 @@ class PreferenceTrainer(Trainer):
         plan = self.plan(pairs)
         meter = PairMeter.on(self.args.device)
         total = torch.zeros((), device=self.args.device)
+        self.hook.before_forests(self._trained())
         for forest in plan.forests:
             losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
             share = losses_P.sum() / len(pairs)
             self.accelerator.backward(share)
+            self.hook.after_backward()
             total += share.detach().to(total.dtype)
             meter.add(logps, losses_P, self.objective.beta)
         for _ in range(plan.idle):
@@ -245,6 +254,8 @@ def _one_batch_a_step(args: TrainingArguments) -> TrainingArguments:
     args.gradient_accumulation_steps = 1
     args.bf16 = args.fp16 = False  # autocast would wrap a forward that is never called
     args._n_gpu = min(1, args._n_gpu)  # several GPUs are several ranks, never DataParallel in one process
+    if args.device.type != "cpu":
+        args.logging_nan_inf_filter = False  # reads the loss in every step, so the host waits for the device
     args.label_names = []
     args.remove_unused_columns = False
     return args

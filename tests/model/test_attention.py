@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from preftree.forest import Bundle, Forest
-from preftree.model.attention import BACKENDS, Attend, Rules, cpu
+from preftree.forest import Bundle, Forest, Shape
+from preftree.model.attention import BACKENDS, Attend, Rules, cpu, flex, masked, varlen
+from tests import kernels
 from tests.strategies import batches, leaf_paths, random_batch
 
 SIZE = 4
@@ -21,6 +22,12 @@ QKV = tuple[Tensor, Tensor, Tensor]
 FAST = [name for name in BACKENDS if name != "dense"]
 # What a float64 sum of some dozens of terms loses, with room to spare; a wrong mask shows at 1e-2 and above.
 EXACT = 1e-11
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels_of_accelerators() -> Iterator[None]:
+    with kernels.on_cpu():
+        yield
 
 
 def single_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, rules: Rules) -> Tensor:
@@ -73,7 +80,7 @@ def values_and_gradients(rows: Tensor, leaves: QKV, seed: int) -> list[Tensor]:
 @st.composite
 def rules(draw: st.DrawFn, heads: int) -> Rules:
     """Any combination of window, softcap and ALiBi."""
-    slopes = st.lists(st.sampled_from((0.0, 0.06, 0.5, 1.0)), min_size=heads, max_size=heads)
+    slopes = st.lists(st.sampled_from((0.0, 0.0625, 0.5, 1.0)), min_size=heads, max_size=heads)
     return Rules(
         scale=draw(st.sampled_from((SIZE**-0.5, 0.3))),
         window=draw(st.one_of(st.none(), st.integers(1, 12))),
@@ -286,3 +293,109 @@ def test_layers_share_a_plan_for_each_window(planned: list[int | None]) -> None:
     assert planned == [None, 4]
     attend(*qkv, Forest.of(random_batch(3)), Rules(0.5))
     assert planned == [None, 4, None]  # another forest, though of the same tokens
+
+
+# --- What the other backends prepare on the host ---
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(batch=batches(), window=st.sampled_from((None, 3)), filling=st.integers(0, 9))
+def test_blocks_of_flex_attention(batch: list[Bundle], window: int | None, filling: int) -> None:
+    """Blocks said to be seen entirely are, those left out hold nothing, and the mask inside is the specification's."""
+    small = Forest.of(batch)
+    forest = Forest.of(batch, shape=Shape(len(small) + filling, len(small.target_S), len(small.leaf_ids)))
+    with mock.patch.object(flex, "BLOCK", 4):
+        plan = flex.planned(forest, window)
+        assert plan.size >= len(forest)
+    truth = torch.eye(plan.size, dtype=torch.bool)
+    truth[: len(forest), : len(forest)] = forest.dense_mask(window)
+    index = torch.arange(plan.size)
+    assert torch.equal(plan.blocks.mask_mod(0, 0, index[:, None], index[None, :]), truth)  # type: ignore[arg-type]
+    blocks = truth.view(plan.size // 4, 4, -1, 4).transpose(1, 2)
+    everything, something = blocks.all(-1).all(-1), blocks.any(-1).any(-1)
+    for row in range(len(blocks)):
+        full = set(plan.blocks.full_kv_indices[0, 0, row, : plan.blocks.full_kv_num_blocks[0, 0, row]].tolist())
+        cut = set(plan.blocks.kv_indices[0, 0, row, : plan.blocks.kv_num_blocks[0, 0, row]].tolist())
+        assert not full & cut
+        assert full <= set(everything[row].nonzero().flatten().tolist())
+        assert set(something[row].nonzero().flatten().tolist()) <= full | cut
+        if window is None:
+            assert full | cut == set(something[row].nonzero().flatten().tolist())
+            # Those seen entirely are found as such, but where two subtrees meet in one block of keys.
+            assert full >= set(everything[row].nonzero().flatten().tolist()) - {row}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of being uncompiled, and dynamo's own
+def test_the_real_flex_attention() -> None:
+    """The stand-in stands in rightly: PyTorch's own code, uncompiled, whose check of the device is left out."""
+    forest, rule = Forest.of(random_batch(3)), replace(NAMED_RULES["all"], window=4)
+    qkv = inputs(forest, 4, 2, 0, torch.float64)
+    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
+    with (
+        mock.patch.object(flex, "_kernel", return_value=torch.nn.attention.flex_attention.flex_attention),
+        mock.patch.object(torch.nn.attention.flex_attention, "_validate_device"),
+    ):
+        found = values_and_gradients(flex.attend(*qkv, forest, rule), qkv, 0)
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
+
+
+def test_flex_attention_is_compiled_for_few_lengths() -> None:
+    sizes = {flex.rounded(tokens) for tokens in range(1, 16385)}
+    assert len(sizes) < 30
+    assert all(size % flex.BLOCK == 0 for size in sizes)
+    assert all(tokens <= flex.rounded(tokens) <= max(1.25 * tokens + flex.BLOCK, 0) for tokens in range(1, 16385))
+    assert flex.rounded(flex.rounded(5000)) == flex.rounded(5000)
+
+
+def test_chains_go_on_with_the_first_child() -> None:
+    """Prompt and chosen answer are one sequence; the rejected one has the prompt's keys before its own."""
+    forest = Forest.of([Bundle((1, 2, 3), ((4, 5), (6,)), (0, 1)), Bundle((7,), ((8,), (9, 9)), (2, 3))])
+    plan = varlen.chains(forest)
+    assert plan.query_start_N1.tolist() == [0, 5, 6, 8, 10]
+    assert plan.key_start_N1.tolist() == [0, 5, 9, 11, 14]
+    assert plan.token_M.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7, 6, 8, 9]
+    assert (plan.most_queries, plan.most_keys) == (5, 5)
+
+
+def test_the_kernels_refuse_what_they_cannot() -> None:
+    forest = Forest.of(random_batch(1))
+    qkv = inputs(forest, 2, 2, 0, torch.float32)
+    with mock.patch.object(varlen, "DEVICES", ("cuda",)), pytest.raises(NotImplementedError, match="on cpu"):
+        varlen.attend(*qkv, forest, Rules(0.5))
+    with mock.patch.dict("sys.modules", {"flash_attn": None}), pytest.raises(NotImplementedError, match="no ALiBi"):
+        varlen.attend(*qkv, forest, Rules(0.5, softcap=2.0))
+
+
+def test_one_mask_for_all_layers() -> None:
+    forest = Forest.of(random_batch(3))
+    slopes = torch.tensor([0.5, 0.25])
+    qkv = inputs(forest, 2, 1, 0, torch.float32)
+    with mock.patch.object(Forest, "dense_mask", autospec=True, side_effect=Forest.dense_mask) as made:
+        for rule in (Rules(0.5), Rules(0.5, 4), Rules(0.5), Rules(0.5, 4)):
+            masked.attend(*qkv, forest, rule)
+        assert made.call_count == 2
+        for rule in (Rules(0.5, slopes_H=slopes), Rules(0.5, slopes_H=slopes)):
+            masked.attend(*qkv, forest, rule)
+        assert made.call_count == 3
+
+
+def test_gaudis_fused_attention_gets_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments in their order, a bias in the dtype of the query, and the same numbers."""
+    seen: list[tuple[object, ...]] = []
+
+    def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *rest: object) -> Tensor:
+        seen.append(rest)
+        assert mask.dtype == query.dtype
+        assert mask.dim() == 4
+        assert bool(mask.isfinite().all())
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=rest[2])  # type: ignore[arg-type]
+
+    forest, rule = Forest.of(random_batch(3)), NAMED_RULES["alibi"]
+    qkv = inputs(forest, 4, 2, 0, torch.float64)
+    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
+    monkeypatch.setattr(masked, "fused_sdpa", lambda device: fused)
+    found = values_and_gradients(masked.attend(*qkv, forest, rule), qkv, 0)
+    for have, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
+    assert seen == [(0.0, False, 0.5, "None", True)]

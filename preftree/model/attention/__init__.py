@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from preftree.forest import Forest
-from preftree.model.attention import cpu, dense, native
+from preftree.model.attention import cpu, dense, flex, masked, native, varlen
 from preftree.model.attention.rules import Rules
 
 Attend = Callable[[Tensor, Tensor, Tensor, Forest, Rules], Tensor]
@@ -22,6 +22,18 @@ BACKENDS: dict[str, Attend] = {
     "dense": dense.attend,
     "cpu": cpu.attend,
     "native": native.attend,
+    "masked": masked.attend,
+    "flex": flex.attend,
+    "varlen": varlen.attend,
 }
 
-__all__ = ["BACKENDS", "Attend", "Rules"]
+FOR_DEVICE: dict[str, tuple[str, ...]] = {
+    "cpu": ("native", "cpu"),
+    "cuda": ("varlen", "flex", "masked"),
+}
+"""What to try on a device, the likely fastest first; on any other it is `masked`, which needs no kernel of ours."""
+
+MEASURED = {"cuda"}
+"""Devices on which the order depends on the card and the model, so that all that agree are timed."""
+
+__all__ = ["BACKENDS", "FOR_DEVICE", "MEASURED", "Attend", "Rules"]

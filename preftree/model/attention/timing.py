@@ -1,0 +1,57 @@
+"""How long a backend takes for one layer's attention, forward and backward."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import torch
+from torch import Tensor
+
+from preftree.forest import Bundle, Forest
+from preftree.model.attention import Attend, Rules
+
+#: Runs of which the shortest counts; the first ones compile and set up.
+RUNS = 5
+#: A later candidate has to be so much faster: ranks, and a run that is resumed, should choose alike.
+MARGIN = 0.9
+
+
+def sample_forest(device: torch.device, vocabulary: int) -> Forest:
+    """Pairs as in training, 2048 tokens in all: prompts of 256 tokens, answers of 192 and 64."""
+    draw = random.Random(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(vocabulary) for _ in range(count))
+
+    return Forest.of([Bundle(ids(256), (ids(192), ids(64)), (2 * i, 2 * i + 1)) for i in range(4)], device)
+
+
+def seconds(
+    attend: Attend, query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules
+) -> float:
+    """Shortest of a few forward and backward passes."""
+    leaves = [x.detach().requires_grad_() for x in (query_HTD, key_KTD, value_KTD)]
+    times = []
+    with torch.enable_grad():
+        for _ in range(RUNS):
+            _wait(forest.device)
+            start = time.perf_counter()
+            attend(leaves[0], leaves[1], leaves[2], forest, rules).sum().backward()
+            _wait(forest.device)
+            times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def fastest(times: dict[str, float]) -> str:
+    """The first name, unless a later one is clearly faster."""
+    best, *others = times
+    for name in others:
+        if times[name] < MARGIN * times[best]:
+            best = name
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

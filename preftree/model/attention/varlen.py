@@ -1,0 +1,146 @@
+"""Attention by variable-length flash attention: one causal sequence a chain of segments, its path as keys.
+
+A chain is a segment followed by its first child, that child's first child, and so on: their tokens stand side by
+side, so they are the queries of one sequence, whose keys are what stands above the chain and the chain itself. With
+the mask aligned to the last query and key, causality and the sliding window are those of the path. Keys and values of
+shared prompts are gathered once for each chain below them.
+
+The kernel is `torch.nn.attention.varlen`, or the flash-attn package where that one lacks something (ALiBi, softcap).
+
+Shape suffixes: H query heads, K key heads, T tokens, M gathered keys, D head size, N chains.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from preftree.forest import Forest, upload
+from preftree.model.attention.rules import Rules
+
+#: Devices that have such a kernel.
+DEVICES = ("cuda",)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where chains begin among queries and keys, the longest of each, and the token behind each gathered key."""
+
+    query_start_N1: Tensor  # int32, as the kernels take it
+    key_start_N1: Tensor
+    most_queries: int
+    most_keys: int
+    token_M: Tensor
+
+
+def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
+    """See `dense.attend`, whose values and gradients this matches; returns (T, H, D).
+
+    Raises NotImplementedError where no kernel here can do it.
+    """
+    kernel = _kernel(query_HTD.device.type, rules)
+    plan = chains(forest)
+    key_MKD, value_MKD = (x.transpose(0, 1).index_select(0, plan.token_M) for x in (key_KTD, value_KTD))
+    return kernel(query_HTD.transpose(0, 1), key_MKD, value_MKD, plan, rules)
+
+
+_planned: weakref.WeakKeyDictionary[Forest, Plan] = weakref.WeakKeyDictionary()
+
+
+def chains(forest: Forest) -> Plan:
+    """The chains of a forest, made once for all layers."""
+    if forest not in _planned:
+        _planned[forest] = _plan(forest)
+    return _planned[forest]
+
+
+def _plan(forest: Forest) -> Plan:
+    starts: list[int] = []  # of a chain's queries
+    paths: list[list[tuple[int, int]]] = []  # the spans above a chain
+    for index, segment in enumerate(forest.segments):
+        if index and segment.parent == index - 1:
+            continue  # goes on with the chain
+        starts.append(segment.start)
+        paths.append([(above.start, above.end) for above in forest.path_segments(index)[:-1]])
+    spans = [
+        [*path, span] for path, span in zip(paths, zip(starts, [*starts[1:], len(forest)], strict=True), strict=True)
+    ]
+    queries = [path[-1][1] - path[-1][0] for path in spans]
+    keys = [sum(end - start for start, end in path) for path in spans]
+    tokens = [torch.arange(start, end) for path in spans for start, end in path]
+    edges = torch.tensor([[0, *queries], [0, *keys]]).cumsum(1).flatten()
+    places, token_M = upload(torch.cat([edges, *tokens]), forest.device).split([len(edges), sum(keys)])
+    query_start_N1, key_start_N1 = places.to(torch.int32).view(2, -1)
+    return Plan(query_start_N1, key_start_N1, max(queries), max(keys), token_M)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Plan, Rules], Tensor]
+
+
+def _kernel(device: str, rules: Rules) -> Kernel:
+    if device not in DEVICES:
+        raise NotImplementedError(f"no variable-length attention on {device}")
+    refused = []
+    for kernel in (_torch, _flash_attn):
+        try:
+            return kernel(rules)
+        except (ImportError, NotImplementedError) as reason:
+            refused.append(str(reason))
+    raise NotImplementedError("; ".join(refused))
+
+
+def _torch(rules: Rules) -> Kernel:
+    from torch.nn.attention.varlen import varlen_attn
+
+    if rules.slopes_H is not None or rules.softcap is not None:
+        raise NotImplementedError("torch's variable-length attention has no ALiBi and no softcap")
+
+    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Plan, rules: Rules) -> Tensor:
+        out = varlen_attn(
+            query_THD,
+            key_MKD,
+            value_MKD,
+            plan.query_start_N1,
+            plan.key_start_N1,
+            plan.most_queries,
+            plan.most_keys,
+            scale=rules.scale,
+            window_size=_window(rules),
+            enable_gqa=query_THD.shape[1] != key_MKD.shape[1],
+        )
+        assert isinstance(out, Tensor)
+        return out
+
+    return kernel
+
+
+def _flash_attn(rules: Rules) -> Kernel:
+    from flash_attn import flash_attn_varlen_func
+
+    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Plan, rules: Rules) -> Tensor:
+        slopes_H = rules.slopes_H
+        return flash_attn_varlen_func(  # type: ignore[no-any-return]
+            query_THD,
+            key_MKD,
+            value_MKD,
+            plan.query_start_N1,
+            plan.key_start_N1,
+            plan.most_queries,
+            plan.most_keys,
+            softmax_scale=rules.scale,
+            causal=True,
+            window_size=_window(rules),
+            softcap=rules.softcap or 0.0,
+            alibi_slopes=None if slopes_H is None else slopes_H.float(),
+        )
+
+    return kernel
+
+
+def _window(rules: Rules) -> tuple[int, int]:
+    """Keys to the left of a query's own and to the right of it; -1 is all."""
+    return (-1 if rules.window is None else rules.window - 1, 0)
