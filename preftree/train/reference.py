@@ -92,7 +92,6 @@ class Reference:
 
     def flush(self) -> None:
         """Put what was computed on disk."""
-        self.settle()
         if self.store is not None:
             self.store.flush()
 

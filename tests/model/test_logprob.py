@@ -169,3 +169,13 @@ def test_a_target_that_is_certain_and_one_that_is_impossible() -> None:
     assert found.tolist() == [0.0, -400.0 * HIDDEN, -800.0 * HIDDEN]
     found.sum().backward()
     assert bool(hidden.grad.isfinite().all())  # type: ignore[union-attr]
+
+
+def test_autocast_does_not_reach_the_softmax() -> None:
+    """Vendors differ in what autocast runs in bfloat16; log-probs are float32 whatever it does."""
+    head = make_head("plain", dtype=torch.float32)
+    hidden, target = problem(torch.float32)
+    expected = token_logprobs(hidden, target, head)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert head.module(hidden).dtype == torch.bfloat16  # what it would have been
+        assert torch.equal(token_logprobs(hidden, target, head), expected)

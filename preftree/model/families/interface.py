@@ -35,7 +35,7 @@ def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
         AttentionInterface.register(name, _attention)
         AttentionMaskInterface.register(name, mask)
     # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
-    stays_eager = model.config._attn_implementation == "eager" and _eager_attention(model) is not None
+    stays_eager = model.config._attn_implementation in ("eager", NAMES["eager"]) and _eager_attention(model) is not None
     model.set_attn_implementation(NAMES["eager" if stays_eager else "sdpa"])
     body_module = model.base_model
     # A 4-D mask is handed through by transformers untouched: it builds none, and does not look for packed
