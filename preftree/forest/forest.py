@@ -57,7 +57,7 @@ class Forest:
         leaf_ids: the caller's names of the leaves, in layout order.
         predictor_S, target_S, leaf_S: for each scored token the index of the token whose hidden state
             predicts it, its id, and its leaf (index into `leaf_ids`).
-        tokens: the token ids once more, on the host: nothing has to be read back from a device.
+        tokens: the token ids once more, on the host and without filling: nothing has to be read back from a device.
         shape: what the forest is filled up to, None if it holds no filling.
     """
 
@@ -209,6 +209,7 @@ class _Layout:
 
     def forest(self, device: torch.device, shape: Shape | None) -> Forest:
         self.targets = [i for s in self.segments if s.leaf is not None for i in self.ids[s.start : s.end]]
+        tokens = tuple(self.ids)
         if shape is not None:
             self.fill(shape)
         columns = (self.ids, self.positions, self.ends, self.predictors, self.targets, self.leaves)
@@ -223,7 +224,7 @@ class _Layout:
             predictor_S=arrays[3],
             target_S=arrays[4],
             leaf_S=arrays[5],
-            tokens=tuple(self.ids),
+            tokens=tokens,
             shape=shape,
         )
 

@@ -46,12 +46,14 @@ def choose_budget(
 def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Choice[Shape]:
     """The one shape that forests of at most `budget` tokens are filled up to, from the sizes of `pairs`.
 
-    Room for scored tokens and answers is a little above what a full forest of average pairs needs, so that tokens are
-    what runs out first; the largest single pair always fits.
+    So many tokens that an average step fills its forests evenly. Room for scored tokens and answers is a little above
+    what they need then, so that tokens are what runs out first; the largest single pair always fits.
     """
     answers = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
     whole = [len(p.prompt_ids) + n for p, n in zip(pairs, answers, strict=True)]
-    tokens = _rounded(max(budget, *whole))
+    step = pairs_per_step * sum(whole) / len(pairs)
+    even = 1.1 * step / math.ceil(step / budget)
+    tokens = _rounded(max(min(budget, even), *whole))
     scored = min(tokens, _rounded(max(*answers, 1.15 * tokens * sum(answers) / sum(whole))))
     most = math.ceil(1.25 * tokens * len(pairs) / sum(whole))
     shape = Shape(tokens, scored, 2 * max(1, min(most, pairs_per_step)))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from preftree.device import Choice
 from preftree.errors import DeviceError
@@ -66,13 +67,14 @@ def step_hook(train: TrainSettings, device: str) -> StepHook:
 def optimizer(train: TrainSettings, device: str) -> Choice[tuple[Any, dict[str, Any]] | None]:
     """Gaudi's fused AdamW with the arguments of --optim adamw; None leaves the optimizer to Trainer."""
     if not device.startswith("hpu"):
-        return Choice(None, f"{train.optim} of torch")
-    if "adamw_torch" not in str(train.optim):
-        return Choice(None, f"asked for by --optim {train.optim}")
+        return Choice(None, "torch's own")
+    name = OptimizerNames(train.optim).value
+    if not name.startswith("adamw_torch"):
+        return Choice(None, f"asked for by --optim {name}")
     try:
         from habana_frameworks.torch.hpex.optimizers import FusedAdamW
     except ImportError:
-        return Choice(None, f"{train.optim}: this Gaudi software has no FusedAdamW")
+        return Choice(None, f"{name}: this Gaudi software has no FusedAdamW")
     arguments = {
         "lr": train.learning_rate,
         "betas": (train.adam_beta1, train.adam_beta2),

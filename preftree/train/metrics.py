@@ -79,7 +79,7 @@ class SpeedMeter:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, forest: Forest) -> None:
-        self.tree_tokens += len(forest)
+        self.tree_tokens += len(forest.tokens)  # without filling
         self.unrolled_tokens += forest.unrolled_tokens
         self.pairs += len(forest.leaf_ids) // 2
         self.forests += 1

@@ -84,6 +84,9 @@ def test_the_shape_comes_from_the_data() -> None:
     assert choice.value.leaves == 16
     assert 512 <= choice.value.scored <= 640
     assert "--pad_max" in choice.reason
+    # A step of 956 tokens on average fills one small forest, or three of the largest size allowed.
+    assert choose_shape(16384, pairs, pairs_per_step=8).value.tokens == 1152
+    assert choose_shape(400, pairs, pairs_per_step=8).value.tokens == 384
     long = EncodedPair((1,) * 900, (1,) * 700, (1,) * 20, 40, "")
     larger = choose_shape(1000, [*pairs, long], pairs_per_step=8).value
     forests = forests_of_pairs([*pairs, long], larger)
