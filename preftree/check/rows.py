@@ -15,6 +15,7 @@ _CONTROL_TOKENS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|start_header_id|system|user|assistant|end)\|>|"
     r"\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
 )
+_CONTROL_SIGNS = ("<|", "INST]", "SYS>>", "_of_turn>", "</s>")
 
 
 def usable(pair: PreferencePair) -> bool:
@@ -54,7 +55,7 @@ def chosen_refusal(record: PreferenceRecord, pairs: list[PreferencePair]) -> boo
 
 
 def control_tokens(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
-    return any(_CONTROL_TOKENS.search(text) for text in _texts(record))
+    return any(_CONTROL_TOKENS.search(text) for text in _texts(record) if any(sign in text for sign in _CONTROL_SIGNS))
 
 
 def no_question(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:

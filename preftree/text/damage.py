@@ -17,20 +17,23 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CP1252_HIGH = bytes(b for b in range(0x80, 0xA0) if b not in (0x81, 0x8D, 0x8F, 0x90, 0x9D)).decode("cp1252")
 _SIGN = re.compile(f"[\u00c2-\u00f4][\u0080-\u00bf{_CP1252_HIGH}]")
 _AROUND = 40
+_PLAIN = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 
 
 def damage(text: str) -> list[str]:
     """The kinds of damage in `text` (the constants of this module), in a fixed order; empty for a sound text."""
-    if text.isascii():
-        return [CONTROL] if _CONTROL.search(text) else []
+    # Deleting bytes is ten times as fast as searching with a pattern, and leaves little to search in.
+    odd = text.encode("utf-8", "surrogatepass").translate(None, _PLAIN).decode("utf-8", "surrogatepass")
+    if not odd:
+        return []
     found = []
-    if _is_mojibake(text):
+    if _SIGN.search(odd) and _is_mojibake(text):
         found.append(MOJIBAKE)
-    elif _CONTROL.search(text):  # in mojibake, C1 controls are a part of the same damage
+    elif _CONTROL.search(odd):  # in mojibake, C1 controls are a part of the same damage
         found.append(CONTROL)
-    if "\ufffd" in text:
+    if "\ufffd" in odd:
         found.append(REPLACED)
-    if _SURROGATE.search(text):
+    if _SURROGATE.search(odd):
         found.append(SURROGATE)
     return found
 

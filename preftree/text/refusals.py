@@ -36,6 +36,7 @@ _APOLOGY = re.compile(r"^\W{0,5}(?:I(?:'m| am) (?:\w+ )?sorry|sorry|I apologi[sz
 _MACHINE = re.compile(
     r"\b(?:as|I'm|I am) (?:just |only )?an? (?:AI|artificial intelligence|(?:large )?language model)", re.I
 )
+_NEGATIVE = ("not", "n't", "nable", "nwilling", "ecline", "efuse", "nappropriate", "nethical", "gainst")
 _YES_OR_NO = re.compile(r"\W{0,5}(?:yes|no)\b", re.I)
 
 # What answers do after declining a part: the rest of them is an answer.
@@ -51,6 +52,8 @@ _TURN = re.compile(
 def is_refusal(answer: str) -> bool:
     """Whether `answer` declines and does nothing else, as the module's docstring says."""
     opening = answer[:_OPENING].replace("’", "'").lstrip()
+    if not any(word in opening for word in _NEGATIVE):  # nearly all answers, without a pattern
+        return False
     first = _I_CANNOT.search(opening) or _MUST_DECLINE.search(opening)
     if first is None:
         first = _NOT_DONE.search(opening) if _APOLOGY.match(opening) or _MACHINE.search(opening) else None
