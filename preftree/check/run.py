@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -20,14 +20,14 @@ from preftree.check.report import SKIPPED, SPOILS, Finding, Histogram, Report, h
 from preftree.check.sets import SET_CHECKS
 from preftree.check.settings import CheckSettings, parse_check_settings
 from preftree.check.texts import NearPrompts, Overlap, languages
-from preftree.check.tokens import Tokens
 from preftree.check.views import sayer, show
-from preftree.data.encode import PairEncoder
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import find_tables
-from preftree.model.load import load_tokenizer, resolve
 from preftree.progress import Progress
 from preftree.text.overlap import OverlapIndex, read_test_questions
+
+if TYPE_CHECKING:
+    from preftree.check.tokens import Tokens
 
 #: Places of rows that the table and the HTML name.
 NAMED = 20
@@ -148,6 +148,11 @@ def _index(folder: str, notes: list[str]) -> OverlapIndex:
 def _tokens(settings: CheckSettings) -> Tokens | None:
     if not settings.model_name_or_path:
         return None
+    # These bring torch and transformers, which take longer to import than ten thousand pairs to read.
+    from preftree.check.tokens import Tokens
+    from preftree.data.encode import PairEncoder
+    from preftree.model.load import load_tokenizer, resolve
+
     token = True if settings.use_auth_token else None
     tokenizer = load_tokenizer(
         resolve(settings.model_name_or_path),

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+from preftree.data.record import PAIR_RULES
 from preftree.errors import SettingsError
 from preftree.flags import FlagParser, one_of, refuse, within
-from preftree.settings import PAIR_RULES
 
 
 @dataclass

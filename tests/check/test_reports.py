@@ -93,10 +93,10 @@ def test_kto_labels_and_questions_without_answers(shared_data: Path) -> None:
 
 
 def test_tokens_against_encoding(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from preftree.check import run as stage
+    from preftree.model import load
 
     tokenizer = tiny.word_tokenizer()
-    monkeypatch.setattr(stage, "load_tokenizer", lambda *a, **k: tokenizer)
+    monkeypatch.setattr(load, "load_tokenizer", lambda *a, **k: tokenizer)
     path = shared_data / "pref/orca_pairs.jsonl"
     options = {"max_length": 300, "max_prompt_length": 120}
     flags = ["--max_length", "300", "--max_prompt_length", "120", "--model_name_or_path", "x"]
