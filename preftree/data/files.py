@@ -22,9 +22,28 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
     # Bytes, because text mode would stop at the first line that is not UTF-8, and would also split a line at
     # the line separators that JSON texts may hold.
     with path.open("rb") as file:
+        if foreign := _foreign(file.peek(4)):
+            yield 0, foreign
+            return
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, _parsed(line, number)
+
+
+_MAGIC = {
+    b"\xff\xfe": "it is UTF-16 text. Save the file as UTF-8.",
+    b"\xfe\xff": "it is UTF-16 text. Save the file as UTF-8.",
+    b"\x1f\x8b": "it is compressed (gzip). Unpack it.",
+    b"PK\x03\x04": "it is compressed (zip). Unpack it.",
+    b"\x28\xb5\x2f\xfd": "it is compressed (zstd). Unpack it.",
+    b"BZh": "it is compressed (bzip2). Unpack it.",
+    b"PAR1": "it is a Parquet file. Name it .parquet.",
+}
+
+
+def _foreign(beginning: bytes) -> RowProblem | None:
+    """What a file is by its first bytes, where it is no UTF-8 text at all."""
+    return next((RowProblem(said) for magic, said in _MAGIC.items() if beginning.startswith(magic)), None)
 
 
 def _parsed(line: bytes, number: int) -> Row | RowProblem:
@@ -34,6 +53,10 @@ def _parsed(line: bytes, number: int) -> Row | RowProblem:
         return RowProblem(f"it is not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.")
     except json.JSONDecodeError as error:
         return RowProblem(f"it is not JSON ({error.msg} at character {error.colno}).")
+    except RecursionError:
+        return RowProblem("it is nested too deeply to be read.")
+    except ValueError as error:  # a number of more digits than Python converts
+        return RowProblem(f"it cannot be read as JSON ({error}).")
     return _checked(row)
 
 
@@ -48,9 +71,12 @@ def _read_json(path: Path) -> Iterator[Numbered]:
     text = path.read_bytes()
     if not text.strip():
         return
+    if foreign := _foreign(text):
+        yield 0, foreign
+        return
     try:
         value = json.loads(text.decode("utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         if not isinstance(_parsed(text.split(b"\n", 1)[0], 1), RowProblem):
             yield from _read_jsonl(path)
         else:
@@ -68,6 +94,10 @@ def _read_json(path: Path) -> Iterator[Numbered]:
 
 def _read_csv(path: Path) -> Iterator[Numbered]:
     csv.field_size_limit(2**31 - 1)  # the default, 128 KiB, is less than a long conversation
+    with path.open("rb") as start:
+        if foreign := _foreign(start.read(4)):
+            yield 0, foreign
+            return
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         number = 0
