@@ -14,39 +14,43 @@ them with DPO (untrained, 13 of 102 greedy held-out answers pass):
   end token behind a cut is what the model finds least likely. So: answers end where the model ended them, or at
   the end of a sentence.
 
-Equal seeds give equal files, byte for byte, with the same torch, transformers and kind of processor:
-every batch has fixed members and a seed of its own, and arithmetic runs in float32 on one thread.
-Another processor or BLAS adds numbers in another order and may sample other rejected answers; the
-prompts, chosen answers and checks stay the same everywhere.
+The answers are drawn by the stage that `preftree prepare` draws its rejected ones with, so a build that was killed
+goes on. Equal seeds give equal files, byte for byte, with the same torch, transformers and kind of processor, and
+arithmetic runs in float32 on one thread. Another processor or BLAS adds numbers in another order and may sample
+other rejected answers; the prompts, chosen answers and checks stay the same everywhere. The shipped files are older
+than that stage: their rejected answers were drawn with the same settings by another random stream.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import re
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
-from preftree.demo.answers import Answer, Sampling, answer_batch, by_length, render_prompts
+from preftree.data.chat import Chat, Messages
+from preftree.data.record import Turn
 from preftree.demo.checks import passes
 from preftree.demo.kinds import SPLITS, Example, Split, make_examples
 from preftree.errors import PreftreeError, RunError
+from preftree.model.generate import Answer, Sampling
 from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.prepare.engines.local import RenderTokens, TransformersEngine
+from preftree.prepare.generate import Plan, Prompt, Verdict, generate
+from preftree.prepare.journal import Journal, whole_file
+from preftree.prepare.judge import trim
+from preftree.prepare.workers import Here
+from preftree.progress import Progress
 
 DATA_FOLDER = Path(__file__).parent / "data"
 """Where the shipped train.jsonl and heldout.jsonl are."""
 
-# The end of a sentence. The dot of "2." starts a list item, it ends nothing.
-_SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")
-_MIN_WORDS = 3
 # What goes before the question to get a terse answer.
 _TERSE: tuple[tuple[str, str], ...] = (
     ("The capital of Italy, nothing else:", "Rome"),
@@ -56,7 +60,7 @@ _TERSE: tuple[tuple[str, str], ...] = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the set is made; the defaults made the shipped files."""
+    """How the set is made."""
 
     per_kind: dict[Split, int] = field(default_factory=lambda: {"train": 28, "heldout": 6})
     """Prompts of each kind."""
@@ -65,81 +69,67 @@ class Recipe:
     rounds: int = 4
     """How often a prompt is asked before it is dropped."""
     batch_size: int = 32
-    """Prompts sampled together. Part of the recipe: other batches draw other answers."""
+    """Prompts sampled together."""
+    sampling: Sampling = field(default_factory=lambda: Sampling(temperature=0.7, top_k=20))
+    """How tokens are drawn."""
 
 
 def build(
     model: Any,
     tokenizer: Any,
+    folder: Path,
     seed: int = 0,
     recipe: Recipe | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    console: Console | None = None,
 ) -> dict[Split, list[dict[str, str]]]:
-    """The rows of both splits, each with system, question, chosen, rejected, kind and check (JSON text)."""
-    recipe = recipe or Recipe()
+    """The rows of both splits, each with system, question, chosen, rejected, kind and check (JSON text).
+
+    What was sampled is kept in `folder`, so that a build that was stopped goes on there.
+    """
+    recipe, console = recipe or Recipe(), Console(stderr=True, soft_wrap=True)
+    chat = Chat(tokenizer)
+    engine = TransformersEngine(model, chat, recipe.sampling, recipe.max_new_tokens)
+    plan = Plan(seed, 1, recipe.batch_size, recipe.rounds)
     rows: dict[Split, list[dict[str, str]]] = {}
-    for number, split in enumerate(SPLITS):
+    for split in SPLITS:
         examples = make_examples(split, recipe.per_kind[split], seed)
-        say(f"{split}: {len(examples)} prompts")
-        first_seed = 1_000_000 * seed + 100_000 * number
-        rejected = sample_rejected(model, tokenizer, examples, first_seed, recipe, say)
-        rows[split] = [
-            _row(example, text) for example, text in zip(examples, rejected, strict=True) if text is not None
-        ]
-        say(f"{split}: {len(rows[split])} pairs, {len(examples) - len(rows[split])} prompts dropped")
+        prompts = [_prompt(f"{split}/{row}", row, example, chat, recipe.rounds) for row, example in enumerate(examples)]
+        say = f"{split}: round {{}}, ".format
+        with Journal(folder / f"{split}.jsonl") as journal:
+            found = generate(
+                prompts,
+                plan,
+                RenderTokens(chat),
+                Here(),
+                lambda: engine,
+                journal,
+                lambda attempt, there, say=say: Progress(console, say(attempt + 1), "answers"),  # type: ignore[misc]
+            )
+        rows[split] = [_row(example, kept[0].text) for example, kept in zip(examples, found.kept, strict=True) if kept]
+        console.print(f"{split}: {len(rows[split])} pairs, {found.given_up.total()} prompts dropped")
     return rows
 
 
-def sample_rejected(
-    model: Any,
-    tokenizer: Any,
-    examples: Sequence[Example],
-    first_seed: int,
-    recipe: Recipe,
-    say: Callable[[str], None] = lambda line: None,
-) -> list[str | None]:
-    """One sampled answer that fails its check for each example; None where there was none in all rounds.
+def _prompt(key: str, row: int, example: Example, chat: Chat, rounds: int) -> Prompt:
+    """The example as it is asked, and its check as the judge of answers.
 
-    Every second example is asked for a terse answer; in the second half of the rounds it is the other way
-    round for those still without an answer.
+    Every second example is asked for a terse answer; in the second half of the rounds it is the other way round
+    for those still without an answer.
     """
-    questions, systems = [e.question for e in examples], [e.system for e in examples]
-    plain = render_prompts(tokenizer, questions, systems)
-    terse = render_prompts(tokenizer, questions, systems, _TERSE)
-    found: dict[int, str] = {}
-    for attempt in range(recipe.rounds):
-        swapped = attempt >= recipe.rounds // 2
-        prompts = [(terse if (row % 2 == 1) != swapped else plain)[row] for row in range(len(examples))]
-        pending = [row for row in by_length(prompts) if row not in found]
-        started = time.monotonic()
-        for start in range(0, len(pending), recipe.batch_size):
-            rows = pending[start : start + recipe.batch_size]
-            sampling = Sampling(first_seed + 1000 * attempt + start // recipe.batch_size)
-            answers = answer_batch(model, tokenizer, [prompts[row] for row in rows], recipe.max_new_tokens, sampling)
-            for row, answer in zip(rows, answers, strict=True):
-                text = trim(answer)
-                if text and not passes(examples[row].check, text):
-                    found[row] = text
-            say(_progress(attempt, start + len(rows), len(pending), time.monotonic() - started))
-    return [found.get(row) for row in range(len(examples))]
+    turns = [Turn("user", example.question)]
+    shown = [Turn(role, text) for pair in _TERSE for role, text in zip(("user", "assistant"), pair, strict=True)]
+    plain, terse = chat.messages(example.system, turns), chat.messages(example.system, shown + turns)
 
+    def messages(number: int, attempt: int) -> Messages:
+        return terse if (row % 2 == 1) != (attempt >= rounds // 2) else plain
 
-def trim(answer: Answer) -> str:
-    """The answer as it ended, or up to its last full sentence if it was cut; "" if there is none."""
-    if answer.finished:
-        return answer.text
-    ends = [match.end() for match in _SENTENCE_END.finditer(answer.text)]
-    text = answer.text[: ends[-1]] if ends else ""
-    return text if len(text.split()) >= _MIN_WORDS else ""
+    def judge(answer: Answer, others: Sequence[str]) -> Verdict:
+        text = trim(answer)
+        if not text:
+            return "", "it has no full sentence"
+        return ("", "it passes its check") if passes(example.check, text) else (text, "")
 
-
-def write_jsonl(rows: Sequence[dict[str, str]], path: Path) -> None:
-    """Write the rows, one a line; the file appears whole or not at all."""
-    partial = path.with_name(path.name + ".part")
-    with partial.open("w", encoding="utf-8", newline="\n") as out:
-        for row in rows:
-            out.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(partial, path)
+    return Prompt(key, messages, judge)
 
 
 def read_split(split: Split, folder: Path = DATA_FOLDER) -> list[dict[str, str]]:
@@ -162,13 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(1)
         source = resolve(options.model)
         tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-        rows = build(model, tokenizer, options.seed, say=lambda line: print(line, file=sys.stderr, flush=True))
+        rows = build(model, tokenizer, options.out / ".prepare", options.seed)
     except PreftreeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options.out.mkdir(parents=True, exist_ok=True)
     for split, path in paths.items():
-        write_jsonl(rows[split], path)
+        with whole_file(path) as file:
+            for row in rows[split]:
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         print(f"{path}: {len(rows[split])} pairs, {path.stat().st_size:,} bytes")
     return 0
 
@@ -194,12 +185,6 @@ def _row(example: Example, rejected: str) -> dict[str, str]:
         "kind": example.kind,
         "check": json.dumps(example.check, ensure_ascii=False),
     }
-
-
-def _progress(attempt: int, done: int, total: int, seconds: float) -> str:
-    rate = done / max(seconds, 1e-9)
-    left = (total - done) / max(rate, 1e-9)
-    return f"round {attempt + 1}, {done}/{total} answers, {rate:.1f}/s, {left:.0f} s left in this round"
 
 
 if __name__ == "__main__":

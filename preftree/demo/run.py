@@ -19,13 +19,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair, encode_pairs
+from preftree.data.record import Turn
 from preftree.data.sources import load_pairs
-from preftree.demo.answers import greedy_answers
 from preftree.demo.build import DATA_FOLDER, read_split
 from preftree.demo.checks import passes
 from preftree.device import choose_device, choose_dtype
 from preftree.evaluate.preference import PairScores, score_pairs
+from preftree.model.generate import greedy_answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
 from preftree.model.score import attach
@@ -119,15 +121,21 @@ def _check_free(folder: RunFolder, settings: Settings) -> None:
 def _judge(
     console: Console, model: Any, tokenizer: Any, rows: list[dict[str, str]], pairs: list[EncodedPair]
 ) -> Verdict:
-    answers = greedy_answers(
-        model,
-        tokenizer,
-        [row["question"] for row in rows],
-        [row["system"] for row in rows],
-        max_new_tokens=40,
-        batch_size=26,
-        progress=Progress(console, "           answering ", "prompts"),
-    )
+    chat = Chat(tokenizer)
+    texts = [chat.prompt(chat.messages(row["system"], [Turn("user", row["question"])])) for row in rows]
+    ids = chat.tokenize(texts)
+    answers = [
+        answer.text
+        for answer in greedy_answers(
+            model,
+            tokenizer,
+            [chat.with_bos(ids[text]) for text in texts],
+            max_new_tokens=40,
+            batch_size=26,
+            stops=[chat.terminator_id],
+            progress=Progress(console, "           answering ", "prompts"),
+        )
+    ]
     passed = [passes(row["check"], answer) for row, answer in zip(rows, answers, strict=True)]
     scores = score_pairs(model, pairs, progress=Progress(console, "           scoring ", "pairs"))
     return Verdict(scores, answers, passed)

@@ -9,7 +9,7 @@ Shapes: B rows, T new tokens, V vocabulary, K likeliest tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +80,29 @@ def answer_batch(
             logits_processor=processors,
         )
     return [_read(tokenizer, ids, ends) for ids in output_BL[:, width:].tolist()]
+
+
+def greedy_answers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    batch_size: int = 16,
+    stops: Sequence[int] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Answer]:
+    """The most likely answer to each prompt, in the order of the prompts; those of similar length share a batch.
+
+    `progress` is called with (prompts done, prompts in all); the rest is as in `answer_batch`.
+    """
+    answers: dict[int, Answer] = {}
+    order = by_length([len(ids) for ids in prompts])
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = answer_batch(model, tokenizer, [prompts[row] for row in rows], max_new_tokens, stops=stops)
+        answers.update(zip(rows, batch, strict=True))
+        progress(len(answers), len(prompts))
+    return [answers[row] for row in range(len(prompts))]
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:

