@@ -1,6 +1,7 @@
 """The cache folder: what may be deleted at any time and is made again when it is needed.
 
     CACHE/reference/    reference log-probs, by weights and token ids (train/store.py)
+    CACHE/answers/      what models answered to evaluation requests (evaluate/cache.py)
     CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
     CACHE/kernels/      compiled attention, by source, compiler and processor (model/attention/native.py)
 
@@ -22,7 +23,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
 
 
-PARTS = ("reference", "models", "kernels")
+PARTS = ("answers", "reference", "models", "kernels")
 
 
 @dataclass(frozen=True)

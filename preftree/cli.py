@@ -1,4 +1,4 @@
-"""The command line: `preftree prepare | check | train | env | demo | version`, and the entry point of dpo_clm.py.
+"""The command line, `preftree --help`, and the entry point of dpo_clm.py.
 
 Only light modules are imported here; a stage brings its own when it runs. What a user can mend ends with one
 message and exit code 2, a bug with its traceback.
@@ -10,7 +10,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from importlib.util import find_spec
+from typing import Annotated, Any
 
 import typer
 
@@ -110,8 +111,89 @@ def demo(context: typer.Context) -> None:
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Option(help="a folder, a hub id or smollm2")] = "",
+    out: Annotated[str, typer.Option(help="folder for lm-eval's results and samples; must not hold others")] = "",
+    adapter: Annotated[str | None, typer.Option(help="folder of a PEFT adapter on the model")] = None,
+    tasks: Annotated[
+        str, typer.Option(help="openllm (the leaderboard's four), or lm-eval's names, by commas")
+    ] = "openllm",
+    data: Annotated[str, typer.Option(help="hub, or a folder of local files (see docs/evaluation.md)")] = "hub",
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="questions a task (of MMLU, a subject); for trying out")
+    ] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="shots, instead of the leaderboard's")] = None,
+    apply_chat_template: Annotated[bool, typer.Option(help="put questions into the model's chat template")] = False,
+    dtype: Annotated[str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16")] = "auto",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, help="longest input, instead of the model's positions")
+    ] = None,
+    truncate: Annotated[bool, typer.Option(help="cut what is too long on its left instead of refusing")] = False,
+    tokens_per_forest: Annotated[int | None, typer.Option(min=1, help="tokens of a forward pass")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="of generation; log-likelihoods need none")] = 1,
+    preferences: Annotated[
+        str | None, typer.Option(help="held-out pairs to score as well, in any of train's formats")
+    ] = None,
+    cache: Annotated[bool, typer.Option(help="take answers from earlier runs of this model, and keep new ones")] = True,
+    export_data: Annotated[
+        str | None, typer.Option(help="write the tasks' local files from the hub here, and stop")
+    ] = None,
+) -> None:
+    """Score a model on lm-eval's tasks, every common beginning of their questions computed once."""
+    asked = {name: value for name, value in locals().items() if name != "export_data"}
+    raise typer.Exit(guarded(lambda: _evaluate(asked, export_data)))
+
+
+def _evaluate(asked: dict[str, Any], export_data: str | None) -> None:
+    if export_data is not None:
+        from preftree.evaluate.data import export
+
+        return export(export_data, asked["tasks"])
+    if missing := [f"--{name} is missing" for name in ("model", "out") if not asked[name]]:
+        raise SettingsError(*missing)
+    _need_lm_eval()
+    from preftree.evaluate.run import Evaluation, run
+
+    return run(Evaluation(**asked))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="folders of evaluations, the one to compare with first")],
+    out: Annotated[str | None, typer.Option(help="folder for compare.md and compare.json")] = None,
+) -> None:
+    """Put evaluations side by side: scores, differences with 95 % intervals, questions that flipped."""
+    raise typer.Exit(guarded(lambda: _compare(runs, out)))
+
+
+def _compare(runs: list[str], out: str | None) -> None:
+    from preftree.evaluate.compare import run
+
+    run(runs, out)
+
+
+@app.command(name="lm-eval", context_settings=_PASS_ON, add_help_option=False)
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval's own command line, in which --model preftree is known."""
+    raise typer.Exit(guarded(lambda: _lm_eval(context.args)))
+
+
+def _lm_eval(argv: list[str]) -> None:
+    _need_lm_eval()
+    from preftree.evaluate.harness import lm_eval_command
+
+    lm_eval_command(argv)
+
+
+def _need_lm_eval() -> None:
+    if find_spec("lm_eval") is None:
+        raise SettingsError("evaluation needs lm-eval: pip install 'preftree[eval]'")
+
+
+@app.command()
 def cache(action: Annotated[str, typer.Argument(help="info or clear")] = "info") -> None:
-    """Say what the caches hold (reference log-probs, converted models), or delete them."""
+    """Say what the caches hold (reference log-probs, evaluation answers, converted models), or delete them."""
     raise typer.Exit(guarded(lambda: _cache(action)))
 
 

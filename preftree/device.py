@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import psutil
 import torch
 
-from preftree.errors import DeviceError
+from preftree.errors import DeviceError, SettingsError, did_you_mean
 from preftree.gaudi import require_gaudi
 
 if TYPE_CHECKING:
@@ -80,6 +80,23 @@ def choose_dtype(settings: Settings, device: str) -> Choice[torch.dtype]:
         return _cpu_dtype(flag)
     if flag:
         return Choice(torch.bfloat16 if train.bf16 else torch.float16, f"asked for by {flag}")
+    return _fast_dtype(kind)
+
+
+def inference_dtype(device: str, asked: str = "auto") -> Choice[torch.dtype]:
+    """The precision for evaluation on `device`: as asked for by --dtype, or what is fast there.
+
+    Raises SettingsError for a name that is no floating-point precision.
+    """
+    known = ("auto", "float32", "bfloat16", "float16", "float64")
+    if asked not in known:
+        raise SettingsError(f"--dtype {asked}: choose from {', '.join(known)}.{did_you_mean(asked, known)}")
+    if asked != "auto":
+        return Choice(getattr(torch, asked), f"asked for by --dtype {asked}")
+    return _cpu_dtype(None) if device == "cpu" else _fast_dtype(device.partition(":")[0])
+
+
+def _fast_dtype(kind: str) -> Choice[torch.dtype]:
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.float32, "this GPU has no native bfloat16; --fp16 asks for float16")
     if kind == "mps":

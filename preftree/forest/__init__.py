@@ -1,12 +1,14 @@
 """The concept: token trees, forests packed to a token budget, and one integer a token for the mask.
 
 Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, `forest` lays them out,
-`balance` shares a batch out to ranks, and `pairs` does all of it for preference pairs.
+`balance` shares a batch out to ranks, and `pairs` does all of it for preference pairs; `stream` is the one
+forest of any number of requests to be scored.
 """
 
 from preftree.forest.forest import Forest, Segment, Shape, upload
 from preftree.forest.pack import pack
 from preftree.forest.pairs import Pair, forests_of_pairs, shares_of_pairs
+from preftree.forest.stream import Request, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
 
 __all__ = [
@@ -14,8 +16,11 @@ __all__ = [
     "Forest",
     "Node",
     "Pair",
+    "Request",
     "Segment",
     "Shape",
+    "Stream",
+    "Stretch",
     "forests_of_pairs",
     "grow",
     "pack",

@@ -13,6 +13,7 @@ Shape suffixes: S scored rows, D hidden size, V vocabulary, C rows of a chunk.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +88,29 @@ def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head) -> Tensor:
         else:
             parts.append(_chunk_logprobs(hidden_CD, target_C, head))
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head) -> tuple[Tensor, Tensor]:
+    """log p(target), (S,), and whether the target is the most probable token, (S,) booleans. No gradients.
+
+    Args:
+        hidden_RD: R rows of hidden states; several targets may share one, whose logits are computed once.
+        slot_S: the row of each target, ascending.
+    """
+    rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
+    wide = torch.promote_types(hidden_RD.dtype, torch.float32)
+    logprob_S = torch.empty(len(target_S), dtype=wide, device=hidden_RD.device)
+    greedy_S = torch.empty_like(logprob_S, dtype=torch.bool)
+    edges = torch.searchsorted(slot_S, torch.arange(0, len(hidden_RD) + rows, rows, device=slot_S.device)).tolist()
+    for number, (first, last) in enumerate(pairwise(edges)):
+        logits_CV = head.logits(hidden_RD[number * rows : (number + 1) * rows])
+        slot_s, target_s = slot_S[first:last] - number * rows, target_S[first:last]
+        greedy_S[first:last] = logits_CV.argmax(1)[slot_s] == target_s
+        # Not a sum of our own: torch's float32 log_softmax over a large vocabulary is off by up to 1e-5 a token,
+        # and what everybody else reports is made with it.
+        logprob_S[first:last] = torch.log_softmax(logits_CV, 1)[slot_s, target_s]
+    return logprob_S, greedy_S
 
 
 def _vocabulary(module: nn.Module) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -15,6 +17,8 @@ from transformers.pytorch_utils import Conv1D
 
 from preftree.errors import ModelError, did_you_mean
 from preftree.model.lora_linear import quicken
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
 def add_lora(
@@ -54,9 +58,24 @@ def add_lora(
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """`model` with the adapter saved in `folder`, for inference."""
-    with _without_chatter():
-        peft = PeftModel.from_pretrained(model, folder)
+    """`model` with the adapter saved in `folder`, for inference.
+
+    Raises:
+        ModelError: there is no adapter, or it belongs to another model.
+    """
+    if not (Path(folder) / "adapter_config.json").is_file() and not (_HUB_ID.fullmatch(folder)):
+        raise ModelError(
+            f"{folder}: no adapter here (adapter_config.json is missing); give the folder that training wrote"
+        )
+    try:
+        with _without_chatter():
+            peft = PeftModel.from_pretrained(model, folder)
+    except (RuntimeError, ValueError, OSError) as problem:
+        lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
+        raise ModelError(
+            f"the adapter {folder} does not fit {type(model).__name__} {model.name_or_path} or cannot be read; give "
+            f"the model that it was trained on ({'; '.join(lines[:2])})"
+        ) from problem
     quicken(peft)
     return peft
 

@@ -96,9 +96,14 @@ def leaf_logprobs(model: nn.Module, forest: Forest) -> LeafLogprobs:
             choice if `attach` was not called before.
         forest: on the model's device.
     """
-    attachment = _attached.get(causal_model(model)) or attach(model)
+    attachment = attached(model) or attach(model)
     token_S = attachment.scorer(forest)
     return LeafLogprobs(token_S, forest)
+
+
+def attached(model: nn.Module) -> Attachment | None:
+    """How `model` is scored, None before it was attached."""
+    return _attached.get(causal_model(model))
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -126,12 +131,12 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
     if attention not in known:
         raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
     stock = _stock_attention(causal)
-    probe = _probe_forest(causal)
+    probe = probe_forest(causal)
     release(causal)
     with evaluating(causal):
         # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
         _set_attention(causal, "eager")
-        expected_S, noise = _plain_truth(causal, probe)
+        expected_S, noise = plain_truth(causal, probe)
         _set_attention(causal, stock)
         refusals: list[str] = []
         agreed: dict[str, tuple[str, Scorer]] = {}  # path → how well
@@ -249,7 +254,7 @@ def _plain(causal: PreTrainedModel, forest: Forest) -> Tensor:
     return torch.cat(parts)
 
 
-def _probe_forest(causal: PreTrainedModel) -> Forest:
+def probe_forest(causal: PreTrainedModel) -> Forest:
     """A small forest with everything in it: two trees, a shared beginning, a fork of forks, uneven leaves."""
     config = causal.config.get_text_config()
     random = torch.Generator().manual_seed(0)
@@ -266,7 +271,7 @@ def _probe_forest(causal: PreTrainedModel) -> Forest:
     return Forest.of(bundles, device=causal.device)
 
 
-def _plain_truth(causal: PreTrainedModel, probe: Forest) -> tuple[Tensor, float]:
+def plain_truth(causal: PreTrainedModel, probe: Forest) -> tuple[Tensor, float]:
     """What the model itself says, and how far two of its own computations may be apart in its dtype.
 
     Random tokens have log-probs of about −log V; a wrong mask or position moves them by tenths and more. Float64

@@ -1,0 +1,112 @@
+"""Scoring of requests: log p(continuation | context) and whether greedy decoding would give it, no gradients.
+
+The forward pass of a stretch keeps, layer by layer, the keys and values of the path that the next stretch
+starts with. The families' bodies run as they are: the memory sits in the attention function handed to them.
+
+Shape suffixes: as in `forest.stream`; D head size or hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from preftree.forest import Forest
+from preftree.forest.stream import Request, Stream, Stretch
+from preftree.model import families
+from preftree.model.attention import Attend, Rules, blocks
+from preftree.model.logprob import Head, token_scores
+from preftree.model.score import attach, attached, causal_model, evaluating, plain_truth, probe_forest
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """log p of a continuation (summed over its tokens, in nats), and is each of its tokens the most probable one?"""
+
+    logprob: float
+    greedy: bool
+
+
+class Memory:
+    """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def attend(self, stretch: Stretch) -> Attend:
+        """Attention for one forward pass over `stretch.fresh`."""
+        before, self._kept = self._kept, []
+        plans: dict[int | None, list[blocks.Block]] = {}
+
+        def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, fresh: Forest, rules: Rules) -> Tensor:
+            if stretch.known:
+                key_KKD, value_KKD = before[len(self._kept)]
+                key_KTD = torch.cat([key_KKD, key_KTD], dim=1)
+                value_KTD = torch.cat([value_KKD, value_KTD], dim=1)
+            self._kept.append((key_KTD[:, stretch.keep], value_KTD[:, stretch.keep]))
+            if rules.window not in plans:
+                plans[rules.window] = blocks.plan(stretch, rules.window)
+            return blocks.attend(query_HTD, key_KTD, value_KTD, plans[rules.window], rules)
+
+        return attend
+
+
+def can_stream(model: nn.Module) -> tuple[bool, str]:
+    """Is a stream, cut at awkward places, scored as the model's own forward scores single sequences? And why?"""
+    attachment = attached(model) or attach(model)
+    if not attachment.shares_prompts:
+        return False, attachment.reason
+    causal = causal_model(model)
+    probe = probe_forest(causal)
+    requests = [
+        Request(tuple(ids[:-n].tolist()), tuple(ids[-n:].tolist()))
+        for ids, n in zip(probe.unrolled(), probe.leaf_lengths, strict=True)
+    ]
+    with evaluating(model):
+        expected_S, noise = plain_truth(causal, probe)
+        expected = [float(part.sum()) for part in expected_S.split(probe.leaf_lengths)]
+    found = score_requests(model, requests, budget=7)
+    error = max(abs(a.logprob - e) / n for a, e, n in zip(found, expected, probe.leaf_lengths, strict=True))
+    reason = f"log-probs off by {error:.1g} a token on a test stream (allowed {noise:.1g})"
+    return error <= noise, reason
+
+
+def score_requests(
+    model: nn.Module,
+    requests: Sequence[Request],
+    budget: int,
+    finished: Callable[[int, Answer], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Answer]:
+    """Score `requests`, each token of their trie computed once; answers in the order of the requests.
+
+    Args:
+        model: a transformers causal language model, or a PEFT model around one, whose `can_stream` is true.
+        budget: fresh tokens of a forward pass: memory grows with it, and overhead shrinks.
+        finished: called with (index, answer) as soon as a request is done.
+        progress: called with (tokens done, tokens in all) after each forward pass.
+    """
+    causal = causal_model(model)
+    stream, body, memory = Stream(requests), families.prepare(causal), Memory()
+    logprob_N = torch.zeros(len(requests), dtype=torch.float64)
+    greedy_N = torch.ones(len(requests), dtype=torch.bool)
+    left_N = torch.tensor([len(request.continuation) for request in requests])
+    done = 0
+    with evaluating(model):
+        for stretch in stream.cut(budget, causal.device):
+            hidden_RD = body(stretch.fresh, memory.attend(stretch))[stretch.row_R]
+            logprob_S, greedy_S = token_scores(hidden_RD, stretch.slot_S, stretch.target_S, Head.of(causal))
+            where_S = stretch.request_S
+            logprob_N.index_add_(0, where_S, logprob_S.double().cpu())
+            greedy_N[where_S[~greedy_S.cpu()]] = False
+            left_N.index_add_(0, where_S, torch.full_like(where_S, -1))
+            if finished is not None:
+                for index in where_S[left_N[where_S] == 0].unique().tolist():
+                    finished(index, Answer(float(logprob_N[index]), bool(greedy_N[index])))
+            done += len(stretch.forest) - stretch.known
+            if progress is not None:
+                progress(done, len(stream))
+    return [Answer(*pair) for pair in zip(logprob_N.tolist(), greedy_N.tolist(), strict=True)]

@@ -1,0 +1,112 @@
+"""Local files through lm-eval's own tasks: the same contexts, and errors a user can act on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from lm_eval.tasks import TaskManager
+
+from preftree.errors import DataError, SettingsError
+from preftree.evaluate.data import SOURCES, export_data, read_source
+from preftree.evaluate.tasks import BENCHMARKS, OWN_TASKS, expand, plan_tasks
+
+
+def requests(task: Any, limit: int = 3) -> list[tuple[Any, ...]]:
+    task.set_fewshot_seed(1234)
+    task.build_all_requests(limit=limit)
+    return [instance.args for instance in task.instances]
+
+
+@pytest.fixture
+def hub(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that has the shared samples, under the names that lm-eval asks for."""
+
+    def load_dataset(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
+        source = next(s for s in SOURCES.values() if s.hub[0] == path)
+        splits = {}
+        for split, file in source.files.items():
+            rows = [json.loads(line) for line in (shared_data / "eval" / file).read_text().splitlines()]
+            if "subject" in rows[0] and name != "all":
+                rows = [row for row in rows if row["subject"] == name]
+            splits[split] = datasets.Dataset.from_list(rows)
+        return datasets.DatasetDict(splits)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("preftree.evaluate.data.load_dataset", load_dataset)
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("name", ["arc_challenge", "hellaswag", "mmlu_anatomy", "truthfulqa_mc1", "truthfulqa_mc2"])
+def test_contexts_are_those_of_lm_evals_own_task(name: str, shared_data: Path, tmp_path: Path) -> None:
+    asked = "mmlu" if name.startswith("mmlu") else name
+    local = plan_tasks([asked], tmp_path, str(shared_data / "eval")).load([name])["tasks"][name]
+    folder = {"mmlu_anatomy": "mmlu/default"}.get(name, name.partition("_")[0])
+    theirs = TaskManager(include_path=str(OWN_TASKS / folder), include_defaults=False).load([name])["tasks"][name]
+    shots = BENCHMARKS[asked].shots if asked in BENCHMARKS else 0
+    assert local.config.num_fewshot == shots
+    theirs.set_config("num_fewshot", shots)
+    found = requests(local)
+    assert found == requests(theirs)
+    assert len(found) > 8
+    assert local.config.metric_list == theirs.config.metric_list
+
+
+def test_mmlu_is_the_subjects_that_are_there(shared_data: Path, tmp_path: Path) -> None:
+    loaded = plan_tasks(["mmlu"], tmp_path, str(shared_data / "eval"), num_fewshot=2).load(["mmlu"])
+    assert list(loaded["groups"]) == ["mmlu"]
+    assert len(loaded["tasks"]) == 10
+    assert {task.config.num_fewshot for task in loaded["tasks"].values()} == {2}
+
+
+@pytest.mark.usefixtures("hub")
+def test_exported_files_are_read_back(shared_data: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    (tmp_path / "truthfulqa_mc.jsonl").write_text("mine")
+    export_data(str(tmp_path), ["arc_challenge", "truthfulqa_mc2"], said.append)
+    assert read_source(str(tmp_path), "arc_challenge") == read_source(str(shared_data / "eval"), "arc_challenge")
+    assert (tmp_path / "truthfulqa_mc.jsonl").read_text() == "mine"
+    assert "there already" in said[-1]
+
+
+def test_suites_and_names() -> None:
+    assert expand("openllm") == ["arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2"]
+    assert expand("mmlu, openllm,gsm8k")[:2] == ["mmlu", "arc_challenge"]
+    assert expand("mmlu, openllm,gsm8k")[-1] == "gsm8k"
+    with pytest.raises(SettingsError, match="--tasks is empty"):
+        expand(" ,")
+
+
+def test_missing_and_broken_files_are_named(shared_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"hellaswag_train.jsonl is missing .*activity_label, ctx_a") as caught:
+        plan_tasks(["hellaswag"], tmp_path, str(tmp_path / "nowhere"))
+    assert len(caught.value.problems) == 2
+    place = tmp_path / "data"
+    shutil.copytree(shared_data / "eval", place)
+    file = place / "truthfulqa_mc.jsonl"
+    file.chmod(0o644)
+    rows = file.read_text().splitlines()
+    broken = json.loads(rows[1]) | {"mc2_targets": {"choices": ["a"], "labels": []}}
+    file.write_text("\n".join([rows[0], json.dumps(broken), "{", *rows[2:]]))
+    with pytest.raises(DataError) as caught:
+        plan_tasks(["truthfulqa_mc2"], tmp_path, str(place))
+    assert [problem.partition(": ")[2][:30] for problem in caught.value.problems] == [
+        "mc2_targets missing or of anot",
+        "no JSON (Expecting property na",
+    ]
+
+
+def test_tasks_without_a_local_form_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--tasks hellaswg: there is no local form.*Did you mean hellaswag"):
+        plan_tasks(["hellaswg"], tmp_path, str(tmp_path))
+
+
+def test_unknown_tasks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = TaskManager(include_path=str(OWN_TASKS / "arc"), include_defaults=False)  # not all ten thousand
+    monkeypatch.setattr("preftree.evaluate.tasks.TaskManager", lambda **_: few)
+    with pytest.raises(SettingsError, match=r"--tasks arc_esay: lm-eval has no such task. Did you mean arc_easy"):
+        plan_tasks(["arc_esay"], tmp_path, "hub")

@@ -1,0 +1,100 @@
+"""Scoring of requests against the model's own logits on single sequences, for every family."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from peft import PeftModel
+
+from preftree.forest import Request
+from preftree.model import logprob
+from preftree.model.stream import Answer, can_stream, score_requests
+from tests import tiny
+
+
+def requests(seed: int = 0) -> list[Request]:
+    """A shared prefix, options that begin alike, one-token options, a repeated request."""
+    rng = random.Random(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(tiny.VOCABULARY) for _ in range(count))
+
+    prefix, found = ids(25), []
+    for number in range(5):
+        context, stem = (prefix if number % 2 else ()) + ids(rng.randint(1, 12)), ids(4)
+        found += [Request(context, stem[: rng.randint(0, 4)] + ids(rng.randint(1, 5))) for _ in range(3)]
+        found.append(Request(context, ids(1)))
+    return [*found, found[2]]
+
+
+def plain(model: torch.nn.Module, asked: list[Request]) -> list[Answer]:
+    found = []
+    for request in asked:
+        ids, count = torch.tensor(request.context + request.continuation), len(request.continuation)
+        with torch.no_grad():
+            logits = model(input_ids=ids[None], use_cache=False).logits[0, -count - 1 : -1].double()
+        logprobs = torch.log_softmax(logits, -1).gather(1, ids[-count:, None])
+        found.append(Answer(float(logprobs.sum()), bool((logits.argmax(1) == ids[-count:]).all())))
+    return found
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_answers_do_not_depend_on_the_cuts(family: str) -> None:
+    model = tiny.FAMILIES[family]().double()
+    with tiny.attention_of(model, "eager"):
+        expected = plain(model, requests())
+    assert can_stream(model)[0]
+    for budget in (1, 17, 1000):
+        found = score_requests(model, requests(), budget)
+        for a, b in zip(found, expected, strict=True):
+            assert a.logprob == pytest.approx(b.logprob, abs=1e-5)  # Gemma 2 casts to float32 inside
+            assert a.greedy == b.greedy
+
+
+def test_greedy_answers_are_found() -> None:
+    model = tiny.llama().double()
+    context = torch.tensor([[5, 6, 7, 8]])
+    ids = model.generate(context, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 4:].tolist()
+    other = [*ids[:3], (ids[3] + 1) % tiny.VOCABULARY]
+    found = score_requests(model, [Request((5, 6, 7, 8), tuple(answer)) for answer in (ids, other, ids[:1])], 3)
+    assert [answer.greedy for answer in found] == [True, False, True]
+
+
+def test_adapters_count_and_modes_come_back() -> None:
+    adapted = tiny.with_lora(tiny.qwen2().double())
+    assert isinstance(adapted, PeftModel)
+    adapted.train()
+    found = score_requests(adapted, requests(), 50)
+    assert adapted.training
+    with adapted.disable_adapter():
+        base = score_requests(adapted, requests(), 50)
+    adapted.eval()
+    expected = plain(adapted, requests())
+    assert [a.logprob for a in found] == pytest.approx([e.logprob for e in expected], abs=1e-6)
+    assert max(abs(a.logprob - b.logprob) for a, b in zip(found, base, strict=True)) > 0.1
+
+
+def test_answers_come_as_they_are_finished() -> None:
+    seen: dict[int, Answer] = {}
+    steps: list[tuple[int, int]] = []
+
+    def finished(index: int, answer: Answer) -> None:
+        assert index not in seen
+        seen[index] = answer
+
+    asked = requests()
+    found = score_requests(tiny.llama(), asked, 20, finished, lambda done, total: steps.append((done, total)))
+    assert [seen[i] for i in range(len(asked))] == found
+    assert len(steps) > 2
+    assert steps[-1][0] == steps[-1][1]
+
+
+def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.llama().double()
+    whole = score_requests(model, requests(), 1000)
+    monkeypatch.setattr(logprob, "CHUNK_BYTES", 4 * tiny.VOCABULARY * 3)
+    parts = score_requests(model, requests(), 1000)
+    assert [a.greedy for a in parts] == [a.greedy for a in whole]
+    assert [a.logprob for a in parts] == pytest.approx([a.logprob for a in whole], abs=1e-9)
