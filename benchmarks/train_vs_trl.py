@@ -84,9 +84,10 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 
     from preftree.data.encode import encode_pairs
     from preftree.data.sources import load_pairs
-    from preftree.device import cpu_bf16_instructions
+    from preftree.device import cpu_bf16_instructions, gemm_peak
     from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
+    from preftree.train.work import Work
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(args.dtype)
     if dtype is None:
@@ -99,25 +100,24 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     )
     pairs = pairs[:: max(1, len(pairs) // args.pairs)][: args.pairs]
     model = load_model(source, dtype).to(args.device)
-    peak = _gemm_peak(dtype, args.device)
+    peak = gemm_peak(args.device, dtype, seconds=1.0)
     set_seed(0)
     targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
     peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
     disable_dropout(peft)
-    body = sum(p.numel() for n, p in peft.named_parameters() if "lora_" not in n and p.dim() == 2) - _embeddings(model)
     with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
         start = time.perf_counter()
         run = _run_preftree if args.child == "preftree" else _run_trl
         losses = run(args, folder, peft, tokenizer, pairs)
         seconds = time.perf_counter() - start
-    work = _useful_flops(args, pairs, body, model)
+    useful = Work.of(model, peak).useful(_counts(args, pairs))
     return {
         "pairs_per_second": len(pairs) * args.epochs / seconds,
         "seconds": seconds,
         "peak_gib": memory.peak / 2**30,
         "losses": losses,
         "gemm_peak_gflops": peak / 1e9,
-        "utilisation": work / seconds / peak,
+        "utilisation": useful / seconds / peak,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -125,12 +125,14 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
     from transformers import TrainingArguments
 
+    from preftree.device import keep_freed_memory
     from preftree.model.score import attach, causal_model
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
     from preftree.train.step import Objective
     from preftree.train.trainer import PreferenceTrainer
 
+    keep_freed_memory()  # as `preftree train` does
     attach(peft)
     budget = choose_budget(causal_model(peft), pairs, device=args.device, checkpointing=False, asked=None)
     trainer = PreferenceTrainer(
@@ -193,34 +195,18 @@ def _losses(trainer: Any) -> list[float]:
     return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
 
-def _embeddings(model: Any) -> int:
-    tables = {id(m.weight): m.weight.numel() for m in (model.get_input_embeddings(), model.get_output_embeddings())}
-    return sum(tables.values())
+def _counts(args: argparse.Namespace, pairs: list[Any]) -> Any:
+    """The counts of a run without any sharing between pairs: each pair's tree, the reference once."""
+    from preftree.train.metrics import SpeedMeter
 
-
-def _useful_flops(args: argparse.Namespace, pairs: list[Any], body: int, model: Any) -> float:
-    """Arithmetic that no exact method can leave out: 4N a tree token and epoch, 2N more once for the reference, the
-    head at continuation positions (forward and gradient; forward for the reference). Attention is not counted."""
-    head = model.get_output_embeddings().weight.numel()
     tree = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    return args.epochs * (4 * body * tree + 4 * head * scored) + 2 * body * tree + 2 * head * scored
-
-
-def _gemm_peak(dtype: Any, device: str, seconds: float = 1.0) -> float:
-    """FLOP/s of a large matrix product, the best of several: what the machine can do at all."""
-    import torch
-
-    size = 1536 if device == "cpu" else 8192
-    a, b = torch.randn(size, size, dtype=dtype, device=device), torch.randn(size, size, dtype=dtype, device=device)
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until or best == float("inf"):
-        start = time.perf_counter()
-        a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    return SpeedMeter(
+        tree_tokens=args.epochs * tree,
+        scored_tokens=args.epochs * scored,
+        reference_tokens=tree,
+        reference_scored=scored,
+    )
 
 
 class _PeakMemory:

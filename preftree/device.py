@@ -7,6 +7,7 @@ names of users or hosts, and no environment variables.
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -172,6 +173,32 @@ def _device_memory(device: str) -> tuple[int, int] | None:
         backend.memory_reserved(device) - backend.memory_allocated(device) if hasattr(backend, "memory_reserved") else 0
     )
     return int(free + reserve), int(total)
+
+
+def gemm_peak(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """FLOP/s of a large matrix product, the best of several: what this device can do at all."""
+    size = 1536 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best, until = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < until or best == float("inf"):
+        start = time.perf_counter()
+        (a @ b)[0, 0].item()  # waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, to use it again; returns whether its C library can (glibc).
+
+    A step frees and allocates gigabytes of activations. Given back in between, every page has to be fetched from the
+    system anew: 2 of 14 seconds of a step here, and more where that goes through a hypervisor.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    trim_threshold, mmap_max = -1, -4  # names of malloc.h: never give the top back, map nothing apart
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
 
 
 def total_memory(device: str = "cpu") -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -149,3 +151,10 @@ def test_a_control_group_lowers_total_and_available(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(device, "_cgroup_memory", lambda: [(1000, 300), (900, 850)])
     assert total_memory() == 900
     assert available_memory() == 50
+
+
+def test_freed_memory_is_kept_where_the_c_library_can() -> None:
+    """In a process of its own: the setting is the whole process's."""
+    code = "from preftree.device import keep_freed_memory; print(keep_freed_memory())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(platform.libc_ver()[0] == "glibc")]

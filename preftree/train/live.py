@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -14,17 +15,21 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from preftree.device import peak_memory
 from preftree.progress import clock
 from preftree.run import RunFolder
-from preftree.train.metrics import Pulse
+from preftree.train.metrics import Pulse, SpeedMeter
 
 #: Seconds between two lines where the output is no terminal.
 QUIET_SECONDS = 10.0
 
 
 class LiveLine(TrainerCallback):
-    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, memory and time left."""
+    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, utilisation, memory and time left.
 
-    def __init__(self, console: Console, pulse: Pulse, device: str) -> None:
-        self.console, self.pulse, self.device = console, pulse, device
+    Args:
+        utilisation: useful arithmetic of a meter's steps, as a share of what the machine can do.
+    """
+
+    def __init__(self, console: Console, pulse: Pulse, device: str, utilisation: Callable[[SpeedMeter], float]) -> None:
+        self.console, self.pulse, self.device, self.utilisation = console, pulse, device, utilisation
         self.live: Live | None = None
         self.started = time.perf_counter()
         self.first_step = 0
@@ -71,6 +76,7 @@ class LiveLine(TrainerCallback):
             f"{rates['pairs_per_second']:.2f} pairs/s",
             f"{rates['tokens_per_second']:.0f} tok/s",
             f"{100 * rates['tokens_saved']:.0f}% shared",
+            f"{100 * self.utilisation(self.pulse.speed):.0f}% of peak",
             f"{peak_memory(self.device) / 2**30:.1f} GiB",
             f"{clock(left)} left",
         ]

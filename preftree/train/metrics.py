@@ -68,13 +68,17 @@ class PairMeter:
 
 @dataclass
 class SpeedMeter:
-    """Tokens, pairs and seconds since it was made. Every field but the start is a count that adds up over ranks,
-    except `slowest_tokens`: the tree tokens of each step's most loaded rank."""
+    """Tokens, pairs and seconds since it was made; `reference_…` is what the reference computed. Every field but the
+    start is a count that adds up over ranks, except `slowest_tokens`: the tree tokens of each step's most loaded rank.
+    """
 
     tree_tokens: int = 0
     unrolled_tokens: int = 0
     pairs: int = 0
     forests: int = 0
+    scored_tokens: int = 0
+    reference_tokens: int = 0
+    reference_scored: int = 0
     slowest_tokens: int = 0
     started: float = field(default_factory=time.perf_counter)
 
@@ -83,6 +87,12 @@ class SpeedMeter:
         self.unrolled_tokens += forest.unrolled_tokens
         self.pairs += len(forest.leaf_ids) // 2
         self.forests += 1
+        self.scored_tokens += len(forest.target_S)
+
+    def add_reference(self, forest: Forest) -> None:
+        """A forest that the reference computed, too."""
+        self.reference_tokens += len(forest)
+        self.reference_scored += len(forest.target_S)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -113,12 +123,16 @@ class SpeedMeter:
         """Tokens of the most loaded rank over the mean of all ranks, minus 1: what waiting for it costs at most."""
         return ranks * self.slowest_tokens / self.tree_tokens - 1 if self.tree_tokens else 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Since it was made, never 0."""
+        return max(time.perf_counter() - self.started, 1e-9)
+
     def rates(self) -> dict[str, float]:
         """pairs_per_second, tokens_per_second (tree tokens) and the saved share."""
-        seconds = max(time.perf_counter() - self.started, 1e-9)
         return {
-            "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": self.tree_tokens / seconds,
+            "pairs_per_second": self.pairs / self.seconds,
+            "tokens_per_second": self.tree_tokens / self.seconds,
             "tokens_saved": self.saved_share,
         }
 

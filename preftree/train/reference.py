@@ -52,10 +52,10 @@ class Reference:
         self.misses = 0
         self._known: dict[bytes, Tensor] = dict(store) if store is not None else {}
 
-    def fill(self, forests: Sequence[Forest]) -> None:
+    def fill(self, forests: Sequence[Forest]) -> list[Forest]:
         """Compute what is missing of this rank's forests of a step and learn what the other ranks computed.
 
-        All ranks call it together, each with its own forests.
+        All ranks call it together, each with its own forests. Returns those that had to be computed.
         """
         new: dict[bytes, Tensor] = {}
         missing = []
@@ -79,6 +79,7 @@ class Reference:
         if self.ranks.count > 1 and any(counts):
             for content in self.ranks.gather_bytes(to_bytes(new)):
                 self._known |= from_bytes(content)
+        return [forest for _, forest in missing]
 
     def token_logprobs(self, forest: Forest) -> Tensor:
         """log r of the forest's scored tokens, (S,), on its device. Not differentiable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from typing import Any
 
 from peft import PeftModel
@@ -11,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
-from preftree.device import Choice, choose_device, choose_dtype, environment
+from preftree.device import Choice, choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.gaudi import check_world_size
@@ -30,6 +31,7 @@ from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.store import LogprobStore, weights_key
 from preftree.train.trainer import PreferenceTrainer
+from preftree.train.work import Work
 
 
 def train(settings: Settings, console: Console | None = None) -> int:
@@ -55,6 +57,8 @@ def train(settings: Settings, console: Console | None = None) -> int:
     dtype = choose_dtype(settings, device.value)
     source = resolve(settings.model.model_name_or_path or "")
     say(f"device     {device}")
+    if device.value == "cpu":
+        keep_freed_memory()
     say(f"precision  {dtype}")
     tokenizer = _tokenizer(settings, source)
     prepared = prepare_pairs(settings, tokenizer, console, say)
@@ -192,6 +196,7 @@ def _trainer(
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
+    work = Work.of(causal_model(model), gemm_peak(device, model.dtype))
     pulse = Pulse()
     trainer = PreferenceTrainer(
         model,
@@ -203,9 +208,10 @@ def _trainer(
         budget=sizes,
         tokenizer=tokenizer,
         pulse=pulse,
-        callbacks=[LiveLine(console, pulse, device), RunLog(folder)],
         hook=step_hook(args, device),
         optimizer=chosen.value,
+        work=work,
+        callbacks=[LiveLine(console, pulse, device, partial(work.utilisation, ranks=ranks.count)), RunLog(folder)],
     )
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)

@@ -30,6 +30,7 @@ from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
 from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
+from preftree.train.work import Work
 
 
 class PairDataset(Dataset[Pair]):
@@ -74,6 +75,7 @@ class PreferenceTrainer(Trainer):
         pulse: filled in as steps go by, for a live line.
         hook: what a step adds for its device.
         optimizer: class and arguments, where it is not the one that `args` name.
+        work: what utilisation is reckoned from; without it none is logged.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class PreferenceTrainer(Trainer):
         ranks: Ranks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         pulse: Pulse | None = None,
+        work: Work | None = None,
         callbacks: list[TrainerCallback] | None = None,
         hook: StepHook | None = None,
         optimizer: tuple[Any, dict[str, Any]] | None = None,
@@ -99,6 +102,7 @@ class PreferenceTrainer(Trainer):
         self.speed = SpeedMeter()
         self.pulse = pulse or Pulse()
         self.hook = hook or StepHook()
+        self.work = work
         super().__init__(
             model=model,
             args=_one_batch_a_step(args),
@@ -154,9 +158,10 @@ class PreferenceTrainer(Trainer):
         mine = SpeedMeter()
         for forest in forests:
             mine.add(forest)
+        for forest in self.reference.fill(forests):
+            mine.add_reference(forest)
         counts = self.ranks.gather(mine.counts())
         most = max(SpeedMeter(*row).forests for row in counts) if self.ranks.lockstep else 0
-        self.reference.fill(forests)
         return Plan(forests, max(0, most - len(forests)), SpeedMeter.of_ranks(counts))
 
     def training_step(
@@ -230,6 +235,8 @@ class PreferenceTrainer(Trainer):
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
             logs.update(means)
             logs.update(self.speed.rates())
+            if self.work is not None:
+                logs["utilisation"] = self.work.utilisation(self.speed, self.ranks.count)
             if self.ranks.count > 1:
                 logs["rank_imbalance"] = self.speed.imbalance(self.ranks.count)
             self.since_log, self.speed = PairMeter(), SpeedMeter()
