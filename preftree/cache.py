@@ -3,6 +3,7 @@
     CACHE/reference/    reference log-probs, by weights and token ids (train/store.py)
     CACHE/answers/      what models answered to evaluation requests (evaluate/cache.py)
     CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
+    CACHE/tokens/       encoded pairs, by texts, tokenizer and lengths (data/tokens.py)
     CACHE/kernels/      compiled attention, by source, compiler and processor (model/attention/native.py)
 
 CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder.
@@ -23,12 +24,12 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
 
 
-PARTS = ("answers", "reference", "models", "kernels")
+PARTS = ("answers", "reference", "models", "tokens", "kernels")
 
 
 @dataclass(frozen=True)
 class CachePart:
-    """One cache: its entries (sets of weights, models, builds), files and bytes."""
+    """One cache: its entries (sets of weights, models, data sets, builds), files and bytes."""
 
     name: str
     entries: int

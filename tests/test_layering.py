@@ -25,7 +25,7 @@ STAGE = SETTINGS | {"forest", "data", "model", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "forest": BASE,
-    "data": BASE,
+    "data": BASE | {"cache"},
     "flags": BASE,
     "gaudi": BASE,
     "run": BASE,

@@ -14,10 +14,11 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from preftree.check.quick import quick_check
-from preftree.data.encode import EncodedPair, encode_pairs
+from preftree.data.encode import EncodedPair
 from preftree.data.record import LoadedPairs
 from preftree.data.sources import load_pairs
 from preftree.data.split import split_validation
+from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
 from preftree.progress import Progress
 from preftree.settings import Settings
@@ -114,13 +115,16 @@ def _encoded(
         say(f"           {count} rows gave no pair: {reason}")
     for line in quick_check(loaded, name) if split == "train" else ():
         say(line)
-    pairs, report = encode_pairs(
+    pairs, report, remembered = remembered_pairs(
         loaded,
         tokenizer,
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
+        afresh=data.overwrite_cache,
         progress=Progress(console, "           encoding ", "pairs"),
     )
+    if remembered:
+        say("           token ids of these texts were in the cache folder (--overwrite_cache true encodes again)")
     for line in report.summary():
         say(f"           {line}")
     if not pairs:
