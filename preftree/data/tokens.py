@@ -13,6 +13,7 @@ import os
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -94,14 +95,13 @@ def _write(file: Path, pairs: Sequence[EncodedPair], report: EncodeReport) -> No
         "sources": json.dumps(sources),
     }
     temporary = file.with_name(f"{uuid.uuid4().hex}.writing")
-    try:
+    with suppress(OSError, SafetensorError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, metadata=said)
-        os.replace(temporary, file)
-    except (OSError, SafetensorError):
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+        try:
+            save_file(arrays, temporary, metadata=said)
+            os.replace(temporary, file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def _read(file: Path) -> tuple[list[EncodedPair], EncodeReport]:
