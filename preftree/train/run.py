@@ -212,6 +212,7 @@ def _trainer(
         optimizer=chosen.value,
         work=work,
         callbacks=[LiveLine(console, pulse, device, partial(work.utilisation, ranks=ranks.count)), RunLog(folder)],
+        by_prompt=settings.data.pair_rule != "best_worst",
     )
     for theirs in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(theirs)

@@ -27,6 +27,7 @@ from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pai
 from preftree.model.score import leaf_logprobs
 from preftree.train.hpu import StepHook
 from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
+from preftree.train.order import PromptOrder
 from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
@@ -76,6 +77,7 @@ class PreferenceTrainer(Trainer):
         hook: what a step adds for its device.
         optimizer: class and arguments, where it is not the one that `args` name.
         work: what utilisation is reckoned from; without it none is logged.
+        by_prompt: keep the pairs of a prompt together (see `order`).
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         hook: StepHook | None = None,
         optimizer: tuple[Any, dict[str, Any]] | None = None,
+        by_prompt: bool = False,
     ) -> None:
         self.reference, self.objective, self.budget = reference, objective, budget
         self.ranks = ranks or reference.ranks
@@ -103,6 +106,7 @@ class PreferenceTrainer(Trainer):
         self.pulse = pulse or Pulse()
         self.hook = hook or StepHook()
         self.work = work
+        self._order = PromptOrder(train_pairs, _data_seed(args)) if by_prompt else None
         super().__init__(
             model=model,
             args=_one_batch_a_step(args),
@@ -126,7 +130,10 @@ class PreferenceTrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of whole steps, in an order that does not depend on the number of ranks."""
         return self._whole_batches(
-            self.train_dataset, self.args.train_batch_size, self._get_train_sampler(), self.args.dataloader_drop_last
+            self.train_dataset,
+            self.args.train_batch_size,
+            self._order or self._get_train_sampler(),
+            self.args.dataloader_drop_last,
         )
 
     def get_eval_dataloader(self, eval_dataset: Dataset[Pair] | None = None) -> DataLoader[Any]:
@@ -148,8 +155,9 @@ class PreferenceTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
         )
-        seed = args.data_seed if args.data_seed is not None else args.seed
-        return prepare_data_loader(loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=seed)
+        return prepare_data_loader(
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=_data_seed(args)
+        )
 
     def plan(self, pairs: Sequence[Pair]) -> Plan:
         """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
@@ -252,6 +260,10 @@ class PreferenceTrainer(Trainer):
         self.model.save_pretrained(str(target), state_dict=state_dict, save_embedding_layers=False)
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             self.processing_class.save_pretrained(str(target))
+
+
+def _data_seed(args: TrainingArguments) -> int:
+    return int(args.data_seed if args.data_seed is not None else args.seed)
 
 
 def _one_batch_a_step(args: TrainingArguments) -> TrainingArguments:

@@ -76,6 +76,7 @@ def make_trainer(
     budget: int = 64,
     objective: Objective | None = None,
     attention: str = "auto",
+    by_prompt: bool = False,
     **args: Any,
 ) -> PreferenceTrainer:
     name = attach(model, attention).name
@@ -100,6 +101,7 @@ def make_trainer(
         reference=Reference(model),
         objective=objective or Objective(),
         budget=budget,
+        by_prompt=by_prompt,
     )
 
 
