@@ -23,6 +23,7 @@ from preftree.flags import FlagParser
 from preftree.flags import one_of as _one_of
 from preftree.flags import refuse as _raise
 from preftree.flags import within as _within
+from preftree.sharding import Sharding, read_sharding
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PAIR_RULES = ("best_worst", "best_each", "all")
@@ -213,11 +214,14 @@ class TrainSettings(TrainingArguments):
     """No progress bars beside the live line."""
 
     notes: list[str] = field(default_factory=list, init=False)
+    sharding: Sharding = field(default_factory=Sharding, init=False)
     cpu_by_default: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         problems = self._problems()
         args: TrainingArguments = self
+        self.sharding = read_sharding(args.fsdp, args.fsdp_config, args.deepspeed, vars(self), os.environ, problems)
+        args.fsdp = args.fsdp_config = args.deepspeed = None  # else Trainer would shard by plugins of its own
         if args.activation_checkpointing is None:  # said here so that the old name brings no warning
             args.activation_checkpointing = args.gradient_checkpointing
         if not args.use_cpu and not _accelerator_available():

@@ -32,7 +32,8 @@ ALLOWED: dict[str, set[str]] = {
     "progress": set(),
     "cache": set(),
     "text": BASE | {"data"},
-    "settings": BASE | {"flags"},
+    "sharding": set(),
+    "settings": BASE | {"flags", "sharding"},
     "device": BASE | {"gaudi", "settings"},
     "model": BASE | {"forest", "cache"},
     "check": STAGE,
@@ -49,6 +50,7 @@ ALLOWED: dict[str, set[str]] = {
 OTHERS: dict[str, set[str]] = {
     "errors": set(),
     "gaudi": set(),
+    "sharding": set(),
     "run": set(),
     "forest": {"torch"},
     "cli": {"typer"},

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
-from preftree.device import Choice, choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
+from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.gaudi import check_world_size
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
+from preftree.model.shard import shard_base
 from preftree.run import RunFolder
 from preftree.settings import Settings
 from preftree.train.budget import choose_budget, choose_shape
@@ -65,8 +66,9 @@ def train(settings: Settings, console: Console | None = None) -> int:
     if ranks.count > 1:  # every rank takes its share of the same steps
         ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
     set_seed(settings.train.seed)
-    model = _model(settings, source, dtype.value, device, say)
-    trainer = _trainer(settings, model, tokenizer, prepared, folder, device.value, ranks, console, say)
+    model, key = _model(settings, source, dtype.value, device.value, ranks, say)
+    reference = _reference(settings, model, key, ranks, say)
+    trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
     if settings.train.should_save:
         folder.claim(**claim)
         folder.write_env(environment())
@@ -78,9 +80,11 @@ def _ranks(settings: Settings, say: Say) -> Ranks:
     """The processes of this run. Fails where a launcher started more of them than found each other."""
     args = settings.train
     check_world_size(args.world_size)
-    ranks = Ranks(timeout=args.ddp_timeout, device=str(args.device).partition(":")[0])
+    ranks = Ranks(args.ddp_timeout, str(args.device).partition(":")[0], lockstep=args.sharding.base)
     if ranks.count > 1:
-        say(f"ranks      {ranks.count}: each computes its share of a step, LoRA's gradients are added up once a step")
+        say(f"ranks      {ranks.count}: {args.sharding.reason}; LoRA's gradients are added up once a step")
+    elif args.sharding.base:
+        say("ranks      one, so there is nobody to share the base model out to")
     return ranks
 
 
@@ -132,10 +136,16 @@ def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBa
     return load_tokenizer(place, use_fast=settings.model.use_fast_tokenizer, **hub_options(settings))
 
 
-def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[str], say: Say) -> PeftModel:
-    """Load, put LoRA in, switch dropout off, and choose how the model is scored."""
-    lora = settings.lora
-    model = load_model(source, dtype, **hub_options(settings)).to(device.value)
+def _model(
+    settings: Settings, source: ModelSource, dtype: Any, device: str, ranks: Ranks, say: Say
+) -> tuple[PeftModel, str]:
+    """Load, put LoRA in, switch dropout off, share out, choose how the model is scored; also the weights' hash."""
+    lora, sharding = settings.lora, settings.train.sharding
+    model = load_model(source, dtype, **hub_options(settings))
+    key = weights_key(model) if settings.train.reference_cache or ranks.count > 1 else ""
+    ranks.check_same("weights of the model", key)
+    if not ranks.lockstep:
+        model.to(device)
     targets = None if lora.lora_all_linear else lora.lora_target_modules
     peft = add_lora(
         model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=targets
@@ -148,15 +158,15 @@ def _model(settings: Settings, source: ModelSource, dtype: Any, device: Choice[s
     )
     if settings.train.disable_dropout and disable_dropout(peft):
         say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
+    if ranks.lockstep:
+        say(f"sharded    {shard_base(peft, device, sharding.layers)}")
     attachment = attach(peft, settings.model.attention, fixed_shapes=settings.train.pad_max)
     what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")
-    return peft
+    return peft, key
 
 
-def _reference(settings: Settings, model: PeftModel, ranks: Ranks, say: Say) -> Reference:
-    key = weights_key(causal_model(model)) if settings.train.reference_cache or ranks.count > 1 else ""
-    ranks.check_same("weights of the model", key)
+def _reference(settings: Settings, model: PeftModel, key: str, ranks: Ranks, say: Say) -> Reference:
     if not settings.train.reference_cache:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
         return Reference(model, ranks=ranks)
@@ -168,15 +178,15 @@ def _reference(settings: Settings, model: PeftModel, ranks: Ranks, say: Say) -> 
 def _trainer(
     settings: Settings,
     model: PeftModel,
+    reference: Reference,
     tokenizer: PreTrainedTokenizerBase,
     prepared: Prepared,
     folder: RunFolder,
     device: str,
-    ranks: Ranks,
     console: Console,
     say: Say,
 ) -> PreferenceTrainer:
-    args = settings.train
+    args, ranks = settings.train, reference.ranks
     budget = choose_budget(
         causal_model(model),
         prepared.train + prepared.validation,
@@ -203,7 +213,7 @@ def _trainer(
         args,
         train_pairs=prepared.train,
         eval_pairs=prepared.validation,
-        reference=_reference(settings, model, ranks, say),
+        reference=reference,
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
         budget=sizes,
         tokenizer=tokenizer,
