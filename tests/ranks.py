@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 import preftree.train.run  # noqa: F401 (imported for the processes that are forked from the server)
 from preftree.cli import main_train
+from preftree.train.trainer import PreferenceTrainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,10 +28,12 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(
-    argv: Sequence[Sequence[str]], folder: Path, environment: Mapping[str, str] | None = None
-) -> list[BaseProcess]:
-    """Start a rank for each command line, as a launcher would; what it prints goes to folder/rank0, rank1 …"""
+def start(argv: Sequence[str], count: int, folder: Path, *, lose: Mapping[str, str] | None = None) -> list[BaseProcess]:
+    """Start ranks as a launcher would, each a host of its own; what they print goes to folder/rank0, rank1 …
+
+    Args:
+        lose: variables of the last rank, which ends (LOSE_BY, a signal's name) before its step LOSE_AT.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -34,16 +41,16 @@ def start(
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(len(argv)),
-        "LOCAL_WORLD_SIZE": str(len(argv)),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
         "OMP_NUM_THREADS": "1",
         "PREFTREE_CACHE": os.environ["PREFTREE_CACHE"],
-        **(environment or {}),
     }
     processes: list[BaseProcess] = []
-    for rank, words in enumerate(argv):
-        variables = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = context.Process(target=_rank, args=(list(words), variables, folder / f"rank{rank}"), daemon=True)
+    for rank in range(count):
+        variables = {**common, "RANK": str(rank), **((lose or {}) if rank == count - 1 else {})}
+        process = context.Process(target=_rank, args=(list(argv), variables, folder / f"rank{rank}"), daemon=True)
         process.start()
         processes.append(process)
     return processes
@@ -60,10 +67,15 @@ def finish(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int |
     return codes
 
 
+def said(folder: Path, count: int) -> list[str]:
+    """What each rank printed."""
+    return [(folder / f"rank{rank}").read_text() for rank in range(count)]
+
+
 def together(argv: Sequence[str], count: int, folder: Path) -> str:
     """Run one command line on several ranks, all of which must succeed; returns what rank 0 printed."""
-    codes = finish(start([argv] * count, folder))
-    printed = [(folder / f"rank{rank}").read_text() for rank in range(count)]
+    codes = finish(start(argv, count, folder))
+    printed = said(folder, count)
     assert codes == [0] * count, "\n".join(
         f"--- rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(zip(codes, printed, strict=True))
     )
@@ -79,4 +91,17 @@ def _rank(argv: list[str], environment: dict[str, str], output: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    if "LOSE_AT" in environment:
+        _end_before(int(environment["LOSE_AT"]), signal.Signals[environment["LOSE_BY"]])
     sys.exit(main_train(argv))
+
+
+def _end_before(step: int, by: signal.Signals) -> None:
+    whole = PreferenceTrainer.training_step
+
+    def training_step(self: PreferenceTrainer, *args: Any, **others: Any) -> Tensor:
+        if self.state.global_step == step - 1:
+            os.kill(os.getpid(), by)
+        return whole(self, *args, **others)
+
+    PreferenceTrainer.training_step = training_step  # type: ignore[method-assign]

@@ -317,7 +317,11 @@ def test_names_left_out_of_the_fingerprint_exist() -> None:
 def test_every_field_of_ours_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     inherited = {field.name for field in dataclasses.fields(TrainSettings.__mro__[1])}
     for cls in GROUPS:
-        own = {name for name in cls.__annotations__ if not name.startswith("_")} - {"notes", "cpu_by_default"}
+        own = {name for name in cls.__annotations__ if not name.startswith("_")} - {
+            "notes",
+            "cpu_by_default",
+            "sharding",
+        }
         assert own <= set(field_docs(cls)), cls
         assert own - inherited
     with pytest.raises(SystemExit) as ended:
