@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preftree.forest import Bundle, grow
@@ -20,6 +20,7 @@ def tokens(bundles: list[Bundle], share: list[int]) -> int:
     return sum(tree.size for tree in grow([bundles[i] for i in share]))
 
 
+@settings(deadline=None)
 @given(batches(max_bundles=8), st.integers(1, 5))
 def test_every_bundle_is_in_one_share(bundles: list[Bundle], parts: int) -> None:
     found = shares(bundles, parts)
@@ -31,6 +32,7 @@ def test_every_bundle_is_in_one_share(bundles: list[Bundle], parts: int) -> None
         assert all(found)
 
 
+@settings(deadline=None)
 @given(batches(max_bundles=8), st.integers(2, 4))
 def test_the_largest_share_is_bounded(bundles: list[Bundle], parts: int) -> None:
     """Greedy dealing ends at most one run above the mean, and a run is one bundle or at most a fair share."""
