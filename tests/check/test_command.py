@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -164,3 +166,9 @@ def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], piece: s
         main([word.format(bad=bad, there=tmp_path) for word in words])
     assert piece in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_it_starts_without_torch() -> None:
+    code = "import sys, preftree.check.run; print(sorted({'torch', 'datasets', 'scipy', 'ftfy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
