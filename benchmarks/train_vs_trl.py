@@ -26,6 +26,10 @@ SIDES = ("preftree", "trl")
 
 
 def main() -> int:
+    if "cuda" in sys.argv and "--model" not in sys.argv:  # --device cuda: shapes of large models, random weights
+        import cuda_shapes
+
+        return cuda_shapes.main(sys.argv[1:])
     args = _arguments()
     if args.child:
         print("RESULT " + json.dumps(_child(args)))

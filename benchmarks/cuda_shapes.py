@@ -1,0 +1,384 @@
+"""The GPU half of `train_vs_trl.py`: random weights in the shapes of real models, token ids of Orca pairs' lengths.
+
+    python benchmarks/train_vs_trl.py --device cuda            # three shapes, both sides, under 8 minutes on an H100
+
+Nothing is downloaded: models are made from their configs, in bfloat16 on the device. LoRA r=16 on every linear layer,
+8 pairs an optimizer step (the original recipe's 1 x 8). Each side runs in a fresh process. TRL's is searched first:
+every number of pairs at once, without and with checkpointing, as far as memory goes, one step of each; the fastest is
+timed. Of both, the first step (set-up, compilation) is left out, the reference pass is counted. preftree's second
+epoch, whose reference is remembered, is given beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: Prompt, chosen and rejected tokens of 48 Orca pairs, evenly over 180 sorted by size (SmolLM2's tokenizer, 512 + 512).
+# fmt: off
+LENGTHS = (
+    (96, 71, 97), (182, 15, 122), (186, 78, 102), (113, 2, 274), (92, 153, 155), (98, 134, 183), (89, 151, 207),
+    (97, 29, 334), (306, 47, 119), (98, 97, 282), (257, 2, 236), (100, 158, 246), (101, 110, 312), (199, 259, 74),
+    (74, 128, 341), (104, 71, 382), (146, 127, 288), (98, 246, 232), (99, 224, 262), (512, 9, 82), (512, 13, 85),
+    (420, 86, 116), (512, 30, 88), (138, 73, 441), (98, 245, 321), (109, 340, 225), (97, 183, 413), (512, 81, 109),
+    (92, 448, 168), (125, 260, 328), (471, 27, 227), (127, 100, 508), (202, 229, 318), (76, 276, 413), (481, 154, 183),
+    (118, 330, 388), (512, 221, 114), (90, 419, 357), (101, 92, 690), (66, 269, 562), (170, 223, 524), (89, 319, 531),
+    (160, 372, 509), (423, 221, 442), (194, 402, 511), (99, 431, 686), (80, 559, 684), (105, 700, 727),
+)
+# fmt: on
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm2-135m": (
+        "Llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "llama-2-7b": (
+        "Llama",
+        {
+            "vocab_size": 32000,
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 4096,
+        },
+    ),
+    "mpt-7b": ("Mpt", {"vocab_size": 50432, "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}),
+    "tiny": (
+        "Llama",
+        {
+            "vocab_size": 300,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+        },
+    ),
+}  # fmt: skip
+SIDES = ("preftree", "trl")
+STEP = 8
+
+
+@dataclass(frozen=True)
+class Ids:
+    """One pair's token ids."""
+
+    prompt_ids: tuple[int, ...]
+    chosen_ids: tuple[int, ...]
+    rejected_ids: tuple[int, ...]
+
+
+def make_pairs(count: int, vocabulary: int, shorter: int = 1) -> list[Ids]:
+    """Random ids in the lengths of `LENGTHS`, in an order fixed by a seed; lengths divided by `shorter`."""
+    draw = random.Random(0)
+    lengths = list(LENGTHS)
+    draw.shuffle(lengths)
+
+    def ids(length: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, vocabulary) for _ in range(-(-length // shorter)))
+
+    return [Ids(*(ids(length) for length in lengths[i % len(lengths)])) for i in range(count)]
+
+
+def make_model(shape: str, device: str) -> Any:
+    """A model with random weights, with LoRA r=16 on every linear layer; bfloat16, but float32 on a CPU."""
+    import torch
+    import transformers
+
+    from preftree.model.lora import add_lora
+
+    kind, fields = SHAPES[shape]
+    config = getattr(transformers, f"{kind}Config")(**fields)
+    torch.manual_seed(0)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    with torch.device(device):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return add_lora(model, rank=16, alpha=16)
+
+
+def arguments(folder: str, steps: int, device: str) -> dict[str, Any]:
+    """What both trainers are told."""
+    return {
+        "output_dir": folder,
+        "max_steps": steps,
+        "learning_rate": 5e-4,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1000,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "seed": 0,
+    }
+
+
+def clock(device: str) -> Any:
+    """A trainer callback that keeps when each step ended, once the device is done with it."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Clock(TrainerCallback):
+        def __init__(self) -> None:
+            self.ends: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if device != "cpu":
+                torch.accelerator.synchronize()
+            self.ends.append(time.perf_counter())
+
+        def seconds(self, first: int, last: int) -> float:
+            """Of the steps after number `first` up to number `last`, counted from 1."""
+            return self.ends[last - 1] - self.ends[first - 1]
+
+    return Clock()
+
+
+def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
+    """Two epochs: the reference is computed in the first and remembered in the second."""
+    from transformers import TrainingArguments
+
+    from preftree.model.score import attach, causal_model
+    from preftree.train.budget import choose_budget
+    from preftree.train.reference import Reference
+    from preftree.train.step import Objective
+    from preftree.train.trainer import PreferenceTrainer
+
+    attachment = attach(model)
+    budget = choose_budget(causal_model(model), pairs, device=device, checkpointing=False, asked=None)
+    steps, watch = len(pairs) // STEP, clock(device)
+    trainer = PreferenceTrainer(
+        model,
+        TrainingArguments(**arguments(folder, 2 * steps, device), per_device_train_batch_size=STEP),
+        train_pairs=pairs,
+        eval_pairs=[],
+        reference=Reference(model),
+        objective=Objective(),
+        budget=budget.value,
+        callbacks=[watch],
+    )
+    trainer.train()
+    return {
+        "seconds": watch.seconds(1, steps),
+        "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
+        "setting": f"{attachment.name}, forests of {budget.value} tokens",
+        "attention": attachment.reason,
+    }
+
+
+def run_trl(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
+    """The fastest of TRL's settings, each tried for one step after one to set up."""
+    import torch
+
+    tried: dict[tuple[int, bool], float] = {}
+    for checkpointing in (False, True):
+        for batch in (8, 4, 2, 1):
+            try:
+                tried[batch, checkpointing] = _trl(model, pairs[: 2 * STEP], folder, device, batch, checkpointing)
+            except torch.OutOfMemoryError:
+                continue
+            finally:
+                _release(model, device)
+            if len(tried) > 1 and tried[batch, checkpointing] > 1.05 * min(tried.values()):
+                break  # fewer pairs at once are slower still
+        if tried and not checkpointing and max(batch for batch, _ in tried) == STEP:
+            break  # memory suffices, and recomputing costs time
+    if not tried:
+        return {"seconds": float("nan"), "setting": "out of memory in every setting"}
+    batch, checkpointing = min(tried, key=tried.__getitem__)
+    if device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+    return {
+        "seconds": _trl(model, pairs, folder, device, batch, checkpointing),
+        "setting": f"pairs of {batch}, {'' if checkpointing else 'no '}checkpointing",
+        "tried": {f"{b}, checkpointing {c}": taken for (b, c), taken in tried.items()},
+    }
+
+
+def _trl(model: Any, pairs: list[Ids], folder: str, device: str, batch: int, checkpointing: bool) -> float:
+    """Seconds of all steps but the first."""
+    from datasets import Dataset
+    from trl import DPOConfig, DPOTrainer
+
+    class Tokenized(DPOTrainer):
+        """Takes token ids as they are."""
+
+        def _prepare_dataset(self, dataset: Any, *others: Any, **more: Any) -> Any:
+            return dataset
+
+    steps, watch = len(pairs) // STEP, clock(device)
+    config = DPOConfig(
+        **arguments(folder, steps, device),
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=STEP // batch,
+        gradient_checkpointing=checkpointing,
+        max_length=None,
+        bf16=device != "cpu",
+    )
+    rows = [
+        {name: list(getattr(pair, name)) for name in ("prompt_ids", "chosen_ids", "rejected_ids")} for pair in pairs
+    ]
+    trainer = Tokenized(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=_tokenizer(model.config.vocab_size),
+        callbacks=[watch],
+    )
+    trainer.train()
+    return float(watch.seconds(1, steps))
+
+
+def _release(model: Any, device: str) -> None:
+    """Undo what an attempt left: its copy of the adapter for the reference, and its memory."""
+    import gc
+
+    import torch
+
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")
+    model.zero_grad()
+    gc.collect()
+    if device != "cpu":
+        torch.accelerator.empty_cache()
+
+
+def _tokenizer(vocabulary: int) -> Any:
+    """TRL asks for one, and here takes nothing from it but the padding id."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2, **{f"w{i}": i for i in range(3, vocabulary)}}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), pad_token="<pad>", eos_token="<eos>"
+    )
+
+
+def useful_flops(model: Any, pairs: list[Ids]) -> float:
+    """Arithmetic of one epoch that no exact method can leave out (see `train_vs_trl.py`), the reference included."""
+    inner = model.get_base_model()
+    tables = {id(m): m.weight.numel() for m in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    weights = {id(p): p.numel() for n, p in inner.named_parameters() if "lora_" not in n and p.dim() == 2}
+    embeddings = {id(m.weight) for m in (inner.get_input_embeddings(), inner.get_output_embeddings())}
+    body = sum(count for key, count in weights.items() if key not in embeddings)
+    head = tables[id(inner.get_output_embeddings())]
+    scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    tree = scored + sum(len(p.prompt_ids) for p in pairs)
+    return 6.0 * body * tree + 6.0 * head * scored
+
+
+def gemm_peak(device: str) -> float:
+    """FLOP/s of a large matrix product, the best of several."""
+    import torch
+
+    size, dtype = (512, torch.float32) if device == "cpu" else (8192, torch.bfloat16)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        a @ a
+        if device != "cpu":
+            torch.accelerator.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def child(shape: str, side: str, device: str, steps: int) -> dict[str, Any]:
+    """One side on one shape, in this process."""
+    from preftree.device import peak_memory
+
+    peak = gemm_peak(device)
+    model = make_model(shape, device)
+    pairs = make_pairs(STEP * steps, SHAPES[shape][1]["vocab_size"], shorter=8 if shape == "tiny" else 1)
+    run: Callable[..., dict[str, Any]] = run_preftree if side == "preftree" else run_trl
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(model, pairs, folder, device)
+    timed = pairs[STEP:]
+    result = {
+        **found,
+        "pairs_per_second": len(timed) / found["seconds"],
+        "utilisation": useful_flops(model, timed) / found["seconds"] / peak,
+        "peak_gib": peak_memory(device) / 2**30,
+        "gemm_peak_tflops": peak / 1e12,
+    }
+    if "seconds_cached" in found:
+        result["pairs_per_second_cached"] = len(timed) / found["seconds_cached"]
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Run all shapes and print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--shapes", nargs="+", default=["smollm2-135m", "llama-2-7b", "mpt-7b"], choices=list(SHAPES))
+    parser.add_argument("--steps", type=int, default=6, help=f"steps of {STEP} pairs; the first is not timed")
+    parser.add_argument("--json", help="file for all numbers")
+    parser.add_argument("--child", nargs=2, metavar=("SHAPE", "SIDE"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.steps < 2:
+        parser.error(f"--steps must be at least 2, got {args.steps}: the first one is not timed")
+    if args.child:
+        print("RESULT " + json.dumps(child(*args.child, args.device, args.steps)))
+        return 0
+    results = {shape: {side: _fresh(shape, side, args) for side in SIDES} for shape in args.shapes}
+    print(table(results))
+    if args.json:
+        from preftree.device import environment
+
+        Path(args.json).write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
+    return 0
+
+
+def _fresh(shape: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
+    start = time.perf_counter()
+    command = [sys.executable, __file__, "--device", args.device, "--steps", str(args.steps), "--child", shape, side]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not lines:
+        sys.exit(f"{shape}, {side}: failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
+    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    print(f"{shape:14}{side:10}{found['pairs_per_second']:8.2f} pairs/s  ({time.perf_counter() - start:.0f} s)  "
+          f"{found['setting']}", flush=True)  # fmt: skip
+    return found
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Both sides of each shape, and their ratios."""
+    lines = ["", f"{'':14}{'':10}{'pairs/s':>9}{'cached':>9}{'peak GiB':>10}{'utilisation':>13}"]
+    for shape, sides in results.items():
+        for side, found in sides.items():
+            cached = f"{found['pairs_per_second_cached']:.2f}" if "pairs_per_second_cached" in found else ""
+            lines.append(
+                f"{shape:14}{side:10}{found['pairs_per_second']:9.2f}{cached:>9}{found['peak_gib']:10.1f}"
+                f"{100 * found['utilisation']:12.0f}%"
+            )
+        ours, theirs = (sides[side] for side in SIDES)
+        speed, memory = (a[key] / b[key] for a, b, key in
+                         ((ours, theirs, "pairs_per_second"), (ours, theirs, "peak_gib")))  # fmt: skip
+        lines.append(f"{'':14}{'ratio':10}{speed:9.2f}{'':9}{memory:10.2f}")
+    peak = statistics.median(found["gemm_peak_tflops"] for sides in results.values() for found in sides.values())
+    return "\n".join([*lines, f"GEMM peak {peak:.1f} TFLOP/s; utilisation is useful arithmetic over it"])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
