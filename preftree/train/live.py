@@ -19,6 +19,8 @@ from preftree.train.metrics import Pulse, SpeedMeter
 
 #: Seconds between two lines where the output is no terminal.
 QUIET_SECONDS = 10.0
+#: Seconds between two updates of a live line: reading its numbers waits for the device.
+LIVE_SECONDS = 0.5
 
 
 class LiveLine(TrainerCallback):
@@ -46,10 +48,9 @@ class LiveLine(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         now = time.perf_counter()
-        if self.live is not None:
-            self.live.update(self.line(state))
-        elif now - self.printed >= QUIET_SECONDS or state.global_step == state.max_steps:
-            self.console.print(self.line(state))
+        pause = QUIET_SECONDS if self.live is None else LIVE_SECONDS
+        if now - self.printed >= pause or state.global_step == state.max_steps:
+            (self.console.print if self.live is None else self.live.update)(self.line(state))
             self.printed = now
 
     def on_train_end(
