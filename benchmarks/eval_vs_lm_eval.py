@@ -83,22 +83,28 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     import datasets
+    import torch
     from lm_eval.models.huggingface import HFLM
 
     from preftree.evaluate.cache import RequestCache
     from preftree.evaluate.harness import PreftreeLM
     from preftree.evaluate.tasks import expand, plan_tasks
+    from preftree.model.load import load_model, load_tokenizer, resolve
+    from preftree.model.lora import load_adapter
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     side, _, batch_size = args.child.partition(":")
-    common = {"peft": args.adapter, "dtype": args.dtype, "device": args.device}
-    ours = PreftreeLM(args.model, tokens_per_forest=args.tokens_per_forest, **common)
-    lm: Any = ours
+    lm: Any
     if side == "hf":
-        # The same weights in memory (of GGUF there is no other way), with the attention that lm-eval would run.
-        ours.model.set_attn_implementation("sdpa") if hasattr(ours.model, "set_attn_implementation") else None
-        lm = HFLM(pretrained=ours.model, tokenizer=ours.tokenizer, batch_size=batch_size)
+        # Loaded here and not by lm-eval, which cannot read the bundled model's GGUF file with its tokenizer.
+        source = resolve(args.model)
+        model: Any = load_model(source, getattr(torch, args.dtype)).to(args.device)
+        model = load_adapter(model, args.adapter) if args.adapter else model
+        lm = HFLM(pretrained=model, tokenizer=load_tokenizer(source), batch_size=batch_size)
+    else:
+        common = {"peft": args.adapter, "dtype": args.dtype, "device": args.device}
+        lm = PreftreeLM(args.model, tokens_per_forest=args.tokens_per_forest, **common)
     if args.answers:
         cache = RequestCache(Path(args.answers) / f"{side}-{args.dtype}")
     with tempfile.TemporaryDirectory() as folder:
@@ -116,8 +122,6 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     for name, asked in requests.items():
         tasks[name] |= {"questions": len({(r.task_name, r.doc_id) for r in asked}), "requests": len(asked)}
         tasks[name]["metrics"] = _metrics(loaded["tasks"], asked, tasks[name]["answers"])
-    import torch
-
     return {"tasks": tasks, "peak_gib": memory.peak / 2**30, "threads": torch.get_num_threads()}
 
 

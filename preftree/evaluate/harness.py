@@ -90,6 +90,7 @@ class PreftreeLM(HFLM):
             model = pretrained
         if peft:
             model = load_adapter(model, peft)
+        model.requires_grad_(False)  # frozen weights may go through fused kernels
         with _without_warnings():
             super().__init__(pretrained=model, dtype=None, **options)
         self.pretrained, self.peft, self.revision = str(pretrained), peft, revision

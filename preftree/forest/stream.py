@@ -126,12 +126,10 @@ class Stream:
         end_T = self.end_N[place_T].long().clamp(max=stop) - start + known
         first, last = torch.searchsorted(self.row_S, torch.tensor([start, stop])).tolist()
         row_R, slot_S = torch.unique_consecutive(self.row_S[first:last], return_inverse=True)
-        depth_T = self.depth_N[place_T].long()
+        id_T, depth_T = self.id_N[place_T].long(), self.depth_N[place_T].long()
+        segments = _segments(depth_T, end_T, known)
         return Stretch(
-            forest=_bare(
-                *(x.to(device) for x in (self.id_N[place_T].long(), depth_T, end_T)),
-                segments=_segments(depth_T, end_T, known),
-            ),
+            forest=_bare(id_T.to(device), depth_T.to(device), end_T.to(device), segments),
             known=known,
             keep=keep.to(device),
             row_R=(row_R - start).to(device),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from preftree.forest import Forest
 from preftree.forest.stream import Request, Stream, Stretch
 from preftree.model import families
-from preftree.model.attention import Attend, Rules, blocks
+from preftree.model.attention import Attend, Rules, blocks, native
 from preftree.model.logprob import Head, token_scores
 from preftree.model.score import attach, attached, causal_model, evaluating, plain_truth, probe_forest
 
@@ -31,9 +31,14 @@ class Answer:
 
 
 class Memory:
-    """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers."""
+    """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers.
 
-    def __init__(self) -> None:
+    Args:
+        compiled: use the CPU's compiled attention where it can be.
+    """
+
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, stretch: Stretch) -> Attend:
@@ -47,6 +52,8 @@ class Memory:
                 key_KTD = torch.cat([key_KKD, key_KTD], dim=1)
                 value_KTD = torch.cat([value_KKD, value_KTD], dim=1)
             self._kept.append((key_KTD[:, stretch.keep], value_KTD[:, stretch.keep]))
+            if self.compiled and native.can_attend(query_HTD, stretch.forest, rules):
+                return native.attend_fresh(query_HTD, key_KTD, value_KTD, stretch.forest, rules)
             if rules.window not in plans:
                 plans[rules.window] = blocks.plan(stretch, rules.window)
             return blocks.attend(query_HTD, key_KTD, value_KTD, plans[rules.window], rules)
@@ -90,7 +97,8 @@ def score_requests(
         progress: called with (tokens done, tokens in all) after each forward pass.
     """
     causal = causal_model(model)
-    stream, body, memory = Stream(requests), families.prepare(causal), Memory()
+    attachment = attached(model) or attach(model)
+    stream, body, memory = Stream(requests), families.prepare(causal), Memory(attachment.name == "native")
     logprob_N = torch.zeros(len(requests), dtype=torch.float64)
     greedy_N = torch.ones(len(requests), dtype=torch.bool)
     left_N = torch.tensor([len(request.continuation) for request in requests])

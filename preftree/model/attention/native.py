@@ -24,14 +24,38 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     Raises:
         DeviceError: the kernel cannot be compiled or loaded here.
     """
-    kernel = library()
-    size = query_HTD.shape[2]
+    if not can_attend(query_HTD, forest, rules):
+        return cpu.attend(query_HTD, key_KTD, value_KTD, forest, rules)
+    out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, forest, rules)
+    return out_THD
+
+
+def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
+    """Is this what the kernel computes: float32, no softcap, no window that hides anything, whole vectors?"""
     deepest = max(segment.position + segment.end - segment.start for segment in forest.segments)
     windowed = rules.window is not None and rules.window < deepest
     plain = not windowed and rules.softcap is None and query_HTD.dtype == torch.float32
-    if not plain or query_HTD.device.type != "cpu" or size % kernel.preftree_vector_length():
-        return cpu.attend(query_HTD, key_KTD, value_KTD, forest, rules)
-    out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, forest, rules)
+    return plain and query_HTD.device.type == "cpu" and query_HTD.shape[2] % library().preftree_vector_length() == 0
+
+
+def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: Forest, rules: Rules) -> Tensor:
+    """Attention of a forest's last T tokens, whose queries these are, over all of it; returns (T, H, D).
+
+    Forward only, and only for what `can_attend` says.
+    """
+    query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
+    heads, tokens, size = query_HTD.shape
+    known = len(forest) - tokens
+    out_THD, total_HA = query_HTD.new_empty(tokens, heads, size), query_HTD.new_empty(heads, len(forest))
+    layout = _layout(forest)
+    layout.known = known
+    query, out = query_HTD.data_ptr(), out_THD.data_ptr()
+    # Rows are counted from the first known token, which has neither a query nor an output.
+    query -= known * query_HTD.stride(1) * query_HTD.element_size()
+    out -= known * heads * size * out_THD.element_size()
+    shape = _shape(query_HTD, key_KAD, value_KAD, rules)
+    arrays = (query, *addresses(key_KAD, value_KAD), out, *addresses(total_HA))
+    library().preftree_forward(ctypes.byref(layout), ctypes.byref(shape), *arrays)
     return out_THD
 
 
@@ -39,7 +63,7 @@ class _Layout(ctypes.Structure):
     """`Forest` of attention.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "segments")),
+        *((name, ctypes.c_int64) for name in ("tokens", "segments", "known")),
         *((name, ctypes.c_void_p) for name in ("start", "end", "parent", "position")),
     ]
 
@@ -64,7 +88,7 @@ def _layout(forest: Forest) -> _Layout:
     if forest not in _layouts:
         columns = torch.tensor([(s.start, s.end, s.parent, s.position) for s in forest.segments]).T.contiguous()
         addresses = [column.data_ptr() for column in columns]
-        _layouts[forest] = _Layout(len(forest), len(forest.segments), *addresses), columns
+        _layouts[forest] = _Layout(len(forest), len(forest.segments), 0, *addresses), columns
     return _layouts[forest][0]
 
 
@@ -79,12 +103,18 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
+def _readable(rules: Rules) -> Rules:
+    """With slopes as the kernel reads them. They must live until it is done."""
+    if rules.slopes_H is None:
+        return rules
+    return Rules(rules.scale, rules.window, rules.softcap, rules.slopes_H.float().contiguous())
+
+
 class _KernelAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query_HTD, key_KTD, value_KTD, forest: Forest, rules: Rules):  # type: ignore[no-untyped-def]
         query_HTD, key_KTD, value_KTD = _rows(query_HTD), _rows(key_KTD), _rows(value_KTD)
-        if rules.slopes_H is not None:
-            rules = Rules(rules.scale, rules.window, rules.softcap, rules.slopes_H.float().contiguous())
+        rules = _readable(rules)
         heads, tokens, size = query_HTD.shape
         out_THD, total_HT = query_HTD.new_empty(tokens, heads, size), query_HTD.new_empty(heads, tokens)
         shape = _shape(query_HTD, key_KTD, value_KTD, rules)

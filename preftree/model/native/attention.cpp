@@ -75,6 +75,7 @@ extern "C" {
 
 struct Forest {
     int64_t tokens, segments;
+    int64_t known;  // the first tokens are keys only; no segment lies on both sides
     const int64_t *start, *end, *parent, *position;  // of each segment; parents come before children
 };
 
@@ -193,7 +194,7 @@ struct Rows {
 std::vector<Rows> row_blocks(const Forest& f) {
     std::vector<Rows> blocks;
     for (int64_t s = 0; s < f.segments; ++s)
-        for (int64_t row = f.start[s]; row < f.end[s]; row += ROWS)
+        for (int64_t row = f.start[s]; f.known <= row && row < f.end[s]; row += ROWS)
             blocks.push_back({s, row, std::min<int64_t>(ROWS, f.end[s] - row)});
     return blocks;
 }
