@@ -80,7 +80,7 @@ class Forest:
         """
         layout = _Layout()
         for tree in trees:
-            layout.add(tree, parent=-1)
+            layout.add(tree)
         return layout.forest(torch.device(device), shape)
 
     @classmethod
@@ -169,7 +169,22 @@ class _Layout:
         self.leaves: list[int] = []
         self.targets: list[int] = []
 
-    def add(self, node: Node, parent: int) -> None:
+    def add(self, tree: Node) -> None:
+        """Lay out a tree, depth first. No recursion: forks may nest deeply."""
+        waiting = [(tree, -1)]
+        first = len(self.segments)
+        while waiting:
+            node, parent = waiting.pop()
+            waiting += [(child, len(self.segments)) for child in reversed(node.children)]
+            self._add_node(node, parent)
+        ends: dict[int, int] = {}  # of the subtree below each segment: children come after their parents
+        for index in range(len(self.segments) - 1, first - 1, -1):
+            segment = self.segments[index]
+            end = max(segment.end, ends.get(index, 0))
+            ends[segment.parent] = max(end, ends.get(segment.parent, 0))
+            self.ends[segment.start : segment.end] = [end] * (segment.end - segment.start)
+
+    def _add_node(self, node: Node, parent: int) -> None:
         if not node.tokens:
             raise ValueError("a node without tokens")
         above = self.segments[parent] if parent >= 0 else None
@@ -183,14 +198,10 @@ class _Layout:
             self.leaf_ids.append(node.leaf)
             self.predictors += [above.end - 1, *range(start, end - 1)]
             self.leaves += [leaf] * len(node.tokens)
-        index = len(self.segments)
         self.segments.append(Segment(start, end, parent, position, leaf))
         self.ids += node.tokens
         self.positions += range(position, position + len(node.tokens))
         self.ends += [0] * len(node.tokens)
-        for child in node.children:
-            self.add(child, index)
-        self.ends[start:end] = [len(self.ids)] * (end - start)
 
     def fill(self, shape: Shape) -> None:
         """Add filling tokens, each a segment of its own, and filling scored tokens."""

@@ -6,6 +6,7 @@ its own, since there is no smaller way to compute it exactly.
 
 from __future__ import annotations
 
+from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
 from preftree.forest.forest import Shape
@@ -29,19 +30,23 @@ def pack(bundles: Sequence[Bundle], budget: int | Shape, min_shared: int = MIN_S
         return size if size <= tokens and _has_room(shape, group) else None
 
     runs = _cut_in_order(sorted(bundles, key=lambda b: (b.prompt, b.continuations)), measure, min_shared)
-    forests: list[tuple[int, list[Bundle]]] = []
+    forests: list[list[Bundle]] = []
+    held: list[tuple[int, int]] = []  # (tokens, −index) of each forest, ascending
     for size, run in sorted(runs, key=lambda item: -item[0]):
         # Fullest forest that still has room (best fit): leaves the fewest half-empty ones.
-        fitting = [i for i, (held, _) in enumerate(forests) if held + size <= tokens]
-        for i in sorted(fitting, key=lambda i: -forests[i][0]):
-            together = forests[i][1] + run
+        for place in range(bisect_right(held, (tokens - size, 1)) - 1, -1, -1):
+            index = -held[place][1]
+            together = forests[index] + run
             # Grown, not added up: a run that forks an earlier trunk can cost that trunk its sharing.
             if (grown := measure(together)) is not None:
-                forests[i] = (grown, together)
+                del held[place]
+                forests[index] = together
+                insort(held, (grown, -index))
                 break
         else:
-            forests.append((size, run))
-    return [group for _, group in forests]
+            insort(held, (size, -len(forests)))
+            forests.append(run)
+    return forests
 
 
 def _has_room(shape: Shape | None, group: Sequence[Bundle]) -> bool:
@@ -57,15 +62,42 @@ def _cut_in_order(
 ) -> list[tuple[int, list[Bundle]]]:
     """Runs of neighbours, each with its tree tokens; a run ends where the budget or the sharing does."""
     runs: list[tuple[int, list[Bundle]]] = []
-    for bundle in ordered:
-        if runs and _shares(runs[-1][1][-1].prompt, bundle.prompt, min_shared):
-            longer = [*runs[-1][1], bundle]
-            # What neighbours share may fork inside the threshold for the run as a whole, so it is grown.
-            if (size := measure(longer)) is not None:
-                runs[-1] = (size, longer)
-                continue
-        runs.append((bundle.size, [bundle]))
+    start = 0
+    while start < len(ordered):
+        size, count = _longest_run(ordered, start, measure, min_shared)
+        runs.append((size, list(ordered[start : start + count])))
+        start += count
     return runs
+
+
+def _longest_run(
+    ordered: Sequence[Bundle], start: int, measure: Callable[[Sequence[Bundle]], int | None], min_shared: int
+) -> tuple[int, int]:
+    """Tree tokens and number of the bundles from `start` on that share and fit.
+
+    What neighbours share may fork inside the threshold for the run as a whole, so runs are grown, not added up. A
+    longer run never has fewer tokens: lengths are tried by doubling, then by halves.
+    """
+    size, fits, fails = ordered[start].size, 1, None
+    linked = 1  # bundles from `start` on, each of which shares with the one before it
+    while fails is None or fails - fits > 1:
+        wanted = 2 * fits if fails is None else (fits + fails) // 2
+        while linked < wanted:
+            following = start + linked
+            if following == len(ordered) or not _shares(
+                ordered[following - 1].prompt, ordered[following].prompt, min_shared
+            ):
+                fails = linked + 1
+                break
+            linked += 1
+        wanted = min(wanted, linked)
+        if wanted == fits:
+            break
+        if (grown := measure(ordered[start : start + wanted])) is None:
+            fails = wanted
+        else:
+            size, fits = grown, wanted
+    return size, fits
 
 
 def _shares(a: tuple[int, ...], b: tuple[int, ...], min_shared: int) -> bool:

@@ -51,13 +51,15 @@ class Node:
     @property
     def size(self) -> int:
         """Tokens of the whole subtree."""
-        return len(self.tokens) + sum(child.size for child in self.children)
+        return sum(len(node.tokens) for node in self.walk())
 
     def walk(self) -> Iterator[Node]:
-        """The nodes of the subtree, depth first, parents before children."""
-        yield self
-        for child in self.children:
-            yield from child.walk()
+        """The nodes of the subtree, depth first, parents before children. No recursion: forks may nest deeply."""
+        waiting = [self]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            waiting += reversed(node.children)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
@@ -77,25 +79,30 @@ def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
     for bundle in bundles:
         leaves = answers.setdefault(bundle.prompt, [])
         leaves += [Node(c, leaf=i) for c, i in zip(bundle.continuations, bundle.leaf_ids, strict=True)]
-    return _branch(sorted(answers.items(), key=lambda item: item[0]), 0, min_shared) if answers else []
+    return _branch(sorted(answers.items(), key=lambda item: item[0]), min_shared) if answers else []
 
 
-def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], depth: int, min_shared: int) -> list[Node]:
-    """Trees for sorted (prompt, leaves) entries whose first `depth` tokens are equal and stand above."""
-    if len(entries) == 1:
-        prompt, leaves = entries[0]
-        return [Node(prompt[depth:], list(leaves))]
-    # Entries are sorted, so what the first and the last have in common, all have in common.
-    fork = common_prefix(entries[0][0], entries[-1][0], depth)
-    groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], list[Node]]]] = {}
-    for entry in entries:
-        groups.setdefault(entry[0][fork : fork + 1], []).append(entry)
-    if fork - depth < min_shared:
-        return [tree for group in groups.values() for tree in _branch(group, depth, min_shared)]
-    ending_here = groups.pop((), [])  # at most one: a prompt that is itself the beginning of others
-    trunk = Node(entries[0][0][depth:fork])
-    for _, leaves in ending_here:
-        trunk.children += leaves
-    for group in groups.values():
-        trunk.children += _branch(group, fork, min_shared)
-    return [trunk]
+def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], min_shared: int) -> list[Node]:
+    """Trees for sorted (prompt, leaves) entries."""
+    trees: list[Node] = []
+    # Entries whose first `depth` tokens are equal and stand above, and where what follows them goes.
+    waiting = [(entries, 0, trees)]
+    while waiting:
+        entries, depth, into = waiting.pop()
+        if len(entries) == 1:
+            prompt, leaves = entries[0]
+            into.append(Node(prompt[depth:], list(leaves)))
+            continue
+        # Entries are sorted, so what the first and the last have in common, all have in common.
+        fork = common_prefix(entries[0][0], entries[-1][0], depth)
+        groups: dict[tuple[int, ...], list[tuple[tuple[int, ...], list[Node]]]] = {}
+        for entry in entries:
+            groups.setdefault(entry[0][fork : fork + 1], []).append(entry)
+        if fork - depth >= min_shared:
+            trunk = Node(entries[0][0][depth:fork])
+            for _, leaves in groups.pop((), []):  # at most one: a prompt that is itself the beginning of others
+                trunk.children += leaves
+            into.append(trunk)
+            depth, into = fork, trunk.children
+        waiting += [(group, depth, into) for group in reversed(groups.values())]
+    return trees

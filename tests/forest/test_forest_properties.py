@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -214,3 +215,28 @@ def test_an_empty_forest_has_empty_arrays() -> None:
     assert forest.dense_mask().shape == (0, 0)
     assert forest.input_ids_T.dtype == torch.long
     assert forest.predictor_S.shape == forest.target_S.shape == forest.leaf_S.shape == (0,)
+
+
+def test_thousands_of_bundles_are_packed_in_seconds() -> None:
+    """One beginning under all of them, and forks inside it; growing a run anew for each bundle took minutes."""
+    rng = random.Random(0)
+    system = tuple(range(100, 130))
+    prompts = [system + tuple(rng.randrange(3) for _ in range(30)) + (i,) for i in range(3000)]
+    bundles = [Bundle(prompt, ((1, 2), (3,)), (2 * i, 2 * i + 1)) for i, prompt in enumerate(prompts)]
+    started = time.perf_counter()
+    groups = pack(bundles, 2048)
+    assert sum(len(group) for group in groups) == 3000
+    assert all(sum(tree.size for tree in grow(group)) <= 2048 for group in groups)
+    assert len(groups) < 70
+    assert time.perf_counter() - started < 30
+
+
+def test_forks_may_nest_deeper_than_python_recurses() -> None:
+    """Conversations that grow turn by turn: each prompt begins the next one."""
+    depth = 1500
+    prompts = [tuple(range(8 * (n + 1))) for n in range(depth)]
+    forest = Forest.of([Bundle(prompt, ((9000 + n,),), (n,)) for n, prompt in enumerate(prompts)])
+    assert len(forest) == 8 * depth + depth
+    assert forest.leaf_ids == tuple(range(depth))
+    assert [segment.position for segment in forest.segments if segment.leaf is not None] == [len(p) for p in prompts]
+    assert int(forest.subtree_end_T[0]) == len(forest)

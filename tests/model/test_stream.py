@@ -10,6 +10,7 @@ from peft import PeftModel
 
 from preftree.forest import Request
 from preftree.model import logprob
+from preftree.model.score import attach
 from preftree.model.stream import Answer, can_stream, score_requests
 from tests import tiny
 
@@ -98,3 +99,14 @@ def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     parts = score_requests(model, requests(), 1000)
     assert [a.greedy for a in parts] == [a.greedy for a in whole]
     assert [a.logprob for a in parts] == pytest.approx([a.logprob for a in whole], abs=1e-9)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gpt_neox", "mpt"])
+def test_the_compiled_attention_serves_streams(family: str) -> None:
+    model = tiny.FAMILIES[family]().requires_grad_(False)
+    if attach(model).name != "native":
+        pytest.skip(f"no compiled kernels here: {attach(model).reason}")
+    expected = plain(model, requests())
+    for budget in (1, 17, 1000):
+        found = score_requests(model, requests(), budget)
+        assert [a.logprob for a in found] == pytest.approx([b.logprob for b in expected], abs=2e-4)
