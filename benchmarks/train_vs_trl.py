@@ -136,9 +136,9 @@ def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: A
     from preftree.train.step import Objective
     from preftree.train.trainer import PreferenceTrainer
 
-    keep_freed_memory()  # as `preftree train` does
     attach(peft)
-    budget = choose_budget(causal_model(peft), pairs, device=args.device, checkpointing=False, asked=None)
+    keep_freed_memory()  # as `preftree train` does
+    budget = choose_budget(causal_model(peft), pairs, device=args.device)
     trainer = PreferenceTrainer(
         peft,
         TrainingArguments(**_training(args, folder), per_device_train_batch_size=args.step),
@@ -146,7 +146,7 @@ def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: A
         eval_pairs=[],
         reference=Reference(peft),
         objective=Objective(),
-        budget=budget.value,
+        budget=budget.tokens,
     )
     trainer.train()
     return _losses(trainer)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from accelerate.utils import convert_file_size_to_int
 from transformers import TrainingArguments
 
 from preftree.errors import SettingsError
@@ -32,7 +33,8 @@ LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
 _WITHOUT_EFFECT = """
     output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
-    overwrite_cache preprocessing_num_workers tokens_per_forest gradient_checkpointing
+    overwrite_cache preprocessing_num_workers tokens_per_forest max_memory
+    gradient_checkpointing
     gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs attention
     auto_find_batch_size torch_empty_cache_steps run_name project report_to disable_tqdm debug local_rank
     skip_memory_metrics do_train do_eval do_predict per_device_eval_batch_size prediction_loss_only
@@ -190,6 +192,8 @@ class TrainSettings(TrainingArguments):
     """No dropout while training, so that policy and reference are the same function at the start."""
     tokens_per_forest: int | None = None
     """Tokens computed at once, by default what memory allows; the objective does not depend on it."""
+    max_memory: str | None = None
+    """Memory that the process may take, such as 2GB: forests get smaller, activations are recomputed where need be."""
     reference_cache: bool = True
     """Keep reference log-probs on disk, by content, for later runs (preftree cache info says where)."""
     overwrite_output_dir: bool = False
@@ -238,6 +242,11 @@ class TrainSettings(TrainingArguments):
             problems.append(f"transformers refuses the training flags: {error}")
         _raise(problems)
 
+    @property
+    def max_bytes(self) -> int | None:
+        """`max_memory` in bytes. ValueError where it is none."""
+        return convert_file_size_to_int(self.max_memory) if self.max_memory is not None else None
+
     def _problems(self) -> list[str]:
         problems: list[str] = []
         if not self.output_dir:
@@ -258,6 +267,10 @@ class TrainSettings(TrainingArguments):
         ):
             _within(problems, name, getattr(self, name), 1)
         _within(problems, "tokens_per_forest", self.tokens_per_forest, 1)
+        try:
+            assert self.max_bytes is None or self.max_bytes > 0
+        except (ValueError, AssertionError):
+            problems.append(f"--max_memory {self.max_memory}: write a number and a unit, such as 2GB or 1500MiB.")
         for name in (
             "learning_rate",
             "weight_decay",

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import psutil
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from preftree.device import Choice, available_memory
-from preftree.forest import Pair, Shape
+from preftree.errors import SettingsError
+from preftree.forest import Bundle, Forest, Pair, Shape
+from preftree.model.score import leaf_logprobs
 
 #: Tokens after which a forest is no faster: GEMMs are large enough by then.
 ENOUGH = {"cpu": 2048, "cuda": 16384}
@@ -17,30 +22,88 @@ ENOUGH = {"cpu": 2048, "cuda": 16384}
 ENOUGH_ELSEWHERE = 4096
 #: Share of the memory that is free now which activations may take.
 SHARE = 0.6
+#: Of a limit that was asked for, what is left to the head's chunks, the optimizer and the allocator's gaps.
+RESERVE = 350 * 2**20
+#: What lives only for a moment while a layer is worked on, in layers of kept activations.
+TRANSIENT_LAYERS = 1.5
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Most tokens of a forest, whether activations are recomputed to keep them, and why."""
+
+    tokens: int
+    checkpointing: bool
+    reason: str
 
 
 def choose_budget(
-    model: PreTrainedModel, pairs: Sequence[Pair], *, device: str, checkpointing: bool, asked: int | None
-) -> Choice[int]:
-    """Tokens of a forest, with the reason. `pairs` only say how large the largest single pair is."""
-    if asked is not None:
-        return Choice(asked, "asked for by --tokens_per_forest")
-    kind = device.partition(":")[0]
-    per_token = bytes_per_token(model, checkpointing)
-    free = available_memory(device)
-    fits = int(SHARE * free / per_token)
-    enough = ENOUGH.get(kind, ENOUGH_ELSEWHERE)
+    model: PreTrainedModel,
+    pairs: Sequence[Pair],
+    *,
+    device: str,
+    checkpointing: bool = False,
+    asked: int | None = None,
+    max_memory: int | None = None,
+) -> Budget:
+    """How large a forest may be, from what a token of this model keeps (measured) and the memory there is.
+
+    Args:
+        model: attached, with its adapter.
+        pairs: only say how large the largest single pair is, which cannot be cut.
+        checkpointing: recompute activations in any case; without it that is done where the largest pair needs it.
+        asked: tokens that the user asked for.
+        max_memory: bytes that the process may take in all, None for what is free.
+
+    Raises:
+        SettingsError: `max_memory` has no room for the largest pair.
+    """
     largest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    word = f"{free / 2**30:.1f} GiB free, about {per_token / 2**10:.0f} KiB a token"
-    if fits < largest:
-        return Choice(
-            largest,
-            f"{word} would allow {fits}, but the largest pair has {largest} tokens and cannot be cut; if "
-            "memory runs out, lower --max_length or add --gradient_checkpointing true",
+    free, word = _room(device, max_memory)
+    kept = kept_bytes(model)
+    layers = int(model.config.get_text_config().num_hidden_layers)
+    plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
+    why = ""
+    if asked is not None:
+        return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
+    if not checkpointing and free / plain < largest:
+        checkpointing = True
+        why = f"; activations are recomputed, as the largest pair ({largest} tokens) would not fit otherwise"
+    per_token = recomputed if checkpointing else plain
+    fits = int(free / per_token)
+    word = f"{word}, {per_token / 2**10:.0f} KiB a token (measured)"
+    if fits < largest and max_memory is not None:
+        more = (largest - fits) * per_token / 2**30
+        raise SettingsError(
+            f"--max_memory {max_memory / 2**30:.2f} GiB is too little: {word} allow {max(0, fits)} tokens, and the "
+            f"largest pair has {largest}. Raise it by {more:.2f} GiB or lower --max_length."
         )
+    if fits < largest:
+        return Budget(
+            largest,
+            checkpointing,
+            f"{word} would allow {fits}, but the largest pair has {largest} tokens and cannot be cut; if memory runs "
+            f"out, lower --max_length{why}",
+        )
+    kind = device.partition(":")[0]
+    enough = max(ENOUGH.get(kind, ENOUGH_ELSEWHERE), largest)
     if fits < enough:
-        return Choice(fits, word)
-    return Choice(max(enough, largest), f"{word} would allow {fits}; more than {enough} is no faster on {kind}")
+        return Budget(fits, checkpointing, word + why)
+    return Budget(enough, checkpointing, f"{word} would allow {fits}; more than {enough} is no faster on {kind}{why}")
+
+
+def _room(device: str, max_memory: int | None) -> tuple[float, str]:
+    """Bytes that activations may take, and in words where that comes from."""
+    free = available_memory(device)
+    if max_memory is None:
+        return SHARE * free, f"{free / 2**30:.1f} GiB free"
+    if device != "cpu":
+        used = torch.get_device_module(device).memory_allocated(device)
+    else:
+        used = psutil.Process().memory_info().rss
+    left = max_memory - used - RESERVE
+    word = f"--max_memory leaves {max(left, 0) / 2**30:.2f} of {max_memory / 2**30:.2f} GiB"
+    return min(left, SHARE * free), word
 
 
 def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Choice[Shape]:
@@ -66,16 +129,29 @@ def _rounded(count: float, multiple: int = 128) -> int:
     return math.ceil(count / multiple) * multiple
 
 
-def bytes_per_token(model: PreTrainedModel, checkpointing: bool) -> int:
-    """Estimated activation memory of one token kept for the backward pass.
+def kept_bytes(model: PreTrainedModel) -> float:
+    """Bytes that a token's activations take until the backward pass, found by scoring a small forest."""
+    vocabulary = model.config.get_text_config().vocab_size
+    ids = torch.arange(192) % vocabulary
+    forest = Forest.of([Bundle(tuple(ids[:64].tolist()), (tuple(ids[64:].tolist()),), (0,))], device=model.device)
+    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}
 
-    A layer keeps about ten tensors of the hidden size (norms, residuals, query, key, value and their rotated
-    copies, attention output) and four of the intermediate size, twice the latter where LoRA sits on it.
-    """
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        scores = leaf_logprobs(model, forest)  # held, so that no two storages have one address
+    del scores
+    return sum(found.values()) / len(forest)
+
+
+def kept_when_recomputing(model: PreTrainedModel, kept: float) -> float:
+    """The same where each layer keeps its input only and one layer at a time is computed again."""
     config = model.config.get_text_config()
-    hidden = int(config.hidden_size)
-    inner = int(getattr(config, "intermediate_size", None) or 4 * hidden)
     layers = int(config.num_hidden_layers)
-    layer = 12 * hidden + 5 * inner
-    kept = layers * hidden + layer if checkpointing else layers * layer
-    return kept * torch.empty(0, dtype=model.dtype).element_size()
+    inputs = layers * int(config.hidden_size) * torch.empty(0, dtype=model.dtype).element_size()
+    return inputs + (1 + TRANSIENT_LAYERS) * kept / layers

@@ -58,8 +58,6 @@ def train(settings: Settings, console: Console | None = None) -> int:
     dtype = choose_dtype(settings, device.value)
     source = resolve(settings.model.model_name_or_path or "")
     say(f"device     {device}")
-    if device.value == "cpu":
-        keep_freed_memory()
     say(f"precision  {dtype}")
     tokenizer = _tokenizer(settings, source)
     prepared = prepare_pairs(settings, tokenizer, console, say)
@@ -67,6 +65,8 @@ def train(settings: Settings, console: Console | None = None) -> int:
         ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
     set_seed(settings.train.seed)
     model, key = _model(settings, source, dtype.value, device.value, ranks, say)
+    if device.value == "cpu":
+        keep_freed_memory()  # from here on: what loading has freed is given back
     reference = _reference(settings, model, key, ranks, say)
     trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
     if settings.train.should_save:
@@ -191,13 +191,15 @@ def _trainer(
         causal_model(model),
         prepared.train + prepared.validation,
         device=device,
-        checkpointing=args.gradient_checkpointing,
+        checkpointing=bool(args.activation_checkpointing),
         asked=args.tokens_per_forest,
+        max_memory=args.max_bytes,
     )
-    say(f"forests    of at most {budget.value} tokens: {budget.reason}")
-    sizes: int | Shape = budget.value
+    args.activation_checkpointing = args.gradient_checkpointing = budget.checkpointing
+    say(f"forests    of at most {budget.tokens} tokens: {budget.reason}")
+    sizes: int | Shape = budget.tokens
     if args.pad_max:
-        sizes = (shape := choose_shape(budget.value, prepared.train + prepared.validation, args.pairs_per_step)).value
+        sizes = (shape := choose_shape(budget.tokens, prepared.train + prepared.validation, args.pairs_per_step)).value
         say(f"shape      {shape}")
     say(
         f"step       {ranks.count * args.pairs_per_step} pairs ({args.per_device_train_batch_size} x "

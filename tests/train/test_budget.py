@@ -1,0 +1,102 @@
+"""How large forests may be: measured, within a limit, with a reason."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+
+from preftree.errors import SettingsError
+from preftree.forest import Forest, Pair
+from preftree.model.score import attach, leaf_logprobs
+from preftree.train import budget
+from preftree.train.budget import Budget, choose_budget, kept_bytes
+from tests import tiny
+from tests.strategies import random_batch
+
+
+def model():  # type: ignore[no-untyped-def]
+    peft = tiny.with_lora(tiny.llama().float())
+    attach(peft)
+    return peft.get_base_model()
+
+
+def pairs(*sizes: int) -> list[Pair]:
+    """Pairs of so many tokens."""
+    return [mock.Mock(prompt_ids=(1,) * (n - 20), chosen_ids=(1,) * 10, rejected_ids=(1,) * 10) for n in sizes]
+
+
+def chosen(free: int, *sizes: int, **more) -> Budget:  # type: ignore[no-untyped-def]
+    with (
+        mock.patch.object(budget, "available_memory", return_value=free),
+        mock.patch.object(budget, "kept_bytes", return_value=1000.0),  # 4 layers of 32 numbers
+    ):
+        return choose_budget(model(), pairs(*sizes), device="cpu", **more)
+
+
+PLAIN = 1000 * (4 + 1.5) / 4  # a token, with what lives for a moment
+RECOMPUTED = 4 * 32 * 4 + 2.5 * 1000 / 4
+
+
+def test_measured_memory_is_what_autograd_keeps() -> None:
+    """Against the growth of what is kept between two sizes of one forest."""
+    found = kept_bytes(causal := model())
+    kept = []
+    for count in (4, 12):
+        forest = Forest.of(random_batch(0, bundles=count))
+        seen: dict[int, int] = {}
+        own = {p.untyped_storage().data_ptr() for p in (*causal.parameters(), *causal.buffers())}
+
+        def hook(tensor: torch.Tensor, seen: dict[int, int] = seen, own: set[int] = own) -> torch.Tensor:
+            if tensor.untyped_storage().data_ptr() not in own:
+                seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
+            scores = leaf_logprobs(causal, forest)
+        kept.append((len(forest), sum(seen.values())))
+        del scores
+    (few, less), (many, more) = kept
+    assert found == pytest.approx((more - less) / (many - few), rel=0.15)
+
+
+def test_enough_is_enough() -> None:
+    found = chosen(10**12, 100)
+    assert (found.tokens, found.checkpointing) == (2048, False)
+    assert "more than 2048 is no faster on cpu" in found.reason
+
+
+def test_what_fits() -> None:
+    free = int(500 * PLAIN / budget.SHARE) + 1
+    assert chosen(free, 300) == Budget(500, False, mock.ANY)
+
+
+def test_activations_are_recomputed_where_the_largest_pair_needs_it() -> None:
+    free = int(500 * PLAIN / budget.SHARE) + 1
+    found = chosen(free, 100, 501)
+    assert found.checkpointing
+    assert found.tokens == int(budget.SHARE * free / RECOMPUTED)
+    assert "largest pair (501 tokens) would not fit otherwise" in found.reason
+
+
+def test_asking_comes_first() -> None:
+    assert chosen(10**6, 300, asked=77, checkpointing=True) == Budget(77, True, "asked for by --tokens_per_forest")
+
+
+def test_too_little_memory_is_said_and_tried() -> None:
+    found = chosen(1000, 300)
+    assert found.tokens == 300
+    assert "cannot be cut" in found.reason
+
+
+def test_a_limit_leaves_room_for_the_process_itself() -> None:
+    used = 3 * 10**8
+    with mock.patch.object(budget.psutil, "Process") as process:
+        process().memory_info().rss = used
+        limit = used + budget.RESERVE + int(400 * PLAIN) + 1
+        assert chosen(10**12, 300, max_memory=limit).tokens == 400
+        with pytest.raises(
+            SettingsError, match=r"--max_memory .* is too little: .* the largest pair has 3000. Raise it by"
+        ):
+            chosen(10**12, 3000, max_memory=limit)
