@@ -187,18 +187,22 @@ def gemm_peak(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
     return 2 * size**3 / best
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(keep: bool = True) -> bool:
     """Let this process keep the memory it frees, to use it again; returns whether its C library can (glibc).
 
     A step frees and allocates gigabytes of activations. Given back in between, every page has to be fetched from the
-    system anew: 2 of 14 seconds of a step here, and more where that goes through a hypervisor.
+    system anew: 2 of 14 seconds of a step here, and more where that goes through a hypervisor. Kept, forests of
+    different sizes leave gaps between them. With `keep` false every tensor above 1 MiB is given back as soon as it is
+    freed, so that the process never holds more than it uses.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
-    trim_threshold, mmap_max = -1, -4  # names of malloc.h: never give the top back, map nothing apart
-    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
+    if not keep:
+        return bool(mallopt(mmap_threshold, 2**20))
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))  # never shrink, map nothing apart
 
 
 def total_memory(device: str = "cpu") -> int:

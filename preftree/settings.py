@@ -33,7 +33,7 @@ LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
 _WITHOUT_EFFECT = """
     output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
-    overwrite_cache preprocessing_num_workers tokens_per_forest max_memory
+    overwrite_cache preprocessing_num_workers tokens_per_forest max_memory profile
     gradient_checkpointing
     gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs attention
     auto_find_batch_size torch_empty_cache_steps run_name project report_to disable_tqdm debug local_rank
@@ -194,6 +194,8 @@ class TrainSettings(TrainingArguments):
     """Tokens computed at once, by default what memory allows; the objective does not depend on it."""
     max_memory: str | None = None
     """Memory that the process may take, such as 2GB: forests get smaller, activations are recomputed where need be."""
+    profile: bool = False
+    """Print where the second step's time goes, by kind of layer."""
     reference_cache: bool = True
     """Keep reference log-probs on disk, by content, for later runs (preftree cache info says where)."""
     overwrite_output_dir: bool = False

@@ -27,6 +27,7 @@ from preftree.train.hpu import optimizer, step_hook
 from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
+from preftree.train.profile import StepProfile
 from preftree.train.ranks import Ranks
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
@@ -66,7 +67,8 @@ def train(settings: Settings, console: Console | None = None) -> int:
     set_seed(settings.train.seed)
     model, key = _model(settings, source, dtype.value, device.value, ranks, say)
     if device.value == "cpu":
-        keep_freed_memory()  # from here on: what loading has freed is given back
+        # From here on: what loading has freed is given back in any case.
+        keep_freed_memory(settings.train.max_memory is None)
     reference = _reference(settings, model, key, ranks, say)
     trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
     if settings.train.should_save:
@@ -223,7 +225,11 @@ def _trainer(
         hook=step_hook(args, device),
         optimizer=chosen.value,
         work=work,
-        callbacks=[LiveLine(console, pulse, device, partial(work.utilisation, ranks=ranks.count)), RunLog(folder)],
+        callbacks=[
+            LiveLine(console, pulse, device, partial(work.utilisation, ranks=ranks.count)),
+            RunLog(folder),
+            *([StepProfile(console)] if args.profile else []),
+        ],
         by_prompt=settings.data.pair_rule != "best_worst",
     )
     for theirs in (PrinterCallback, ProgressCallback):
