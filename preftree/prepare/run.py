@@ -90,8 +90,7 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
         say(f"test sets  {', '.join(f'{name} {count}' for name, count in counts.items())}")
     places = find_places(settings.source)
     workers = _workers(settings)
-    here = isinstance(workers, Here)
-    passes = Passes(places, workers, _Reading(console) if here else None)
+    passes = Passes(places, workers, _Reading(console)) if isinstance(workers, Here) else Passes(places, workers)
     examiner = partial(make_examiner, settings, questions)
     selection = select(passes, settings.select, examiner, Progress(console, "selecting  ", "rows"))
     for line in _told(selection, settings.select.num_samples):
@@ -103,14 +102,21 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
 
 
 class _Reading:
-    """Adds up the rows read by all scanners of this process."""
+    """Says how far each pass over the source is, over all its files."""
 
     def __init__(self, console: Console) -> None:
-        self.progress, self.rows = Progress(console, "reading    ", "rows"), 0
+        self.console, self.rows, self.last = console, 0, 0
+        self.progress: Progress | None = None
 
-    def __call__(self, rows: int) -> None:
-        self.rows += rows
-        self.progress(self.rows, None)
+    def __call__(self, rows: int, total: int | None) -> None:
+        self.progress = self.progress or Progress(self.console, "reading    ", "rows")
+        if total is None:
+            self.rows += rows
+            self.progress(self.rows, self.last or None)  # from the second pass on it is known how many there are
+        else:
+            self.last = max(self.last, self.rows)
+            self.progress(total, total)
+            self.progress, self.rows = None, 0
 
 
 def _told(selection: Selection, asked: int) -> list[str]:

@@ -1,6 +1,6 @@
 """The first pass over a source: numbers for each row instead of its text, so that millions of rows fit in memory.
 
-A row that passes the cheap checks leaves 30 bytes: where it stands, a key of its question (for exact
+A row that passes the cheap checks leaves 36 bytes: where it stands, a key of its question (for exact
 duplicates), its priority (a hash with the seed: an order that depends neither on the files' order nor on who reads
 them), and keys of what it is stratified by.
 """
@@ -25,7 +25,8 @@ REFUSAL = "the chosen answer is a refusal"
 DUPLICATE = "the question is that of an earlier row"
 #: System prompts that make strata of their own, the commonest; the others share one. OpenOrca has 17.
 SYSTEMS = 32
-_TOLD_EVERY = 5000
+#: Rows between two words about how far the reading is.
+TOLD_EVERY = 5000
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,20 @@ class Scan:
         return len(self.key)
 
 
+Tell = Callable[[int, int | None], None]
+"""Called while a place is read with (further rows read, None), and once all is read with (rows, rows)."""
+
+
+def silent(rows: int, total: int | None) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True)
 class Scanner:
-    """Scans a place; `tell` is called with the number of rows read so far, now and then."""
+    """Scans a place."""
 
     select: SelectSettings
-    tell: Callable[[int], None] = lambda rows: None
+    tell: Tell = silent
 
     def __call__(self, place: Place) -> Scan:
         number, kind = array("I"), array("I")
@@ -67,8 +76,8 @@ class Scanner:
         digest = xxhash.xxh3_128()
         position = -1
         for position, row in enumerate(read_rows(place)):
-            if position % _TOLD_EVERY == 0:
-                self.tell(_TOLD_EVERY if position else 0)
+            if position % TOLD_EVERY == TOLD_EVERY - 1:
+                self.tell(TOLD_EVERY, None)
             if isinstance(row, str):
                 removed[row] += 1
                 digest.update(row.encode())

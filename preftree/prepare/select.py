@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from preftree.data.chat import Chat
 from preftree.data.record import Turn
 from preftree.prepare.journal import whole_file
-from preftree.prepare.scan import Scan, Scanner, merge, strata
+from preftree.prepare.scan import TOLD_EVERY, Scan, Scanner, Tell, merge, silent, strata
 from preftree.prepare.settings import PrepareSettings, SelectSettings
 from preftree.prepare.source import Place, SourceRow, read_rows
 from preftree.prepare.workers import Workers
@@ -92,13 +92,14 @@ class Passes:
 
     places: Sequence[Place]
     workers: Workers
-    tell: Callable[[int], None] | None = None
+    tell: Tell = silent
 
     def scan(self, select: SelectSettings) -> Scan:
         """The first pass over everything."""
-        make = partial(_make_scanner, select, self.tell)
-        scans = dict(self.workers.map(make, self.places))
-        return merge([scans[number] for number in sorted(scans)])
+        scans = dict(self.workers.map(partial(Scanner, select, self.tell), self.places))
+        whole = merge([scans[number] for number in sorted(scans)])
+        self.tell(whole.rows, whole.rows)
+        return whole
 
     def fetch(self, scan: Scan, wanted: Ints) -> dict[int, SourceRow]:
         """The rows of a scan with the given indices, read again."""
@@ -108,27 +109,30 @@ class Passes:
             jobs.append(
                 (self.places[int(place)], dict(zip(scan.number[indices].tolist(), indices.tolist(), strict=True)))
             )
-        return {index: row for _, found in self.workers.map(_make_fetcher, jobs) for index, row in found}
+        work = self.workers.map(partial(Fetcher, self.tell), jobs)
+        rows = {index: row for _, found in work for index, row in found}
+        self.tell(len(scan), len(scan))
+        return rows
 
 
-def _make_scanner(select: SelectSettings, tell: Callable[[int], None] | None) -> Scanner:
-    return Scanner(select, tell) if tell else Scanner(select)
+@dataclass(frozen=True)
+class Fetcher:
+    """Reads a place again for the rows with the given positions -> indices, and no further than the last of them."""
 
+    tell: Tell = silent
 
-def _make_fetcher() -> Callable[[tuple[Place, dict[int, int]]], list[tuple[int, SourceRow]]]:
-    return _fetch
-
-
-def _fetch(job: tuple[Place, dict[int, int]]) -> list[tuple[int, SourceRow]]:
-    place, wanted = job
-    last = max(wanted)
-    found = []
-    for number, row in enumerate(read_rows(place)):
-        if number in wanted and isinstance(row, SourceRow):
-            found.append((wanted[number], row))
-        if number == last:
-            break
-    return found
+    def __call__(self, job: tuple[Place, dict[int, int]]) -> list[tuple[int, SourceRow]]:
+        place, wanted = job
+        last = max(wanted)
+        found = []
+        for number, row in enumerate(read_rows(place)):
+            if number % TOLD_EVERY == TOLD_EVERY - 1:
+                self.tell(TOLD_EVERY, None)
+            if number in wanted and isinstance(row, SourceRow):
+                found.append((wanted[number], row))
+            if number == last:
+                break
+        return found
 
 
 @dataclass
@@ -200,6 +204,7 @@ def select(
                 near.add(index, row.question)
             taken.append((int(scan.priority[index]), _selected(row, prompt, answer)))
             progress(len(taken), settings.num_samples)
+    progress(len(taken), len(taken))
     result.rows = [row for _, row in sorted(taken, key=lambda pair: (pair[0], pair[1].key))]
     return result
 

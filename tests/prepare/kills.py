@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 FULL = f"""
     --dataset_name {DATA}/pref/openorca_questions.jsonl --decontaminate {DATA}/eval
-    --model_name_or_path smollm2 --num_samples 200 --max_new_tokens 24 --cut_answers keep --max_prompt_length 256
+    --model_name_or_path smollm2 --num_samples 200 --max_new_tokens 16 --cut_answers keep --max_prompt_length 144
     --max_answer_length 256
 """.split()
 RESULTS = ("train.jsonl", "manifest.yaml", "README.md", ".prepare/selected.jsonl", ".prepare/answers.jsonl")
@@ -67,14 +67,17 @@ def finish(flags: Sequence[str], out: Path) -> float:
     return time.perf_counter() - started
 
 
-def killed(flags: Sequence[str], out: Path, after: float) -> Kill | None:
-    """Start (or go on with) a run and kill it `after` seconds; None where it was done by then."""
+def killed(flags: Sequence[str], out: Path, at: int, delay: float) -> Kill | None:
+    """Start (or go on with) a run and kill it `delay` seconds after its journal holds `at` units; None where it was
+    done by then."""
     child = run(flags, out)
-    started = time.perf_counter()
-    while time.perf_counter() - started < after:
+    started, reached = time.perf_counter(), None
+    while reached is None or time.perf_counter() - reached < delay:
         if os.waitpid(child, os.WNOHANG)[0]:
             return None
-        time.sleep(0.002)
+        if reached is None and units(out) >= at:
+            reached = time.perf_counter()
+        time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return Kill(time.perf_counter() - started, units(out)) if os.WIFSIGNALED(status) else None
@@ -90,11 +93,13 @@ def compare(flags: Sequence[str], folder: Path, kills: int, seed: int) -> tuple[
     """An unharmed run and one that is killed so often; the kills, and the names of files that differ."""
     whole, harmed, rng = folder / "whole", folder / "harmed", random.Random(seed)
     seconds = finish(flags, whole)
+    total = units(whole)
     done: list[Kill] = []
     while len(done) < kills:
-        # Of the time that is left, about a part for each kill still to come: they spread over the whole run.
-        left = seconds * (1 - units(harmed) / units(whole))
-        kill = killed(flags, harmed, rng.uniform(0.02, 2.0) * left / (kills - len(done) + 1))
+        # Somewhere in the part of the work that is this kill's, and somewhere within a batch.
+        part = total / kills
+        at = int((len(done) + rng.random()) * part)
+        kill = killed(flags, harmed, at, rng.uniform(0, seconds / total))
         if kill is None:  # it was done before it was killed so often: once more from the start, with shorter lives
             shutil.rmtree(harmed)
             done, seconds = [], seconds / 2

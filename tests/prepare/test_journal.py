@@ -34,6 +34,12 @@ def test_every_torn_end_leaves_the_whole_lines(tmp_path: Path) -> None:
         assert journal["a"] == ["one\nline", "ünïcode \ud800"]
 
 
+def test_a_damaged_line_is_told(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'["a", 1]\n["b"\n["c", 3]\n')
+    with pytest.raises(RunError, match="line 2 is damaged"), Journal(tmp_path / "j"):
+        pass
+
+
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "file"
     with pytest.raises(ZeroDivisionError), whole_file(path) as file:
