@@ -39,7 +39,9 @@ def guarded(stage: Callable[[], int | None]) -> int:
     try:
         return stage() or 0
     except PreftreeError as error:
-        print(f"error: {error}", file=sys.stderr)
+        # Settings are wrong on all ranks alike; anything else may be one rank's own trouble.
+        if os.environ.get("RANK", "0") == "0" or not isinstance(error, SettingsError):
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -56,9 +58,12 @@ def _train(argv: list[str]) -> int | None:
     if os.environ.get("RANK", "0") == "0":
         for note in settings.notes:
             print(f"note: {note}")
+    from preftree.train.ranks import leave
     from preftree.train.run import train
 
-    return train(settings)
+    code = train(settings)
+    leave()
+    return code
 
 
 @app.command(context_settings=_PASS_ON, add_help_option=False)

@@ -242,6 +242,11 @@ class TrainSettings(TrainingArguments):
             super().__post_init__()
         except (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError) as error:
             problems.append(f"transformers refuses the training flags: {error}")
+        except RuntimeError as error:
+            if "WORLD_SIZE" not in os.environ:
+                raise
+            where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+            problems.append(f"the ranks did not find each other at {where}: {str(error).splitlines()[0]}")
         _raise(problems)
 
     @property

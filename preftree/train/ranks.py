@@ -114,6 +114,12 @@ class Ranks:
             ) from error
 
 
+def leave() -> None:
+    """End this process's part in the group, as the device's backend wants it before the process ends."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def idle_forest(device: torch.device | str) -> Forest:
     """The smallest forest there is, for a rank that must keep step with the others and has nothing to compute."""
     return Forest.of([Bundle((0,), ((0,),), (0,))], device)

@@ -55,26 +55,27 @@ def train(settings: Settings, console: Console | None = None) -> int:
     }
     folder.check(**claim)  # before minutes of loading
     ranks = _ranks(settings, say)
-    device = choose_device(settings)
-    dtype = choose_dtype(settings, device.value)
-    source = resolve(settings.model.model_name_or_path or "")
-    say(f"device     {device}")
-    say(f"precision  {dtype}")
-    tokenizer = _tokenizer(settings, source)
-    prepared = prepare_pairs(settings, tokenizer, console, say)
-    if ranks.count > 1:  # every rank takes its share of the same steps
-        ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
-    set_seed(settings.train.seed)
-    model, key = _model(settings, source, dtype.value, device.value, ranks, say)
-    if device.value == "cpu":
-        # From here on: what loading has freed is given back in any case.
-        keep_freed_memory(settings.train.max_memory is None)
-    reference = _reference(settings, model, key, ranks, say)
-    trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
-    if settings.train.should_save:
-        folder.claim(**claim)
-        folder.write_env(environment())
-    _run(trainer, resume, say)
+    with ranks.explained("Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."):
+        device = choose_device(settings)
+        dtype = choose_dtype(settings, device.value)
+        source = resolve(settings.model.model_name_or_path or "")
+        say(f"device     {device}")
+        say(f"precision  {dtype}")
+        tokenizer = _tokenizer(settings, source)
+        prepared = prepare_pairs(settings, tokenizer, console, say)
+        if ranks.count > 1:  # every rank takes its share of the same steps
+            ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
+        set_seed(settings.train.seed)
+        model, key = _model(settings, source, dtype.value, device.value, ranks, say)
+        if device.value.startswith("cpu"):
+            # From here on: what loading has freed is given back in any case.
+            keep_freed_memory(settings.train.max_memory is None)
+        reference = _reference(settings, model, key, ranks, say)
+        trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
+        if settings.train.should_save:
+            folder.claim(**claim)
+            folder.write_env(environment())
+        _run(trainer, resume, say)
     return 0
 
 
@@ -91,13 +92,10 @@ def _ranks(settings: Settings, say: Say) -> Ranks:
 
 
 def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
-    ranks = trainer.ranks
-    advice = "Start all ranks again with --resume_from_checkpoint true to go on from the last checkpoint."
     try:
-        with ranks.explained(advice):
-            result = trainer.train(resume_from_checkpoint=resume)
-            if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
-                trainer.evaluate()
+        result = trainer.train(resume_from_checkpoint=resume)
+        if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
+            trainer.evaluate()
     finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
         trainer.reference.flush()
         for callback in trainer.callback_handler.callbacks:
@@ -106,10 +104,15 @@ def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
     trainer.save_model()
     trainer.save_state()
     seconds = result.metrics.get("train_runtime", 0.0)
+    ranks, reference = trainer.ranks, trainer.reference
+    computed, reused = (sum(counts) for counts in zip(*ranks.gather([reference.misses, reference.hits]), strict=True))
     say(
-        f"trained    {trainer.state.global_step} steps in {seconds:.0f} s; reference: "
-        f"{trainer.reference.misses} answers computed, {trainer.reference.hits} reused"
+        f"trained    {trainer.state.global_step} steps in {seconds:.0f} s; reference: {computed} answers computed, "
+        f"{reused} reused"
     )
+    if ranks.count > 1:
+        more = trainer.pulse.speed.imbalance(ranks.count)
+        say(f"           the busiest rank of a step had {100 * more:.1f} % more tokens than the mean")
     last = next((record for record in reversed(trainer.state.log_history) if "eval_loss" in record), None)
     if last is not None:
         accuracy, margin = last["eval_rewards/accuracies"], last["eval_rewards/margins"]
