@@ -32,7 +32,8 @@ def sharding(*flags: str) -> Sharding:
 
 def from_launcher(**environ: str) -> tuple[Sharding, dict[str, str], list[str]]:
     problems: list[str] = []
-    return read_sharding(None, None, None, {}, environ, problems), environ, problems
+    flags = vars(parse_settings(BASE).train)
+    return read_sharding(None, None, None, flags, environ, problems), environ, problems
 
 
 def test_whole_unless_asked_for() -> None:
