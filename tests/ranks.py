@@ -56,7 +56,7 @@ def start(argv: Sequence[str], count: int, folder: Path, *, lose: Mapping[str, s
     return processes
 
 
-def finish(processes: Sequence[BaseProcess], timeout: float = 120) -> list[int | None]:
+def finish(processes: Sequence[BaseProcess], timeout: float = 300) -> list[int | None]:
     """Exit codes; None for a rank that did not end in time, which is ended then."""
     for process in processes:
         process.join(timeout)

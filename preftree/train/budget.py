@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from preftree.device import Choice, available_memory
@@ -130,11 +131,26 @@ def _rounded(count: float, multiple: int = 128) -> int:
 
 
 def kept_bytes(model: PreTrainedModel) -> float:
-    """Bytes that a token's activations take until the backward pass, found by scoring a small forest."""
+    """Bytes that a token's activations take until the backward pass, found by scoring a small forest.
+
+    A model whose weights are shared out to ranks gathers them for the pass, so there the difference of two forests
+    counts, which holds no weights.
+    """
+    tokens = 192
+    kept = _kept_of_forest(model, tokens)
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return (kept - _kept_of_forest(model, tokens // 2)) / (tokens // 2)
+    return kept / tokens
+
+
+def _kept_of_forest(model: PreTrainedModel, tokens: int) -> int:
     vocabulary = model.config.get_text_config().vocab_size
-    ids = torch.arange(192) % vocabulary
-    forest = Forest.of([Bundle(tuple(ids[:64].tolist()), (tuple(ids[64:].tolist()),), (0,))], device=model.device)
-    own = {each.untyped_storage().data_ptr() for each in (*model.parameters(), *model.buffers())}
+    ids = (torch.arange(tokens) % vocabulary).tolist()
+    forest = Forest.of([Bundle(tuple(ids[: tokens // 3]), (tuple(ids[tokens // 3 :]),), (0,))], device=model.device)
+    weights = (
+        each.to_local() if isinstance(each, DTensor) else each for each in (*model.parameters(), *model.buffers())
+    )
+    own = {each.untyped_storage().data_ptr() for each in weights}
     found: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -146,7 +162,7 @@ def kept_bytes(model: PreTrainedModel) -> float:
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         scores = leaf_logprobs(model, forest)  # held, so that no two storages have one address
     del scores
-    return sum(found.values()) / len(forest)
+    return sum(found.values())
 
 
 def kept_when_recomputing(model: PreTrainedModel, kept: float) -> float:

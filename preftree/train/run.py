@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -200,6 +201,10 @@ def _trainer(
         asked=args.tokens_per_forest,
         max_memory=args.max_bytes,
     )
+    if ranks.count > 1:  # as the rank with the least memory can; all must recompute, or none
+        everyones = ranks.gather([budget.tokens, budget.checkpointing])
+        least, recompute = min(row[0] for row in everyones), any(row[1] for row in everyones)
+        budget = replace(budget, tokens=least, checkpointing=recompute)
     args.activation_checkpointing = args.gradient_checkpointing = budget.checkpointing
     say(f"forests    of at most {budget.tokens} tokens: {budget.reason}")
     sizes: int | Shape = budget.tokens

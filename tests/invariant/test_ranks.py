@@ -94,7 +94,7 @@ def test_mpirun(inputs: Path, alone: Path, tmp_path: Path) -> None:
 
 def test_a_base_model_shared_out_is_the_same_model(inputs: Path, alone: Path, tmp_path: Path) -> None:
     printed = together([*flags(inputs, tmp_path / "O", 2, tokens_per_forest=40), "--fsdp"], 2, tmp_path)
-    assert "2 LlamaDecoderLayer" in printed
+    assert "units 2 LlamaDecoderLayer" in printed
     assert_same_run(tmp_path / "O", alone)
 
 
