@@ -174,7 +174,7 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
         eval_pairs=[],
         reference=Reference(model),
         objective=Objective(),
-        budget=budget.value,
+        budget=budget.tokens,
         callbacks=[watch],
     )
     trainer.train()
