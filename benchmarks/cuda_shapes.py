@@ -181,7 +181,7 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
     return {
         "seconds": watch.seconds(1, steps),
         "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
-        "setting": f"{attachment.name}, forests of {budget.value} tokens",
+        "setting": f"{attachment.name}, forests of {budget.tokens} tokens",
         "attention": attachment.reason,
     }
 
