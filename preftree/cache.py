@@ -4,7 +4,7 @@
     CACHE/answers/      what models answered to evaluation requests (evaluate/cache.py)
     CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
     CACHE/tokens/       encoded pairs, by texts, tokenizer and lengths (data/tokens.py)
-    CACHE/kernels/      compiled attention, by source, compiler and processor (model/attention/native.py)
+    CACHE/kernels/      compiled kernels, by source, compiler and processor (model/native/)
 
 CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder.
 """
