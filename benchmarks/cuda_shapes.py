@@ -15,7 +15,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +22,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from side_by_side import answer, fresh_process
 
 #: Prompt, chosen and rejected tokens of 48 Orca pairs, evenly over 180 sorted by size (SmolLM2's tokenizer, 512 + 512).
 # fmt: off
@@ -338,7 +339,7 @@ def main(argv: list[str]) -> int:
     if args.steps < 2:
         parser.error(f"--steps must be at least 2, got {args.steps}: the first one is not timed")
     if args.child:
-        print("RESULT " + json.dumps(child(*args.child, args.device, args.steps)))
+        answer(child(*args.child, args.device, args.steps))
         return 0
     results = {shape: {side: _fresh(shape, side, args) for side in SIDES} for shape in args.shapes}
     print(table(results))
@@ -351,12 +352,8 @@ def main(argv: list[str]) -> int:
 
 def _fresh(shape: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
-    command = [sys.executable, __file__, "--device", args.device, "--steps", str(args.steps), "--child", shape, side]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        sys.exit(f"{shape}, {side}: failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    found: dict[str, Any] = json.loads(lines[-1].removeprefix("RESULT "))
+    command = [__file__, "--device", args.device, "--steps", str(args.steps), "--child", shape, side]
+    found = fresh_process(command, f"{shape}, {side}:")
     print(f"{shape:14}{side:10}{found['pairs_per_second']:8.2f} pairs/s  ({time.perf_counter() - start:.0f} s)  "
           f"{found['setting']}", flush=True)  # fmt: skip
     return found

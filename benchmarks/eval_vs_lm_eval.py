@@ -15,25 +15,25 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from side_by_side import PeakMemory, answer, fresh_process
 
 
 def main() -> int:
     args = _arguments()
     if args.child:
-        print("RESULT " + json.dumps(_child(args)))
+        answer(_child(args))
         return 0
     sides = ["preftree", *(f"hf:{size}" for size in args.hf_batch_sizes.split(","))]
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(max(1, args.rounds)):
         for side in sides if number % 2 == 0 else sides[::-1]:
-            found = _fresh_process(side)
+            found = fresh_process([__file__, *sys.argv[1:], "--child", side], side, show_errors=True)
             runs[side].append(found)
             seconds = "  ".join(f"{task} {t['seconds']:.1f} s" for task, t in found["tasks"].items())
             print(f"round {number + 1} {side:9} {found['peak_gib']:.2f} GiB  {seconds}", flush=True)
@@ -67,14 +67,6 @@ def _arguments() -> argparse.Namespace:
     if args.profile:
         args.child = "preftree"
     return args
-
-
-def _fresh_process(side: str) -> dict[str, Any]:
-    done = subprocess.run([sys.executable, __file__, *sys.argv[1:], "--child", side], stdout=subprocess.PIPE, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        sys.exit(f"{side} failed with exit code {done.returncode}")
-    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
 
 
 def _child(args: argparse.Namespace) -> dict[str, Any]:
@@ -114,7 +106,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     if args.profile:
         _profile(lm, requests)
     tasks = {}
-    with _PeakMemory() as memory:
+    with PeakMemory() as memory:
         for name, asked in requests.items():
             start = time.perf_counter()
             answers = _remembering(lm, cache, asked) if args.answers else lm.loglikelihood(asked, disable_tqdm=True)
@@ -170,26 +162,6 @@ def _profile(lm: Any, requests: dict[str, list[Any]]) -> None:
         print(f"{name}: {time.perf_counter() - start:.2f} s")
         print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=18, max_name_column_width=40))
     sys.exit(0)
-
-
-class _PeakMemory:
-    """Most resident memory of this process while it is open, read twenty times a second."""
-
-    def __enter__(self) -> _PeakMemory:
-        import psutil
-
-        self.peak, self._process, self._stop = 0, psutil.Process(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.05):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _report(args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

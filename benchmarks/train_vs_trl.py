@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
+
+from side_by_side import PeakMemory, answer, fresh_process
 
 SIDES = ("preftree", "trl")
 
@@ -32,12 +32,12 @@ def main() -> int:
         return cuda_shapes.main(sys.argv[1:])
     args = _arguments()
     if args.child:
-        print("RESULT " + json.dumps(_child(args)))
+        answer(_child(args))
         return 0
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for number in range(args.rounds):
         for side in SIDES if number % 2 == 0 else SIDES[::-1]:
-            found = _fresh_process(side)
+            found = fresh_process([__file__, *sys.argv[1:], "--child", side], side)
             results[side].append(found)
             print(
                 f"round {number + 1}/{args.rounds} {side:9} {found['pairs_per_second']:.4f} pairs/s  "
@@ -73,15 +73,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _fresh_process(side: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, *sys.argv[1:], "--child", side]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if done.returncode or not lines:
-        sys.exit(f"{side} failed with exit code {done.returncode}:\n{done.stderr[-4000:]}")
-    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
-
-
 def _child(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import set_seed
@@ -109,7 +100,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
     peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
     disable_dropout(peft)
-    with tempfile.TemporaryDirectory() as folder, _PeakMemory() as memory:
+    with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         start = time.perf_counter()
         run = _run_preftree if args.child == "preftree" else _run_trl
         losses = run(args, folder, peft, tokenizer, pairs)
@@ -211,26 +202,6 @@ def _counts(args: argparse.Namespace, pairs: list[Any]) -> Any:
         reference_tokens=tree,
         reference_scored=scored,
     )
-
-
-class _PeakMemory:
-    """Most resident memory of this process while it is open, read twenty times a second."""
-
-    def __enter__(self) -> _PeakMemory:
-        import psutil
-
-        self.peak, self._process, self._stop = 0, psutil.Process(), threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.05):
-            self.peak = max(self.peak, self._process.memory_info().rss)
-
-    def __exit__(self, *exc: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:

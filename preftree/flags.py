@@ -235,6 +235,19 @@ def _as_words(value: Any) -> list[str]:
     return [json.dumps(value)] if isinstance(value, dict) else [str(value)]
 
 
+def filled(groups: Iterable[Any], parsed: Parsed) -> list[Any]:
+    """Each group of settings (a dataclass) with its values; what it refuses is added to `parsed.problems`."""
+    made = []
+    for group in groups:
+        try:
+            made.append(
+                group(**{item.name: parsed.values[item.name] for item in dataclasses.fields(group) if item.init})
+            )
+        except SettingsError as error:
+            parsed.problems += error.problems
+    return made
+
+
 def one_of(problems: list[str], name: str, value: str, allowed: Collection[str]) -> None:
     """Add a problem unless `value` is one of `allowed`."""
     if value not in allowed:

@@ -19,8 +19,7 @@ from typing import Any, ClassVar
 from accelerate.utils import convert_file_size_to_int
 from transformers import TrainingArguments
 
-from preftree.errors import SettingsError
-from preftree.flags import FlagParser
+from preftree.flags import FlagParser, filled
 from preftree.flags import one_of as _one_of
 from preftree.flags import refuse as _raise
 from preftree.flags import within as _within
@@ -275,8 +274,10 @@ class TrainSettings(TrainingArguments):
             _within(problems, name, getattr(self, name), 1)
         _within(problems, "tokens_per_forest", self.tokens_per_forest, 1)
         try:
-            assert self.max_bytes is None or self.max_bytes > 0
-        except (ValueError, AssertionError):
+            fits = self.max_bytes is None or self.max_bytes > 0
+        except ValueError:
+            fits = False
+        if not fits:
             problems.append(f"--max_memory {self.max_memory}: write a number and a unit, such as 2GB or 1500MiB.")
         for name in (
             "learning_rate",
@@ -338,15 +339,8 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     settings that contradict each other. `--help` prints the flags and exits with 0.
     """
     parsed = _parser().parse(argv)
-    problems = parsed.problems
-    groups: list[Any] = []
-    for cls in _GROUPS:
-        values = {item.name: parsed.values[item.name] for item in dataclasses.fields(cls) if item.init}
-        try:
-            groups.append(cls(**values))
-        except SettingsError as error:
-            problems += error.problems
-    _raise(problems)
+    groups = filled(_GROUPS, parsed)
+    _raise(parsed.problems)
     settings = Settings(*groups)
     settings.notes = parsed.notes + settings.train.notes + _advice(settings)
     return settings

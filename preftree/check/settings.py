@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from preftree.data.record import PAIR_RULES
-from preftree.errors import SettingsError
-from preftree.flags import FlagParser, one_of, refuse, within
+from preftree.flags import FlagParser, filled, one_of, refuse, within
 
 
 @dataclass
@@ -86,13 +85,9 @@ def parse_check_settings(argv: Sequence[str]) -> CheckSettings:
     if words and not words[0].startswith("-") and not words[0].endswith((".yaml", ".yml")):
         words = ["--dataset_name", *words]
     parsed = _parser().parse(words)
-    values = {item.name: parsed.values[item.name] for item in fields(CheckSettings)}
-    try:
-        settings = CheckSettings(**values)
-    except SettingsError as error:
-        raise SettingsError(*parsed.problems, *error.problems) from None
+    groups: list[CheckSettings] = filled((CheckSettings,), parsed)
     refuse(parsed.problems)
-    return settings
+    return groups[0]
 
 
 @functools.cache

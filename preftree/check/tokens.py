@@ -22,8 +22,7 @@ from preftree.data.encode import (
     PairFate,
 )
 from preftree.data.record import PreferencePair
-from preftree.forest import Bundle
-from preftree.forest.tree import grow
+from preftree.forest import bundles_of_pairs, grow
 
 #: Pairs in a padded batch, and in a forest, when the two layouts are compared; and how many batches are made.
 BATCH_SIZES = (1, 2, 4, 8)
@@ -165,7 +164,7 @@ def padded_over_tree(pairs: Sequence[EncodedPair], seed: int = 0) -> dict[str, A
     for size in BATCH_SIZES:
         batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)][:MOST_BATCHES]
         padded = sum(_padded(batch) for batch in batches)
-        trees = sum(tree.size for batch in batches for tree in grow(_bundles(batch)))
+        trees = sum(tree.size for batch in batches for tree in grow(bundles_of_pairs(batch)))
         if trees:
             saved[f"padded tokens for one of a tree, {size} {'pair' if size == 1 else 'pairs'} a batch"] = round(
                 padded / trees, 2
@@ -176,10 +175,6 @@ def padded_over_tree(pairs: Sequence[EncodedPair], seed: int = 0) -> dict[str, A
 def _padded(batch: Sequence[EncodedPair]) -> int:
     longest = max(len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in batch)
     return 2 * len(batch) * longest
-
-
-def _bundles(batch: Sequence[EncodedPair]) -> list[Bundle]:
-    return [Bundle(p.prompt_ids, (p.chosen_ids, p.rejected_ids), (2 * i, 2 * i + 1)) for i, p in enumerate(batch)]
 
 
 def suggestions(sizes: NDArray[np.int32], max_length: int, max_prompt_length: int) -> dict[str, Any]:

@@ -9,8 +9,6 @@ model, template and special tokens, never its name), the lengths, and the code t
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from preftree.cache import cache_root
+from preftree.cache import cache_root, replacing
 from preftree.data import chat, encode, record
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair
@@ -94,14 +92,8 @@ def _write(file: Path, pairs: Sequence[EncodedPair], report: EncodeReport) -> No
         "report": json.dumps({each.name: getattr(report, each.name) for each in fields(report)}),
         "sources": json.dumps(sources),
     }
-    temporary = file.with_name(f"{uuid.uuid4().hex}.writing")
-    with suppress(OSError, SafetensorError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(arrays, temporary, metadata=said)
-            os.replace(temporary, file)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with suppress(OSError, SafetensorError), replacing(file) as temporary:
+        save_file(arrays, temporary, metadata=said)
 
 
 def _read(file: Path) -> tuple[list[EncodedPair], EncodeReport]:

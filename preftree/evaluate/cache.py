@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from torch import nn
+
+from preftree.model.digest import add_model
 
 
 class RequestCache:
@@ -54,11 +55,7 @@ class RequestCache:
 def model_key(model: nn.Module, settings: Mapping[str, Any]) -> str:
     """Hash of all weights (adapters too), their dtype, the config without names of places, and `settings`."""
     digest = xxhash.xxh3_128(json.dumps(settings, sort_keys=True, default=str).encode())
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "transformers" not in k}  # type: ignore[union-attr, operator]
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
+    add_model(digest, model.config, sorted(model.state_dict().items()))  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

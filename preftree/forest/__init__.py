@@ -7,7 +7,7 @@ forest of any number of requests to be scored.
 
 from preftree.forest.forest import Forest, Segment, Shape, upload
 from preftree.forest.pack import pack
-from preftree.forest.pairs import Pair, forests_of_pairs, shares_of_pairs
+from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shares_of_pairs
 from preftree.forest.stream import Request, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
 
@@ -21,6 +21,7 @@ __all__ = [
     "Shape",
     "Stream",
     "Stretch",
+    "bundles_of_pairs",
     "forests_of_pairs",
     "grow",
     "pack",

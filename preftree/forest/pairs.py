@@ -30,12 +30,16 @@ def forests_of_pairs(pairs: Sequence[Pair], budget: int | Shape, device: torch.d
     Args:
         budget: most tokens of a forest, or the shape that all of them are filled up to.
     """
-    bundles = [
+    shape = budget if isinstance(budget, Shape) else None
+    return [Forest.of(group, device, shape) for group in pack(bundles_of_pairs(pairs), budget)]
+
+
+def bundles_of_pairs(pairs: Sequence[Pair]) -> list[Bundle]:
+    """Each pair as a bundle of two leaves, numbered as `forests_of_pairs` says."""
+    return [
         Bundle(tuple(p.prompt_ids), (tuple(p.chosen_ids), tuple(p.rejected_ids)), (2 * i, 2 * i + 1))
         for i, p in enumerate(pairs)
     ]
-    shape = budget if isinstance(budget, Shape) else None
-    return [Forest.of(group, device, shape) for group in pack(bundles, budget)]
 
 
 def shares_of_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[Pair]]:

@@ -9,14 +9,15 @@ Shapes: B rows, T new tokens, V vocabulary, K likeliest tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from preftree.model.score import evaluating
 
 #: Nearly every nucleus lies within so many tokens; sorting a whole vocabulary takes ten times as long.
 _LIKELIEST = 1024
@@ -47,7 +48,6 @@ def by_length(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
-@torch.no_grad()
 def answer_batch(
     model: Any,
     tokenizer: Any,
@@ -72,7 +72,7 @@ def answer_batch(
     processors = LogitsProcessorList()
     if sampling.temperature > 0:
         processors.append(_RowSampler(sampling, uniforms(seeds, max_new_tokens).to(model.device), width))
-    with _evaluating(model):
+    with evaluating(model):
         output_BL = model.generate(
             input_ids=ids_BL.to(model.device),
             attention_mask=mask_BL.to(model.device),
@@ -176,13 +176,3 @@ def _end_tokens(model: Any, tokenizer: Any, stops: Sequence[int]) -> list[int]:
 def _read(tokenizer: Any, ids: list[int], ends: list[int]) -> Answer:
     end = next((place for place, token in enumerate(ids) if token in ends), None)
     return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

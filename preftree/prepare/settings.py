@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from preftree.errors import SettingsError
-from preftree.flags import FlagParser, one_of, refuse, within
+from preftree.flags import FlagParser, filled, one_of, refuse, within
 
 STRATA = ("family", "teacher", "system")
 ENGINES = ("transformers", "vllm", "openai")
@@ -264,13 +264,7 @@ def parse_settings(argv: Sequence[str]) -> PrepareSettings:
     Raises SettingsError with every problem found; `--help` prints the flags and exits with 0.
     """
     parsed = _parser().parse(argv)
-    problems = parsed.problems
-    groups: list[Any] = []
-    for cls in _GROUPS:
-        try:
-            groups.append(cls(**{item.name: parsed.values[item.name] for item in dataclasses.fields(cls)}))
-        except SettingsError as error:
-            problems += error.problems
+    problems, groups = parsed.problems, filled(_GROUPS, parsed)
     if parsed.values.get("engine") == "openai" and not parsed.values.get("base_url"):
         problems.append("--engine openai needs --base_url: the server's address, as in http://localhost:8000/v1.")
     refuse(problems)

@@ -59,14 +59,14 @@ def choose_budget(
     Raises:
         SettingsError: `max_memory` has no room for the largest pair.
     """
+    if asked is not None:
+        return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     largest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     free, word = _room(device, max_memory)
     kept = kept_bytes(model)
     layers = int(model.config.get_text_config().num_hidden_layers)
     plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
     why = ""
-    if asked is not None:
-        return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     if not checkpointing and free / plain < largest:
         checkpointing = True
         why = f"; activations are recomputed, as the largest pair ({largest} tokens) would not fit otherwise"

@@ -7,6 +7,7 @@ own share of a step, tells the others, and writes its own part to disk: no answe
 
 from __future__ import annotations
 
+import weakref
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -107,9 +108,14 @@ class Reference:
             return leaf_logprobs(self.model, forest)
 
 
+_hashed: weakref.WeakKeyDictionary[Forest, list[bytes]] = weakref.WeakKeyDictionary()
+
+
 def _keys(forest: Forest) -> list[bytes]:
-    """The key of each leaf, in the order of `leaf_ids`."""
-    return [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
+    """The key of each leaf, in the order of `leaf_ids`; all tokens are hashed once a forest."""
+    if forest not in _hashed:
+        _hashed[forest] = [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
+    return _hashed[forest]
 
 
 def _key(sequence: list[int], scored: int) -> bytes:

@@ -9,8 +9,6 @@ no two processes share one, so several runs at once and a kill at any moment lea
 
 from __future__ import annotations
 
-import json
-import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +20,9 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from preftree.cache import replacing
+from preftree.model.digest import add_model
+
 #: Length of a key.
 KEY_BYTES = 16
 #: New answers after which a shard is written. A kill loses fewer than that.
@@ -31,14 +32,10 @@ SHARD_ANSWERS = 256
 def weights_key(model: PreTrainedModel) -> str:
     """Hash of a model's own weights (adapters left out), their dtype, and its config without names of places."""
     digest = xxhash.xxh3_128()
-    config = {k: v for k, v in model.config.to_dict().items() if not k.startswith("_") and "transformers" not in k}
-    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(model.named_parameters()):
-        if ".lora_" in name:
-            continue
-        # LoRA wraps a layer as `base_layer`; the weight is the same one.
-        digest.update(f"{name.replace('.base_layer', '')} {parameter.dtype} {tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().contiguous().view(torch.uint8).cpu().numpy().data)
+    named = sorted(model.named_parameters())
+    # LoRA wraps a layer as `base_layer`; the weight is the same one.
+    own = ((name.replace(".base_layer", ""), weight) for name, weight in named if ".lora_" not in name)
+    add_model(digest, model.config, own)
     return digest.hexdigest()
 
 
@@ -78,14 +75,8 @@ class LogprobStore(Mapping[bytes, Tensor]):
         """Write what is new as one shard."""
         if not self._unwritten:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
-        temporary = shard.with_suffix(".writing")
-        try:
+        with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as temporary:
             save_file(_content(self._unwritten), temporary)
-            os.replace(temporary, shard)
-        finally:
-            temporary.unlink(missing_ok=True)
         self._unwritten.clear()
 
 

@@ -13,7 +13,7 @@ from tests import tiny
 
 def test_work_of_a_tiny_llama() -> None:
     model = tiny.llama()
-    attention = 32 * 32 + 2 * 32 * 16 + 32 * 32  # query, key and value of half the heads, output
+    attention = 32 * 64 + 2 * 32 * 32 + 64 * 32  # query, key and value of half the heads, output
     body = 4 * (attention + 3 * 32 * 48)
     bare = Work.of(model, peak=1.0)
     assert bare.per_token == 2 * body

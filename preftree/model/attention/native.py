@@ -32,10 +32,11 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
 
 def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
     """Is this what the kernel computes: float32, no softcap, no window that hides anything, whole vectors?"""
-    deepest = max(segment.position + segment.end - segment.start for segment in forest.segments)
-    windowed = rules.window is not None and rules.window < deepest
-    plain = not windowed and rules.softcap is None and query_HTD.dtype == torch.float32
-    return plain and query_HTD.device.type == "cpu" and query_HTD.shape[2] % library().preftree_vector_length() == 0
+    plain = rules.softcap is None and query_HTD.dtype == torch.float32 and query_HTD.device.type == "cpu"
+    if not plain or query_HTD.shape[2] % library().preftree_vector_length():
+        return False
+    window = rules.window
+    return window is None or all(part.position + part.end - part.start <= window for part in forest.segments)
 
 
 def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: Forest, rules: Rules) -> Tensor:
@@ -47,15 +48,13 @@ def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: 
     heads, tokens, size = query_HTD.shape
     known = len(forest) - tokens
     out_THD, total_HA = query_HTD.new_empty(tokens, heads, size), query_HTD.new_empty(heads, len(forest))
-    layout = _layout(forest)
-    layout.known = known
     query, out = query_HTD.data_ptr(), out_THD.data_ptr()
     # Rows are counted from the first known token, which has neither a query nor an output.
     query -= known * query_HTD.stride(1) * query_HTD.element_size()
     out -= known * heads * size * out_THD.element_size()
     shape = _shape(query_HTD, key_KAD, value_KAD, rules)
     arrays = (query, *addresses(key_KAD, value_KAD), out, *addresses(total_HA))
-    library().preftree_forward(ctypes.byref(layout), ctypes.byref(shape), *arrays)
+    library().preftree_forward(ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
     return out_THD
 
 
@@ -83,13 +82,15 @@ class _Shape(ctypes.Structure):
 _layouts: weakref.WeakKeyDictionary[Forest, tuple[_Layout, Tensor]] = weakref.WeakKeyDictionary()
 
 
-def _layout(forest: Forest) -> _Layout:
-    """The segments as the kernel reads them, made once a forest."""
+def _layout(forest: Forest, known: int = 0) -> _Layout:
+    """The segments as the kernel reads them, made once a forest; the first `known` tokens are keys only."""
     if forest not in _layouts:
         columns = torch.tensor([(s.start, s.end, s.parent, s.position) for s in forest.segments]).T.contiguous()
         addresses = [column.data_ptr() for column in columns]
         _layouts[forest] = _Layout(len(forest), len(forest.segments), 0, *addresses), columns
-    return _layouts[forest][0]
+    layout = _layouts[forest][0]
+    layout.known = known
+    return layout
 
 
 def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, rules: Rules) -> _Shape:
