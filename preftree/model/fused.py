@@ -1,4 +1,4 @@
-"""Norms and gated activations in one pass over memory, on the CPU in float32.
+"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16.
 
 A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
 been compared on random rows. `release` takes them all back.
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from preftree.model.native import addresses, library
+from preftree.model.native import NARROW, addresses, library
 
 _FUSED = "_preftree_fused"
 Forward = Callable[[nn.Module, Tensor], Tensor]
@@ -48,8 +48,10 @@ def release(model: nn.Module) -> None:
 def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
     """The forward that may stand in for a module's, and the width of its input."""
     weight = getattr(module, "weight", None)
+    if _dtype(module) not in NARROW:
+        return None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
-        frozen = not weight.requires_grad and weight.dtype == torch.float32 and weight.dim() == 1
+        frozen = not weight.requires_grad and weight.dim() == 1
         return (_rms_norm, weight.shape[0]) if frozen and weight.shape[0] % vector == 0 else None
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if all(isinstance(part, nn.Module) for part in parts) and hasattr(module, "act_fn"):
@@ -60,13 +62,18 @@ def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
 
 def _agrees(module: nn.Module, forward: Forward, width: int) -> bool:
     """Is `forward` what the module computes? Rounding apart: another activation or offset shows in the first digits."""
-    x = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(_dtype(module))
+    noise = 2e-2 if x.dtype == torch.bfloat16 else 1e-5
     try:
         with torch.no_grad():
             expected, found = module.forward(x[None]), forward(module, x[None])
     except Exception:  # a module that only shares a name may want anything else
         return False
-    return bool(torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max())))
+    return bool(torch.allclose(found, expected, rtol=10 * noise, atol=noise * float(expected.abs().max())))
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in module.parameters()), None)
 
 
 def _epsilon(module: nn.Module) -> float | None:
@@ -91,8 +98,10 @@ class _RmsNorm(torch.autograd.Function):
     def forward(ctx, x, weight, epsilon: float):  # type: ignore[no-untyped-def]
         x = x.contiguous()
         size, rows = x.shape[-1], x.numel() // x.shape[-1]
-        out, scale = torch.empty_like(x), x.new_empty(rows)
-        library().preftree_rms(rows, size, torch.get_num_threads(), epsilon, *addresses(x, weight, out, scale))
+        out, scale = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+        library().preftree_rms(
+            NARROW[x.dtype], rows, size, torch.get_num_threads(), epsilon, *addresses(x, weight, out, scale)
+        )
         ctx.save_for_backward(x, weight, scale)
         return out
 
@@ -103,7 +112,11 @@ class _RmsNorm(torch.autograd.Function):
         grad = grad.contiguous()
         x_grad, size = torch.empty_like(x), x.shape[-1]
         library().preftree_rms_backward(
-            x.numel() // size, size, torch.get_num_threads(), *addresses(x, weight, scale, grad, x_grad)
+            NARROW[x.dtype],
+            x.numel() // size,
+            size,
+            torch.get_num_threads(),
+            *addresses(x, weight, scale, grad, x_grad),
         )
         return x_grad, None, None
 
@@ -115,7 +128,7 @@ class _Swiglu(torch.autograd.Function):
     def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
-        library().preftree_swiglu(gate.numel(), torch.get_num_threads(), *addresses(gate, up, out))
+        library().preftree_swiglu(NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out))
         ctx.save_for_backward(gate, up)
         return out
 
@@ -126,6 +139,6 @@ class _Swiglu(torch.autograd.Function):
         grad = grad.contiguous()
         gate_grad, up_grad = torch.empty_like(gate), torch.empty_like(up)
         library().preftree_swiglu_backward(
-            gate.numel(), torch.get_num_threads(), *addresses(gate, up, grad, gate_grad, up_grad)
+            NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, grad, gate_grad, up_grad)
         )
         return gate_grad, up_grad

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from preftree.model.softmax import exponentiate
+
 #: Bytes of float32 logits held at a time. Larger chunks gain nothing once the GEMM is large.
 CHUNK_BYTES = 64 * 2**20
 
@@ -55,6 +57,11 @@ class Head:
         """A frozen plain linear layer; an adapter or a trained weight needs autograd's way."""
         module = self.module
         return type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters())
+
+    @property
+    def shaped(self) -> bool:
+        """Are logits more than the module's output?"""
+        return self.scale != 1.0 or self.softcap is not None
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Float32 logits (float64 if the model is), (C, V), of a few rows."""
@@ -133,24 +140,20 @@ class _FusedLogprobs(torch.autograd.Function):
         slope_SD = torch.empty_like(hidden_SD) if need_grad else None
         for start in range(0, hidden_SD.shape[0], rows):
             chunk = slice(start, start + rows)
-            target_C1 = target_S[chunk, None]
-            logits_CV, tanh_CV = head.shape(nn.functional.linear(hidden_SD[chunk], weight_VD, bias_V))
-            top_C1 = logits_CV.amax(1, keepdim=True)
-            target_logit_C1 = logits_CV.gather(1, target_C1)
-            # From here on the memory of the logits holds exp(logit − top): passes over (C, V) are what the
-            # head costs besides its two GEMMs.
-            exp_CV = logits_CV.sub_(top_C1).exp_()
-            total_C1 = exp_CV.sum(1, keepdim=True)
-            out_S[chunk] = (target_logit_C1 - top_C1 - total_C1.log()).squeeze(1)
+            target_C = target_S[chunk]
+            raw_CV = nn.functional.linear(hidden_SD[chunk], weight_VD, bias_V)
+            shaped_CV, tanh_CV = head.shape(raw_CV) if head.shaped else (raw_CV, None)
+            # Passes over (C, V) are what the head costs besides its two GEMMs, so the logits' memory is used again.
+            out_S[chunk], exp_CV, total_C = exponentiate(shaped_CV, target_C)
             if slope_SD is None:
                 continue
             if tanh_CV is None:
                 # onehot(y) W − softmax W, the division by the total put off until the vocabulary is gone.
-                expected_CD = (exp_CV.to(weight_VD.dtype) @ weight_VD).to(total_C1.dtype) / total_C1
-                slope_CD = weight_VD[target_C1.squeeze(1)] - expected_CD
+                expected_CD = (exp_CV.to(weight_VD.dtype) @ weight_VD).to(total_C.dtype) / total_C[:, None]
+                slope_CD = weight_VD[target_C] - expected_CD
             else:
-                slope_CV = exp_CV.div_(total_C1).neg_()
-                slope_CV.scatter_add_(1, target_C1, torch.ones_like(target_C1, dtype=slope_CV.dtype))
+                slope_CV = exp_CV.div_(total_C[:, None]).neg_()
+                slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(target_C[:, None], dtype=slope_CV.dtype))
                 slope_CV *= 1 - tanh_CV * tanh_CV
                 slope_CD = slope_CV.to(weight_VD.dtype) @ weight_VD
             slope_SD[chunk] = slope_CD * head.scale

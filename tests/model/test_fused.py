@@ -36,9 +36,10 @@ def fused_names(model: nn.Module) -> set[str]:
     ],
 )
 def test_what_agrees_is_fused(family: str, expected: set[str]) -> None:
-    model = tiny.FAMILIES[family]().float().requires_grad_(False)
-    count = fuse(model)
-    assert fused_names(model) == expected
+    for dtype in (torch.bfloat16, torch.float32):
+        model = tiny.FAMILIES[family]().to(dtype).requires_grad_(False)
+        count = fuse(model)
+        assert fused_names(model) == expected
     assert bool(count) is bool(expected)
     release(model)
     assert not fused_names(model)
@@ -54,17 +55,18 @@ def outcome(module: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("kind", ["LlamaMLP", "LlamaRMSNorm"])
 @pytest.mark.parametrize("spread", [1e-3, 1.0, 30.0])
-def test_values_and_gradients(kind: str, spread: float) -> None:
-    model = tiny.llama().float().requires_grad_(False)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_and_gradients(kind: str, spread: float, dtype: torch.dtype) -> None:
+    model = tiny.llama().to(dtype).requires_grad_(False)
     exact = copy.deepcopy(model).double()
     fuse(model)
     (mine, *_), (truth, *_) = ([m for m in each.modules() if type(m).__name__ == kind] for each in (model, exact))
-    own = copy.deepcopy(truth).float()
-    x, weight = spread * torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    own = copy.deepcopy(truth).to(dtype)
+    x, weight = (spread * torch.randn(2, 7, 32)).to(dtype), torch.randn(2, 7, 32).to(dtype)
     want = outcome(truth, x.double(), weight)
     for have, theirs, exactly in zip(outcome(mine, x, weight), outcome(own, x, weight), want, strict=True):
-        allowed = float((theirs - exactly).abs().max())  # what the module itself loses in float32
-        assert float((have - exactly).abs().max()) <= 4 * allowed + 1e-6 * float(exactly.abs().max())
+        allowed = float((theirs - exactly).abs().max())  # what the module itself loses in this dtype
+        assert float((have - exactly).abs().max()) <= 4 * allowed + torch.finfo(dtype).eps * float(exactly.abs().max())
 
 
 def test_a_trained_norm_keeps_its_own_forward() -> None:

@@ -1,7 +1,7 @@
-"""Attention over trees in float32 by a kernel of our own, compiled for this machine (`preftree.model.native`).
+"""Attention over trees by a kernel of our own, compiled for this machine (`preftree.model.native`).
 
-It keeps a block's weights in the processor's cache and skips all that is masked. For other precisions, windows and
-softcaps, `cpu.attend` does the same in torch.
+It keeps a block's weights in the processor's cache and skips all that is masked. Float32 and bfloat16; for other
+precisions, windows and softcaps, `cpu.attend` does the same in torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from preftree.forest import Forest
 from preftree.model.attention import cpu
 from preftree.model.attention.rules import Rules
-from preftree.model.native import addresses, library
+from preftree.model.native import NARROW, addresses, library
 
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
@@ -31,8 +31,8 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
 
 
 def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
-    """Is this what the kernel computes: float32, no softcap, no window that hides anything, whole vectors?"""
-    plain = rules.softcap is None and query_HTD.dtype == torch.float32 and query_HTD.device.type == "cpu"
+    """Is this what the kernel computes: no wide numbers, no softcap, no window that hides anything, whole vectors?"""
+    plain = rules.softcap is None and query_HTD.dtype in NARROW and query_HTD.device.type == "cpu"
     if not plain or query_HTD.shape[2] % library().preftree_vector_length():
         return False
     window = rules.window
@@ -47,14 +47,15 @@ def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: 
     query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
     heads, tokens, size = query_HTD.shape
     known = len(forest) - tokens
-    out_THD, total_HA = query_HTD.new_empty(tokens, heads, size), query_HTD.new_empty(heads, len(forest))
+    out_THD, total_HA = query_HTD.new_empty(tokens, heads, size), _totals(query_HTD, heads, len(forest))
     query, out = query_HTD.data_ptr(), out_THD.data_ptr()
     # Rows are counted from the first known token, which has neither a query nor an output.
     query -= known * query_HTD.stride(1) * query_HTD.element_size()
     out -= known * heads * size * out_THD.element_size()
     shape = _shape(query_HTD, key_KAD, value_KAD, rules)
     arrays = (query, *addresses(key_KAD, value_KAD), out, *addresses(total_HA))
-    library().preftree_forward(ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
+    narrow = NARROW[query_HTD.dtype]
+    library().preftree_forward(narrow, ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
     return out_THD
 
 
@@ -104,6 +105,10 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
+def _totals(query_HTD: Tensor, heads: int, tokens: int) -> Tensor:
+    return query_HTD.new_empty(heads, tokens, dtype=torch.float32)
+
+
 def _readable(rules: Rules) -> Rules:
     """With slopes as the kernel reads them. They must live until it is done."""
     if rules.slopes_H is None:
@@ -117,10 +122,11 @@ class _KernelAttention(torch.autograd.Function):
         query_HTD, key_KTD, value_KTD = _rows(query_HTD), _rows(key_KTD), _rows(value_KTD)
         rules = _readable(rules)
         heads, tokens, size = query_HTD.shape
-        out_THD, total_HT = query_HTD.new_empty(tokens, heads, size), query_HTD.new_empty(heads, tokens)
+        out_THD, total_HT = query_HTD.new_empty(tokens, heads, size), _totals(query_HTD, heads, tokens)
         shape = _shape(query_HTD, key_KTD, value_KTD, rules)
         arrays = (query_HTD, key_KTD, value_KTD, out_THD, total_HT)
-        library().preftree_forward(ctypes.byref(_layout(forest)), ctypes.byref(shape), *addresses(*arrays))
+        narrow = NARROW[query_HTD.dtype]
+        library().preftree_forward(narrow, ctypes.byref(_layout(forest)), ctypes.byref(shape), *addresses(*arrays))
         ctx.save_for_backward(*arrays)
         ctx.forest, ctx.rules = forest, rules
         return out_THD
@@ -130,17 +136,18 @@ class _KernelAttention(torch.autograd.Function):
         query_HTD, key_KTD, value_KTD, out_THD, total_HT = ctx.saved_tensors
         grad_THD = grad_THD.contiguous()
         query_grad_THD = torch.empty_like(out_THD)
-        key_grad_THD, value_grad_THD = torch.zeros_like(out_THD), torch.zeros_like(out_THD)
+        # The kernel adds up by query head, so that heads can be worked on side by side, and in float32.
+        key_grad_THD, value_grad_THD = (torch.zeros_like(out_THD, dtype=torch.float32) for _ in range(2))
         shape = _shape(query_HTD, key_KTD, value_KTD, ctx.rules)
         library().preftree_backward(
+            NARROW[query_HTD.dtype],
             ctypes.byref(_layout(ctx.forest)),
             ctypes.byref(shape),
             *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT, grad_THD),
             *addresses(query_grad_THD, key_grad_THD, value_grad_THD),
         )
-        # The kernel adds up by query head, so that heads can be worked on side by side.
         key_grad_TKD, value_grad_TKD = (
-            x.unflatten(1, (key_KTD.shape[0], -1)).sum(2) if len(key_KTD) < len(query_HTD) else x
+            (x.unflatten(1, (len(key_KTD), -1)).sum(2) if len(key_KTD) < len(query_HTD) else x).to(key_KTD.dtype)
             for x in (key_grad_THD, value_grad_THD)
         )
         return *(x.transpose(0, 1) for x in (query_grad_THD, key_grad_TKD, value_grad_TKD)), None, None

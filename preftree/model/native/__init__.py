@@ -1,4 +1,4 @@
-"""Kernels of our own for the CPU in float32, compiled for this machine when they are first needed.
+"""Kernels of our own for the CPU in float32 and bfloat16, compiled for this machine when they are first needed.
 
 It takes a C++ compiler (g++, clang++ or $CXX) a few seconds, once; the result lies in the cache folder. Without one,
 everything that these kernels do is done in torch.
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 import xxhash
 from torch import Tensor
 
@@ -23,19 +24,22 @@ from preftree.cache import cache_root
 from preftree.errors import DeviceError
 
 HERE = Path(__file__).parent
-SOURCES = ("attention.cpp", "elementwise.cpp")
+SOURCES = ("attention.cpp", "elementwise.cpp", "softmax.cpp")
 #: -fopenmp when compiling only: linked without it, the kernels take the OpenMP that torch has loaded, and its threads.
 COMPILE = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-fopenmp")
 COMPILERS = ("g++", "clang++", "c++")
 #: Kernels by name, with their signatures: p a pointer, i an int64, f a float.
 SIGNATURES = {
-    "preftree_forward": "ppppppp",
-    "preftree_backward": "ppppppppppp",
-    "preftree_swiglu": "iippp",
-    "preftree_swiglu_backward": "iippppp",
-    "preftree_rms": "iiifpppp",
-    "preftree_rms_backward": "iiippppp",
+    "preftree_forward": "ippppppp",
+    "preftree_backward": "ippppppppppp",
+    "preftree_swiglu": "iiippp",
+    "preftree_swiglu_backward": "iiippppp",
+    "preftree_rms": "iiiifpppp",
+    "preftree_rms_backward": "iiiippppp",
+    "preftree_exponentiate": "iiiipppp",
 }
+#: What the kernels' arrays may hold, and the flag that says so.
+NARROW = {torch.float32: 0, torch.bfloat16: 1}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 
@@ -44,13 +48,38 @@ def addresses(*arrays: Tensor) -> list[int]:
     return [array.data_ptr() for array in arrays]
 
 
-@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The compiled kernels, from the cache folder if they were compiled there before.
 
     Raises:
         DeviceError: no compiler, or it fails; with its last words.
     """
+    found = _library()
+    if isinstance(found, str):
+        raise DeviceError(found)
+    return found
+
+
+def usable() -> bool:
+    """Can the kernels be had here?"""
+    return not isinstance(_library(), str)
+
+
+def forget() -> None:
+    """Look for the kernels anew at the next call."""
+    _library.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | str:
+    """The kernels or why there are none: a compiler that fails is not asked again."""
+    try:
+        return _load()
+    except DeviceError as error:
+        return str(error)
+
+
+def _load() -> ctypes.CDLL:
     compiler = _compiler()
     # -march=native: the result belongs to one kind of processor, and home folders are shared.
     texts = [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.[ch]*"))]

@@ -1,5 +1,5 @@
 // One pass over memory where torch makes four to ten: the gated activation and the root-mean-square norm, each with
-// its gradient. Rows are contiguous; `size` is a multiple of the vector length.
+// its gradient. Rows are contiguous; `size` is a multiple of the vector length. Arithmetic is float32 whatever the arrays.
 
 #include "vectors.h"
 
@@ -11,14 +11,9 @@ inline vec sigmoid(vec x) {
     return (x > (vec){} ? all(1.f) : e) / (1.f + e);
 }
 
-}  // namespace
-
-extern "C" {
-
-int preftree_vector_length() { return VL; }
-
 // out = silu(gate) · up
-void preftree_swiglu(int64_t count, int64_t threads, const float* gate, const float* up, float* out) {
+template <class Number>
+void swiglu(int64_t count, int64_t threads, const Number* gate, const Number* up, Number* out) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < count; i += VL) {
         vec g = load(gate + i);
@@ -26,8 +21,9 @@ void preftree_swiglu(int64_t count, int64_t threads, const float* gate, const fl
     }
 }
 
-void preftree_swiglu_backward(int64_t count, int64_t threads, const float* gate, const float* up, const float* grad,
-                              float* gate_grad, float* up_grad) {
+template <class Number>
+void swiglu_backward(int64_t count, int64_t threads, const Number* gate, const Number* up, const Number* grad,
+                     Number* gate_grad, Number* up_grad) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t i = 0; i < count; i += VL) {
         vec g = load(gate + i), s = sigmoid(g), d = load(grad + i);
@@ -37,11 +33,12 @@ void preftree_swiglu_backward(int64_t count, int64_t threads, const float* gate,
 }
 
 // out = weight · x · scale, where scale = (mean x² + epsilon)^-1/2 is kept for each row
-void preftree_rms(int64_t rows, int64_t size, int64_t threads, float epsilon, const float* x, const float* weight,
-                  float* out, float* scale) {
+template <class Number>
+void rms(int64_t rows, int64_t size, int64_t threads, float epsilon, const Number* x, const Number* weight, Number* out,
+         float* scale) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
-        const float* line = x + r * size;
+        const Number* line = x + r * size;
         vec squares = {};
         for (int64_t i = 0; i < size; i += VL) squares += load(line + i) * load(line + i);
         const float s = scale[r] = 1.f / std::sqrt(sum_of(squares) / float(size) + epsilon);
@@ -50,11 +47,12 @@ void preftree_rms(int64_t rows, int64_t size, int64_t threads, float epsilon, co
 }
 
 // With n = x · scale and g = weight · grad: x_grad = scale · (g − n · mean(g · n))
-void preftree_rms_backward(int64_t rows, int64_t size, int64_t threads, const float* x, const float* weight,
-                           const float* scale, const float* grad, float* x_grad) {
+template <class Number>
+void rms_backward(int64_t rows, int64_t size, int64_t threads, const Number* x, const Number* weight, const float* scale,
+                  const Number* grad, Number* x_grad) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
-        const float *line = x + r * size, *above = grad + r * size;
+        const Number *line = x + r * size, *above = grad + r * size;
         const float s = scale[r];
         vec along = {};
         for (int64_t i = 0; i < size; i += VL) along += load(above + i) * load(weight + i) * load(line + i);
@@ -62,6 +60,37 @@ void preftree_rms_backward(int64_t rows, int64_t size, int64_t threads, const fl
         for (int64_t i = 0; i < size; i += VL)
             store(x_grad + r * size + i, s * (load(above + i) * load(weight + i) - share * load(line + i)));
     }
+}
+
+}  // namespace
+
+extern "C" {
+
+int preftree_vector_length() { return VL; }
+
+void preftree_swiglu(int64_t narrow, int64_t count, int64_t threads, const void* gate, const void* up, void* out) {
+    with_numbers(narrow, [&](auto* n) { swiglu(count, threads, as(n, gate), as(n, up), as(n, out)); });
+}
+
+void preftree_swiglu_backward(int64_t narrow, int64_t count, int64_t threads, const void* gate, const void* up,
+                              const void* grad, void* gate_grad, void* up_grad) {
+    with_numbers(narrow, [&](auto* n) {
+        swiglu_backward(count, threads, as(n, gate), as(n, up), as(n, grad), as(n, gate_grad), as(n, up_grad));
+    });
+}
+
+void preftree_rms(int64_t narrow, int64_t rows, int64_t size, int64_t threads, float epsilon, const void* x,
+                  const void* weight, void* out, float* scale) {
+    with_numbers(narrow, [&](auto* n) {
+        rms(rows, size, threads, epsilon, as(n, x), as(n, weight), as(n, out), scale);
+    });
+}
+
+void preftree_rms_backward(int64_t narrow, int64_t rows, int64_t size, int64_t threads, const void* x,
+                           const void* weight, const float* scale, const void* grad, void* x_grad) {
+    with_numbers(narrow, [&](auto* n) {
+        rms_backward(rows, size, threads, as(n, x), as(n, weight), scale, as(n, grad), as(n, x_grad));
+    });
 }
 
 }  // extern "C"

@@ -1,10 +1,14 @@
-// Vectors of floats as wide as the machine's, in the compiler's own vector types.
+// Vectors of floats as wide as the machine's, in the compiler's own vector types, and the two kinds of numbers that
+// arrays hold: float32, and bfloat16, of which a sum takes two at once where the machine has an instruction for it.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -18,13 +22,48 @@ constexpr int VL = 4;
 
 typedef float vec __attribute__((vector_size(VL * 4)));
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));
+typedef uint32_t uvec __attribute__((vector_size(VL * 4)));
+typedef uint16_t halves __attribute__((vector_size(VL * 2)));
+typedef uint16_t bfloat;
+typedef float word __attribute__((may_alias));  // 32 bits that are moved about: a float, or two bfloat16
 
 inline vec load(const float* p) { vec v; std::memcpy(&v, p, sizeof v); return v; }
 inline void store(float* p, vec v) { std::memcpy(p, &v, sizeof v); }
+inline vec load(const bfloat* p) {
+    halves h;
+    std::memcpy(&h, p, sizeof h);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
+}
+inline halves rounded(vec v) {  // to nearest, ties to even
+#if defined(__AVX512BF16__)
+    return (halves)_mm512_cvtneps_pbh((__m512)v);
+#else
+    uvec bits = (uvec)v;
+    bits = v == v ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 64;
+    return __builtin_convertvector(bits, halves);
+#endif
+}
+inline void store(bfloat* p, vec v) { halves h = rounded(v); std::memcpy(p, &h, sizeof h); }
 inline vec all(float x) { return x - (vec){}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
-inline float sum_of(vec v) { float s = 0; for (int i = 0; i < VL; ++i) s += v[i]; return s; }
-inline float max_of(vec v) { float s = v[0]; for (int i = 1; i < VL; ++i) s = std::max(s, v[i]); return s; }
+
+// What is left of a vector when its halves are put together again and again.
+template <class Put>
+inline float folded(vec v, Put put) {
+    typedef float half __attribute__((vector_size(VL * 2)));
+    typedef float quarter __attribute__((vector_size(VL)));
+    half halves[2];
+    std::memcpy(halves, &v, sizeof v);
+    const half h = put(halves[0], halves[1]);
+    quarter quarters[2];
+    std::memcpy(quarters, &h, sizeof h);
+    const quarter q = put(quarters[0], quarters[1]);
+    float all = q[0];
+    for (int i = 1; i < VL / 4; ++i) all = put(all, float(q[i]));
+    return all;
+}
+inline float sum_of(vec v) { return folded(v, [](auto a, auto b) { return a + b; }); }
+inline float max_of(vec v) { return folded(v, [](auto a, auto b) { return a > b ? a : b; }); }
 
 // e^x for x <= 0, to a unit in the last place; what is too small for float32 becomes 0.
 inline vec exponential(vec x) {
@@ -42,5 +81,47 @@ inline vec exponential(vec x) {
     ivec power = ((ivec)shifted - (ivec)magic) << 23;
     return x > -87.f ? (vec)((ivec)poly + power) : (vec){};
 }
+
+// How arrays of a kind are multiplied: `together` numbers that are adjacent along the sum make a word.
+template <class Number>
+struct Words;
+
+template <>
+struct Words<float> {
+    static constexpr int together = 1;
+    static vec add_product(vec sum, const word* a, vec b) { return sum + *a * b; }
+};
+
+template <>
+struct Words<bfloat> {
+    static constexpr int together = 2;
+    static vec add_product(vec sum, const word* a, vec b) {
+        uint32_t pair;
+        std::memcpy(&pair, a, sizeof pair);
+#if defined(__AVX512BF16__)
+        return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)((uvec){} + pair), (__m512bh)b);
+#else
+        const uvec low = (uvec){} + (pair << 16), high = (uvec){} + (pair & 0xffff0000u);
+        sum += (vec)high * (vec)((uvec)b & 0xffff0000u);
+        return sum + (vec)low * (vec)((uvec)b << 16);
+#endif
+    }
+};
+
+// Words of two rows: the first row's numbers are the first of each pair.
+inline vec paired(vec first, vec second) {
+    return (vec)(__builtin_convertvector(rounded(first), uvec) | __builtin_convertvector(rounded(second), uvec) << 16);
+}
+
+// Kernels as they are called from outside: work(pointer of the kind), and arrays as that kind.
+template <class Work>
+void with_numbers(int64_t narrow, Work work) {
+    if (narrow) work(static_cast<bfloat*>(nullptr));
+    else work(static_cast<float*>(nullptr));
+}
+template <class Number>
+const Number* as(Number*, const void* array) { return static_cast<const Number*>(array); }
+template <class Number>
+Number* as(Number*, void* array) { return static_cast<Number*>(array); }
 
 }  // namespace
