@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -175,14 +176,23 @@ def _device_memory(device: str) -> tuple[int, int] | None:
     return int(free + reserve), int(total)
 
 
-def gemm_peak(device: str, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOP/s of a large matrix product, the best of several: what this device can do at all."""
+def gemm_peak(
+    device: str,
+    dtype: torch.dtype,
+    seconds: float = 0.3,
+    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.linear,
+) -> float:
+    """FLOP/s of a large matrix product, the best of several: what this device can do at all.
+
+    Args:
+        product: of (N, K) and (M, K) to (N, M); the fastest that is at hand, so that nothing else can look better.
+    """
     size = 1536 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until or best == float("inf"):
         start = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for the device
+        product(a, b)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

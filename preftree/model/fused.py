@@ -1,4 +1,4 @@
-"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16.
+"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products in float32.
 
 A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
 been compared on random rows. `release` takes them all back.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from preftree.model import linear
 from preftree.model.native import NARROW, addresses, library
 
 _FUSED = "_preftree_fused"
-Forward = Callable[[nn.Module, Tensor], Tensor]
+Forward = Callable[[Any, Tensor], Tensor]
 
 
 def fuse(model: nn.Module) -> int:
@@ -50,6 +51,9 @@ def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
     weight = getattr(module, "weight", None)
     if _dtype(module) not in NARROW:
         return None
+    if type(module) is nn.Linear:
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        return (linear.frozen, module.in_features) if not trained and linear.pays(module.weight.dtype) else None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
         frozen = not weight.requires_grad and weight.dim() == 1
         return (_rms_norm, weight.shape[0]) if frozen and weight.shape[0] % vector == 0 else None

@@ -15,6 +15,8 @@ from peft.tuners.lora import Linear as LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from preftree.model.linear import linear
+
 
 def quicken(model: nn.Module) -> int:
     """Give every plain LoRA layer over a linear layer the short forward; returns how many there are."""
@@ -53,7 +55,7 @@ class _LoraLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, down, up, scaling: float):  # type: ignore[no-untyped-def]
         down_c, up_c = down.to(x.dtype), up.to(x.dtype)
         rows = x.reshape(-1, x.shape[-1])
-        out = nn.functional.linear(rows, weight, bias)
+        out = linear(rows, weight, bias)
         low = rows @ down_c.T
         out.addmm_(low, up_c.T, alpha=scaling)
         ctx.save_for_backward(rows, low, weight, down_c, up_c)
@@ -68,7 +70,7 @@ class _LoraLinear(torch.autograd.Function):
         low_grad = (grad @ up_c).mul_(ctx.scaling)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = (grad @ weight).addmm_(low_grad, down_c).view(ctx.shape)
+            x_grad = linear(grad, weight.T).addmm_(low_grad, down_c).view(ctx.shape)
         down_grad = (low_grad.T @ rows).to(ctx.dtype)
         up_grad = (grad.T @ low).mul_(ctx.scaling).to(ctx.dtype)
         return x_grad, None, None, down_grad, up_grad, None

@@ -20,7 +20,7 @@ KINDS = (
     ("projections with LoRA", ("LoraLinear",)),
     ("optimizer", ("Optimizer.step", "clip_grad", "foreach")),
     ("norms, activations", ("RmsNorm", "Swiglu", "silu", "gelu", "rsqrt", "pow", "mean", "native_layer_norm")),
-    ("projections", ("aten::mm", "aten::addmm", "aten::linear", "aten::matmul")),
+    ("projections", ("_linear_pointwise", "aten::mm", "aten::addmm", "aten::linear", "aten::matmul")),
     ("copies", ("copy_", "cat", "contiguous", "clone", "fill_", "zero_", "index", "gather", "scatter")),
     ("elementwise", ("aten::mul", "aten::add", "aten::sub", "aten::div", "aten::neg", "aten::sum", "aten::exp")),
 )

@@ -17,6 +17,7 @@ from preftree.device import choose_device, choose_dtype, environment, gemm_peak,
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.gaudi import check_world_size
+from preftree.model.linear import linear
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
@@ -218,7 +219,7 @@ def _trainer(
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
-    work = Work.of(causal_model(model), gemm_peak(device, model.dtype))
+    work = Work.of(causal_model(model), gemm_peak(device, model.dtype, product=linear))
     pulse = Pulse()
     trainer = PreferenceTrainer(
         model,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftree.errors import DeviceError
-from preftree.model import native
+from preftree.model import linear, native
 from preftree.model.fused import _FUSED, fuse, release
 from preftree.model.score import attach, leaf_logprobs
 from tests import tiny
@@ -35,7 +35,8 @@ def fused_names(model: nn.Module) -> set[str]:
         ("mpt", set()),
     ],
 )
-def test_what_agrees_is_fused(family: str, expected: set[str]) -> None:
+def test_what_agrees_is_fused(family: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "pays", lambda dtype: False)
     for dtype in (torch.bfloat16, torch.float32):
         model = tiny.FAMILIES[family]().to(dtype).requires_grad_(False)
         count = fuse(model)
@@ -44,6 +45,17 @@ def test_what_agrees_is_fused(family: str, expected: set[str]) -> None:
     release(model)
     assert not fused_names(model)
     assert all("forward" not in module.__dict__ for module in model.modules())
+
+
+def test_frozen_linear_layers_take_the_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    if linear.faster() == 0.0:
+        pytest.skip("this torch has no oneDNN product for float32")
+    monkeypatch.setattr(linear, "faster", lambda: 2.0)
+    model = tiny.FAMILIES["gpt_neox"]().float().requires_grad_(False)
+    fuse(model)
+    assert fused_names(model) == {"Linear"}
+    model = tiny.FAMILIES["gpt_neox"]().float()  # trained weights need gradients of their own
+    assert fuse(model) == 0
 
 
 def outcome(module: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
