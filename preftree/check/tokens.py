@@ -47,26 +47,41 @@ class Tokens:
         self._sizes = array("i")
         self._flags = array("b")
         self._waiting: list[tuple[int, PreferencePair]] = []
+        self._begun: tuple[list[int], Callable[[], list[PairFate]]] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def add(self, row: int, pair: PreferencePair) -> None:
-        """Encode one pair; really in batches, so `flush` at the end."""
+        """Encode one pair; really in batches, each in the background until the next is full, so `flush` at the end."""
         self._waiting.append((row, pair))
         if len(self._waiting) >= BATCH:
-            self.flush()
+            self._begin()
 
     def flush(self) -> None:
         """Encode what waits."""
-        fates = self.encoder.encode([pair for _, pair in self._waiting])
-        for (row, _), fate in zip(self._waiting, fates, strict=True):
-            self._rows.append(row)
+        if self._waiting:
+            self._begin()
+        self._finish()
+
+    def _begin(self) -> None:
+        rows = [row for row, _ in self._waiting]
+        fates = self.encoder.begin([pair for _, pair in self._waiting])
+        self._waiting.clear()
+        self._finish()
+        self._begun = rows, fates
+
+    def _finish(self) -> None:
+        if self._begun is None:
+            return
+        rows, fates = self._begun
+        self._begun = None
+        self._rows.extend(rows)
+        for fate in fates():
             self._sizes.extend(fate.sizes)
             self._flags.append(sum(bool(of(fate)) << bit for bit, (of, _) in enumerate(TOKEN_CHECKS.values())))
             if fate.encoded is not None and len(self.kept) < self.keep:
                 self.kept.append(fate.encoded)
-        self._waiting.clear()
 
     @property
     def rows(self) -> Rows:

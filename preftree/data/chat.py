@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -35,6 +35,7 @@ class Chat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
+        self._ids = _batch_encoder(tokenizer)
         self._plain = not tokenizer.chat_template
         try:
             lead, self.tail = self._probe()
@@ -76,8 +77,7 @@ class Chat:
         ordered = list(texts)
         if not ordered:
             return {}
-        encoding = self.tokenizer(ordered, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return dict(zip(ordered, encoding["input_ids"], strict=True))
+        return dict(zip(ordered, self._ids(ordered), strict=True))
 
     def context(self, prompt: str) -> str:
         """The end of `prompt` from a control token on, or all of it where there is none.
@@ -109,7 +109,7 @@ class Chat:
 
     def ended(self, ids: list[int]) -> tuple[list[int], bool]:
         """A response up to its first end token, now the terminator; and whether its text went on."""
-        first = next((place for place, token in enumerate(ids) if token in self._stops), len(ids))
+        first = min((ids.index(stop) for stop in self._stops if stop in ids), default=len(ids))
         return [*ids[:first], self.terminator_id], len(ids) - first > self._tail_tokens
 
     @property
@@ -172,3 +172,26 @@ class Chat:
             where = f"The chat template writes {lead!r} before an answer but not in its generation prompt"
             notes.append(f"{where}: the model has to generate it, so it counts as part of the answer.")
         return notes
+
+
+def _batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
+    """Texts -> ids without special tokens of the tokenizer's own: its Rust part alone, where that says the same.
+
+    That leaves out offsets, masks and their copies, a fifth of the work. A tokenizer class may do more than its
+    Rust part, so the two are compared on a text that holds what such classes change.
+    """
+
+    def plainly(texts: list[str]) -> list[list[int]]:
+        encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(encoding["input_ids"])
+
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not tokenizer.is_fast or backend is None:
+        return plainly
+
+    def fast(texts: list[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    probe = [f" {_QUESTION}\n\n{''.join(tokenizer.all_special_tokens)} Ünï {_ANSWER} 12 " * 8, "a"]
+    expected = plainly(probe)  # also resets padding and truncation, which a tokenizer file may ask for
+    return fast if fast(probe) == expected else plainly

@@ -16,7 +16,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -151,18 +152,42 @@ class PairEncoder:
                 f"max_prompt_length must be greater than {chat.header_tokens}, the number of tokens that open "
                 f"the assistant's turn. Got {max_prompt_length} instead."
             )
+        # One thread, which waits for the tokenizer's own: Python renders the next batch meanwhile.
+        self._thread = ThreadPoolExecutor(1, "tokenizer")
         self.report = EncodeReport(terminator=chat.terminator, terminator_id=chat.terminator_id, notes=chat.notes)
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[PairFate]:
         """What becomes of each of `pairs`, with one call of the tokenizer; some hundred pairs are enough."""
+        return self.begin(pairs)()
+
+    def begin(self, pairs: Sequence[PreferencePair]) -> Callable[[], list[PairFate]]:
+        """`encode` in two parts: the tokenizer works while the caller does something else, until it calls the result.
+
+        To be called once, in the order of the batches, as each counts its pairs in `report`.
+        """
         rendered = [_rendered(pair, self.chat) for pair in pairs]
-        _tokenize([item for item in rendered if isinstance(item, _Item)], self.chat)
-        fates = []
-        for item in rendered:
-            fate = self._within(item) if isinstance(item, _Item) else PairFate(reason=item)
-            self.report.add(fate)
-            fates.append(fate)
+        items = [item for item in rendered if isinstance(item, _Item)]
+        ids = self._thread.submit(self.chat.tokenize, _texts(items))
+
+        def fates() -> list[PairFate]:
+            _fill_in(items, ids.result(), self.chat)
+            found = [self._within(item) if isinstance(item, _Item) else PairFate(reason=item) for item in rendered]
+            for fate in found:
+                self.report.add(fate)
+            return found
+
         return fates
+
+    def stream(self, batches: Iterable[Sequence[PreferencePair]]) -> Iterator[list[PairFate]]:
+        """`encode` for one batch after another, each rendered while the one before it is tokenized."""
+        waiting: Callable[[], list[PairFate]] | None = None
+        for batch in batches:
+            begun = self.begin(batch)
+            if waiting is not None:
+                yield waiting()
+            waiting = begun
+        if waiting is not None:
+            yield waiting()
 
     def _within(self, item: _Item) -> PairFate:
         """The pair within its lengths, or the reason why that leaves nothing to prefer."""
@@ -209,8 +234,7 @@ def encode_pairs(
     """
     encoder = PairEncoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
     encoded: list[EncodedPair] = []
-    for start in range(0, len(pairs), BATCH):
-        fates = encoder.encode(pairs[start : start + BATCH])
+    for fates in encoder.stream(pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)):
         encoded += [fate.encoded for fate in fates if fate.encoded is not None]
         if progress is not None:
             progress(encoder.report.read, len(pairs))
@@ -268,11 +292,14 @@ def _rendered(pair: PreferencePair, chat: Chat) -> _Item | str:
     return _Item(pair, prompt, chat.context(prompt), responses, follows)
 
 
-def _tokenize(items: list[_Item], chat: Chat) -> None:
-    """Fills in the ids, with one call of the tokenizer for all texts and one for repairs."""
+def _texts(items: list[_Item]) -> set[str]:
+    """What the tokenizer has to be asked, each text once."""
     texts = {text for item in items for text in (item.prompt, item.context)}
-    texts |= {item.context + response for item in items for response in item.responses}
-    ids = chat.tokenize(texts)
+    return texts | {item.context + response for item in items for response in item.responses}
+
+
+def _fill_in(items: list[_Item], ids: dict[str, list[int]], chat: Chat) -> None:
+    """Takes each item's ids from those of `_texts`, with another call of the tokenizer for repairs."""
     broken: list[tuple[_Item, int]] = []
     for item in items:
         prompt, context = ids[item.prompt], ids[item.context]
