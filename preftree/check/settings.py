@@ -44,7 +44,7 @@ class CheckSettings:
     max_rows: int | None = None
     """Read the first so many rows only."""
     token_sample: int = 4000
-    """Pairs to tokenize, drawn at random; 0 tokenizes all, some hundred a second."""
+    """Pairs to tokenize, drawn at random; 0 tokenizes all, one to two thousand a second."""
     eval_data: str | None = None
     """A folder with the files of ARC, HellaSwag, MMLU or TruthfulQA: look for their questions."""
     near_duplicates: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from array import array
 from collections.abc import Callable, Sequence
@@ -45,6 +46,7 @@ class Tokens:
         self.kept: list[EncodedPair] = []
         self._rows = array("q")
         self._sizes = array("i")
+        self._used = array("i")
         self._flags = array("b")
         self._waiting: list[tuple[int, PreferencePair]] = []
         self._begun: tuple[list[int], Callable[[], list[PairFate]]] | None = None
@@ -79,6 +81,7 @@ class Tokens:
         self._rows.extend(rows)
         for fate in fates():
             self._sizes.extend(fate.sizes)
+            self._used.append(fate.encoded.size if fate.encoded else 0)
             self._flags.append(sum(bool(of(fate)) << bit for bit, (of, _) in enumerate(TOKEN_CHECKS.values())))
             if fate.encoded is not None and len(self.kept) < self.keep:
                 self.kept.append(fate.encoded)
@@ -113,6 +116,7 @@ class Tokens:
         return {
             "prompt tokens (each prompt once a pair)": round(report.prompt_tokens * scale),
             "answer tokens": round(report.response_tokens * scale),
+            **sampling_error(np.array(self._used), pairs),
             "answers end with": report.terminator,
             **padded_over_tree(self.kept),
             **suggestions(sizes, encoder.max_length, encoder.max_prompt_length),
@@ -169,6 +173,18 @@ TOKEN_CHECKS: dict[str, tuple[Callable[[PairFate], object], Measure]] = {
     ),
 }
 """Name -> function of what became of a pair, and what it means. At most seven: a pair's flags are one byte."""
+
+
+def sampling_error(used: NDArray[np.int32], pairs: int) -> dict[str, str]:
+    """How far the total of `used` tokens, seen in a sample of `pairs`, may be off: 95 of 100 times by no more.
+
+    The standard error of a mean, with the correction for a finite population; nothing where all pairs were seen.
+    """
+    seen = len(used)
+    if not 1 < seen < pairs or not used.any():
+        return {}
+    error = 1.96 * used.std(ddof=1) / used.mean() * math.sqrt((1 / seen) * (1 - seen / pairs))
+    return {"tokens are estimated": f"± {100 * error:.1f} % (95 of 100 times), from {seen} of {pairs} pairs"}
 
 
 def padded_over_tree(pairs: Sequence[EncodedPair], seed: int = 0) -> dict[str, Any]:

@@ -190,8 +190,11 @@ def _batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], 
         return plainly
 
     def fast(texts: list[str]) -> list[list[int]]:
+        # What the tokenizer's file asked for, or an earlier call left behind.
+        backend.no_padding()
+        backend.no_truncation()
+        backend.encode_special_tokens = False
         return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     probe = [f" {_QUESTION}\n\n{''.join(tokenizer.all_special_tokens)} Ünï {_ANSWER} 12 " * 8, "a"]
-    expected = plainly(probe)  # also resets padding and truncation, which a tokenizer file may ask for
-    return fast if fast(probe) == expected else plainly
+    return fast if fast(probe) == plainly(probe) else plainly

@@ -52,6 +52,11 @@ class EncodedPair:
     row: int
     source: str
 
+    @property
+    def size(self) -> int:
+        """Tokens of the pair as a tree: the prompt once, and both answers."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
 
 @dataclass(slots=True)
 class EncodeReport:

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,6 +16,7 @@ from preftree.check.quick import quick_check
 from preftree.check.report import FINE, NOTE, SPOILS, Finding, Report
 from preftree.check.run import check
 from preftree.check.settings import parse_check_settings
+from preftree.check.tokens import sampling_error
 from preftree.data.encode import encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
@@ -118,8 +120,22 @@ def test_tokens_against_encoding(shared_data: Path, monkeypatch: pytest.MonkeyPa
     small = run(path, *flags, "--token_sample", "60")
     assert by_key(small)["prompts_cut"].sampled == 60
     assert small.facts["answer tokens"] == pytest.approx(report.facts["answer tokens"], rel=0.3)
+    assert "from 60 of 180 pairs" in small.facts["tokens are estimated"]
+    assert "tokens are estimated" not in report.facts
     every = run(path, *flags, "--token_sample", "0")
     assert by_key(every)["prompts_cut"].count == found["prompts_cut"].count
+
+
+def test_the_error_of_a_sample_is_as_often_exceeded_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    used = random.gamma(2.0, 300.0, 2000).astype(np.int32)
+    within = 0
+    for _ in range(400):
+        sample = random.choice(used, 200, replace=False)
+        (said,) = sampling_error(sample, len(used)).values()
+        within += abs(sample.mean() / used.mean() - 1) * 100 <= float(said.split()[1])
+    assert 0.91 < within / 400 < 0.99
+    assert sampling_error(used, len(used)) == sampling_error(used[:1], len(used)) == {}
 
 
 GOOD = {

@@ -9,7 +9,8 @@ import copy
 import functools
 import importlib.util
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tokenizers import decoders as token_decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from preftree.data import encode
-from preftree.data.chat import PLAIN_CHAT_TEMPLATE
+from preftree.data.chat import PLAIN_CHAT_TEMPLATE, Chat
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
@@ -364,6 +365,48 @@ def test_batches_keep_order_and_progress_is_told(make: MakeChat, monkeypatch: py
     assert encoded == whole
     assert [(p.row, p.source) for p in encoded] == [(n, f"s:{n + 1}") for n in range(7)]
     assert seen == [(3, 7), (6, 7), (7, 7)]
+
+
+def test_what_a_call_or_a_file_left_in_the_tokenizer_changes_nothing(make: MakeChat) -> None:
+    tokenizer = make("tiny", "ChatML")
+    pairs = [ask("Hi"), ask("Is it so?", chosen="Yes, it is so.", rejected="No no no.")]
+    expected, _ = encode_pairs(pairs, tokenizer, **LONG)
+    encoder = encode.PairEncoder(tokenizer, **LONG)
+    tokenizer.backend_tokenizer.enable_padding(length=50)
+    tokenizer.backend_tokenizer.enable_truncation(max_length=3)
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    assert [fate.encoded for fate in encoder.encode(pairs)] == expected
+
+
+def test_a_tokenizer_class_that_does_more_than_its_rust_part_is_used_whole(make: MakeChat) -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, text: Any, **options: Any) -> Any:
+            return super().__call__([each.upper() for each in text], **options)
+
+    plain = make("tiny", "ChatML")
+    shouting = Shouting(tokenizer_object=plain.backend_tokenizer, bos_token="<s>", eos_token="</s>")
+    assert Chat(shouting).tokenize(["yes, é"]) == {"yes, é": ids_of(plain, "YES, É")}
+    assert Chat(plain).tokenize(["yes, é"]) == {"yes, é": ids_of(plain, "yes, é")}
+
+
+def test_the_tokenizer_runs_while_the_next_batch_is_rendered(make: MakeChat, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = encode.PairEncoder(make("tiny", "ChatML"), **LONG)
+    second_was_rendered = threading.Event()
+    tokenize = encoder.chat.tokenize
+
+    def waits(texts: Any) -> Any:
+        assert second_was_rendered.wait(60)
+        return tokenize(texts)
+
+    monkeypatch.setattr(encoder.chat, "tokenize", waits)
+
+    def batches() -> Iterator[list[PreferencePair]]:
+        yield [ask("first")]
+        second_was_rendered.set()
+        yield [ask("second")]
+
+    assert [len(fates) for fates in encoder.stream(batches())] == [1, 1]
+    assert encoder.report.kept == 2
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/pref is not there")
