@@ -49,7 +49,8 @@ def score_pairs(
     with evaluating(model):
         for forest in forests_of_pairs(pairs, budget, device):
             scores = leaf_logprobs(model, forest)
-            sums.update(zip(scores.leaf_ids, scores.sum_L.double().cpu(), strict=True))
+            sum_L = scores.sum_L.double().cpu()
+            sums |= {name: sum_L[leaf] for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True)}
             if progress is not None:
                 progress(len(sums) // 2, len(pairs))
     ordered_L = torch.stack([sums[leaf] for leaf in range(2 * len(pairs))])

@@ -21,7 +21,7 @@ def balance(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int], parts: int
     a run is no more than a fair share.
 
     Args:
-        prompts: of each bundle.
+        prompts: of each bundle what a tree may hold once for several of them.
         sizes: tokens of each bundle, prompt and answers.
         parts: number of ranks.
     """

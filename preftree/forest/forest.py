@@ -30,7 +30,7 @@ class Segment:
     end: int
     parent: int  # index of the parent segment, -1 for a root
     position: int  # path position of the first token
-    leaf: int | None  # index into `Forest.leaf_ids`, None for a prompt segment
+    leaf: int | None  # number of the leaf in layout order, None for a prompt segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +54,11 @@ class Forest:
         position_ids_T: depth of each token on its root-to-leaf path, from 0.
         subtree_end_T: index one past the last token below each token's segment.
         segments: the runs without a fork, in layout order (parents before children).
-        leaf_ids: the caller's names of the leaves, in layout order.
+        leaf_ids: the caller's names of the leaves, in layout order. A continuation that was given more than once
+            for one prompt is one leaf with several names.
+        leaf_of_id: for each of `leaf_ids` the number of its leaf.
         predictor_S, target_S, leaf_S: for each scored token the index of the token whose hidden state
-            predicts it, its id, and its leaf (index into `leaf_ids`).
+            predicts it, its id, and the number of its leaf.
         tokens: the token ids once more, on the host and without filling: nothing has to be read back from a device.
         shape: what the forest is filled up to, None if it holds no filling.
     """
@@ -66,6 +68,7 @@ class Forest:
     subtree_end_T: Tensor
     segments: tuple[Segment, ...]
     leaf_ids: tuple[int, ...]
+    leaf_of_id: tuple[int, ...]
     predictor_S: Tensor
     target_S: Tensor
     leaf_S: Tensor
@@ -118,12 +121,12 @@ class Forest:
 
     @cached_property
     def leaf_segments(self) -> tuple[int, ...]:
-        """The segment of each leaf, in the order of `leaf_ids`."""
+        """The segment of each leaf, in layout order."""
         return tuple(i for i, segment in enumerate(self.segments) if segment.leaf is not None)
 
     @cached_property
     def leaf_lengths(self) -> tuple[int, ...]:
-        """Scored tokens of each leaf, in the order of `leaf_ids`."""
+        """Scored tokens of each leaf, in layout order."""
         return tuple(self.segments[i].end - self.segments[i].start for i in self.leaf_segments)
 
     def path_segments(self, segment: int) -> list[Segment]:
@@ -131,7 +134,7 @@ class Forest:
         return [self.segments[i] for i in (*self.ancestors(segment), segment)]
 
     def unrolled(self) -> list[Tensor]:
-        """Each leaf as the single sequence it stands for (path and continuation), as `leaf_ids` go."""
+        """Each leaf as the single sequence it stands for (path and continuation), in layout order."""
         paths = map(self.path_segments, self.leaf_segments)
         return [torch.cat([self.input_ids_T[part.start : part.end] for part in path]) for path in paths]
 
@@ -143,7 +146,7 @@ class Forest:
     @property
     def slots(self) -> int:
         """Leaves there is room for: all of them, or those of the fixed shape."""
-        return len(self.leaf_ids) if self.shape is None else self.shape.leaves
+        return len(self.leaf_segments) if self.shape is None else self.shape.leaves
 
     def sum_by_leaf(self, value_S: Tensor) -> Tensor:
         """The sum of a value over each leaf's scored tokens, (slots,)."""
@@ -152,8 +155,8 @@ class Forest:
 
     @cached_property
     def unrolled_tokens(self) -> int:
-        """Tokens of all leaves as single sequences: what is computed without sharing or padding."""
-        return sum(self.segments[i].position + n for i, n in zip(self.leaf_segments, self.leaf_lengths, strict=True))
+        """Tokens of a single sequence for each name: what is computed without sharing or padding."""
+        return sum(self.segments[self.leaf_segments[i]].position + self.leaf_lengths[i] for i in self.leaf_of_id)
 
 
 class _Layout:
@@ -165,6 +168,7 @@ class _Layout:
         self.ends: list[int] = []
         self.segments: list[Segment] = []
         self.leaf_ids: list[int] = []
+        self.leaf_of_id: list[int] = []
         self.predictors: list[int] = []
         self.leaves: list[int] = []
         self.targets: list[int] = []
@@ -191,11 +195,12 @@ class _Layout:
         start, end = len(self.ids), len(self.ids) + len(node.tokens)
         position = above.position + above.end - above.start if above else 0
         leaf = None
-        if node.leaf is not None:
+        if node.leaves:
             if above is None:
                 raise ValueError("a leaf needs a prompt above it: nothing predicts its first token")
-            leaf = len(self.leaf_ids)
-            self.leaf_ids.append(node.leaf)
+            leaf = self.leaf_of_id[-1] + 1 if self.leaf_of_id else 0
+            self.leaf_ids += node.leaves
+            self.leaf_of_id += [leaf] * len(node.leaves)
             self.predictors += [above.end - 1, *range(start, end - 1)]
             self.leaves += [leaf] * len(node.tokens)
         self.segments.append(Segment(start, end, parent, position, leaf))
@@ -232,6 +237,7 @@ class _Layout:
             subtree_end_T=arrays[2],
             segments=tuple(self.segments),
             leaf_ids=tuple(self.leaf_ids),
+            leaf_of_id=tuple(self.leaf_of_id),
             predictor_S=arrays[3],
             target_S=arrays[4],
             leaf_S=arrays[5],

@@ -53,8 +53,9 @@ def _has_room(shape: Shape | None, group: Sequence[Bundle]) -> bool:
     """Do the answers of a group fit a fixed shape?"""
     if shape is None:
         return True
-    answers = [len(answer) for bundle in group for answer in bundle.continuations]
-    return sum(answers) <= shape.scored and len(answers) <= shape.leaves
+    answers = {(bundle.prompt, answer) for bundle in group for answer in bundle.continuations}
+    names = sum(len(bundle.leaf_ids) for bundle in group)
+    return sum(len(answer) for _, answer in answers) <= shape.scored and names <= shape.leaves
 
 
 def _cut_in_order(

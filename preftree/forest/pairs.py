@@ -27,6 +27,8 @@ class Pair(Protocol):
 def forests_of_pairs(pairs: Sequence[Pair], budget: int | Shape, device: torch.device | str = "cpu") -> list[Forest]:
     """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest.
 
+    An answer that several pairs of a forest have to one prompt is one leaf under the name of each of them.
+
     Args:
         budget: most tokens of a forest, or the shape that all of them are filled up to.
     """
@@ -35,7 +37,7 @@ def forests_of_pairs(pairs: Sequence[Pair], budget: int | Shape, device: torch.d
 
 
 def bundles_of_pairs(pairs: Sequence[Pair]) -> list[Bundle]:
-    """Each pair as a bundle of two leaves, numbered as `forests_of_pairs` says."""
+    """Each pair as a bundle of two continuations, numbered as `forests_of_pairs` says."""
     return [
         Bundle(tuple(p.prompt_ids), (tuple(p.chosen_ids), tuple(p.rejected_ids)), (2 * i, 2 * i + 1))
         for i, p in enumerate(pairs)
@@ -44,6 +46,7 @@ def bundles_of_pairs(pairs: Sequence[Pair]) -> list[Bundle]:
 
 def shares_of_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[Pair]]:
     """The pairs of one step for each of several ranks, each pair once, even in tree tokens (see `balance`)."""
-    prompts = [tuple(p.prompt_ids) for p in pairs]
+    # With the chosen answer, which all pairs of a prompt share where the best answer is paired with each other one.
+    shared = [(*p.prompt_ids, *p.chosen_ids) for p in pairs]
     sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    return [[pairs[i] for i in share] for share in balance(prompts, sizes, ranks)]
+    return [[pairs[i] for i in share] for share in balance(shared, sizes, ranks)]

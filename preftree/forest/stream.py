@@ -179,7 +179,7 @@ def _bare(
 ) -> Forest:
     """A forest without leaves: tokens, positions, mask and segments."""
     none = torch.zeros(0, dtype=torch.long, device=input_ids_T.device)
-    return Forest(input_ids_T, position_ids_T, subtree_end_T, segments, (), none, none, none, ())
+    return Forest(input_ids_T, position_ids_T, subtree_end_T, segments, (), (), none, none, none, ())
 
 
 def _segments(position_A: Tensor, end_A: Tensor, known: int) -> tuple[Segment, ...]:

@@ -2,7 +2,8 @@
 
 A `Bundle` is what a batch is made of: one prompt with the continuations that must be scored together (a
 preference pair, K ranked answers, the options of a question). `grow` merges the prompts of many bundles into
-trees, so that equal prompts, and equal beginnings of prompts (a system turn, a few-shot prefix), stand once.
+trees, so that equal prompts, and equal beginnings of prompts (a system turn, a few-shot prefix), stand once, and so
+does an answer that several bundles give to one prompt (the best of K, in a pair with each of the others).
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ class Bundle:
 
 @dataclass(slots=True)
 class Node:
-    """A run of tokens, and what follows it. `leaf` names the continuation that they are, if any."""
+    """A run of tokens, and what follows it. `leaves` are the names of the continuation that they are, none in a prompt."""
 
     tokens: tuple[int, ...]
     children: list[Node] = field(default_factory=list)
-    leaf: int | None = None
+    leaves: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -73,13 +74,16 @@ def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
 def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
     """Merge bundles into trees: equal prompts always, equal beginnings of at least `min_shared` tokens.
 
+    Equal continuations of equal prompts become one leaf with several names. Those that only begin alike stay apart.
     The result does not depend on the order of `bundles`, only the order of equal prompts' leaves does.
     """
-    answers: dict[tuple[int, ...], list[Node]] = {}
+    answers: dict[tuple[int, ...], dict[tuple[int, ...], Node]] = {}
     for bundle in bundles:
-        leaves = answers.setdefault(bundle.prompt, [])
-        leaves += [Node(c, leaf=i) for c, i in zip(bundle.continuations, bundle.leaf_ids, strict=True)]
-    return _branch(sorted(answers.items(), key=lambda item: item[0]), min_shared) if answers else []
+        leaves = answers.setdefault(bundle.prompt, {})
+        for continuation, name in zip(bundle.continuations, bundle.leaf_ids, strict=True):
+            leaves.setdefault(continuation, Node(continuation)).leaves += (name,)
+    entries = [(prompt, list(leaves.values())) for prompt, leaves in sorted(answers.items(), key=lambda item: item[0])]
+    return _branch(entries, min_shared) if entries else []
 
 
 def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], min_shared: int) -> list[Node]:

@@ -66,8 +66,8 @@ class LeafLogprobs:
 
     def by_leaf(self) -> dict[int, Tensor]:
         """Per-token log-probs under the caller's leaf names."""
-        real_S = self.token_S[: sum(self.lengths)]
-        return dict(zip(self.leaf_ids, real_S.split(self.lengths), strict=True))
+        parts = self.token_S[: sum(self.lengths)].split(self.lengths)
+        return {name: parts[leaf] for name, leaf in zip(self.leaf_ids, self.forest.leaf_of_id, strict=True)}
 
 
 Scorer = Callable[[Forest], Tensor]  # log p of the scored tokens, (S,)

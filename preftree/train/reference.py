@@ -112,7 +112,7 @@ _hashed: weakref.WeakKeyDictionary[Forest, list[bytes]] = weakref.WeakKeyDiction
 
 
 def _keys(forest: Forest) -> list[bytes]:
-    """The key of each leaf, in the order of `leaf_ids`; all tokens are hashed once a forest."""
+    """The key of each leaf, in layout order; all tokens are hashed once a forest."""
     if forest not in _hashed:
         _hashed[forest] = [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
     return _hashed[forest]

@@ -46,25 +46,27 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
         reference_S: the reference's log-probs of the same tokens.
     """
     forest, device = policy.forest, policy.token_S.device
-    filling = forest.slots - len(forest.leaf_ids)
+    names = len(forest.leaf_ids)
+    filling = forest.shape.leaves - names if forest.shape is not None else 0
     # Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data.
-    order = sorted(range(len(forest.leaf_ids)), key=forest.leaf_ids.__getitem__)
+    # An answer in several pairs is one leaf, which stands here as often; filling comes from leaves that nothing is in.
+    order = [forest.leaf_of_id[i] for i in sorted(range(names), key=forest.leaf_ids.__getitem__)]
     lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * filling
-    order += range(len(order), forest.slots)
-    order_L, length_L = upload([*order, *lengths], device).split(forest.slots)
-    policy_L = policy.sum_L.index_select(0, order_L)
-    reference_L = forest.sum_by_leaf(reference_S).index_select(0, order_L)
+    order += range(names, names + filling)
+    order_N, length_N = upload([*order, *lengths], device).split(len(order))
+    policy_N = policy.sum_L.index_select(0, order_N)
+    reference_N = forest.sum_by_leaf(reference_S).index_select(0, order_N)
     real, weight_P = None, None
     if forest.shape is not None:
-        real = len(forest.leaf_ids) // 2
+        real = names // 2
         weight_P = upload([1.0] * real + [0.0] * (filling // 2), device)
     return PairLogps(
-        chosen_P=policy_L[0::2],
-        rejected_P=policy_L[1::2],
-        ref_chosen_P=reference_L[0::2],
-        ref_rejected_P=reference_L[1::2],
-        chosen_length_P=length_L[0::2],
-        rejected_length_P=length_L[1::2],
+        chosen_P=policy_N[0::2],
+        rejected_P=policy_N[1::2],
+        ref_chosen_P=reference_N[0::2],
+        ref_rejected_P=reference_N[1::2],
+        chosen_length_P=length_N[0::2],
+        rejected_length_P=length_N[1::2],
         weight_P=weight_P,
         real=real,
     )

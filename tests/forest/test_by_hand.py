@@ -42,6 +42,7 @@ def test_every_array() -> None:
     assert forest.target_S.tolist() == TARGET
     assert forest.leaf_S.tolist() == LEAF
     assert forest.leaf_ids == (4, 5, 2, 3, 0, 1)  # 2i chosen, 2i + 1 rejected
+    assert forest.leaf_of_id == (0, 1, 2, 3, 4, 5)
     assert forest.leaf_lengths == (2, 1, 1, 3, 2, 1)
     assert forest.segments == (
         Segment(0, 8, -1, 0, None),
@@ -81,3 +82,15 @@ def test_one_shared_token_less_is_not_shared() -> None:
     (forest,) = forests_of_pairs(pairs, budget=100)
     assert len(forest) == 2 * 7 + 2 + 1 + 4 + 3
     assert [segment.start for segment in forest.segments if segment.parent < 0] == [0, 12]
+
+
+def test_the_best_answer_stands_once_for_all_its_pairs() -> None:
+    best, second, third = (12, 13), (14,), (12, 15)
+    pairs = [Pair((10, 11), best, third), Pair((10, 11), best, second), Pair((9,), best, second)]
+    (forest,) = forests_of_pairs([*pairs, Pair((10, 11), second, third)], budget=100)
+    assert forest.input_ids_T.tolist() == [9, 12, 13, 14, 10, 11, 12, 13, 12, 15, 14]
+    assert forest.leaf_ids == (4, 5, 0, 2, 1, 7, 3, 6)  # the same answer to another prompt is another leaf
+    assert forest.leaf_of_id == (0, 1, 2, 2, 3, 3, 4, 4)
+    assert forest.leaf_lengths == (2, 1, 2, 2, 1)
+    assert forest.leaf_S.tolist() == [0, 0, 1, 2, 2, 3, 3, 4]
+    assert (len(forest), forest.slots, forest.unrolled_tokens) == (11, 5, 3 + 2 + 4 + 4 + 4 + 3 + 3 + 4)

@@ -20,14 +20,19 @@ thresholds = st.sampled_from((1, 3, MIN_SHARED, 10**9))
 
 
 def trie_size(bundles: list[Bundle]) -> int:
-    """Nodes of the trie of all prompts, plus the tokens of all answers, which are never merged."""
+    """Nodes of the trie of all prompts, plus the tokens of all answers."""
     prefixes = {bundle.prompt[: n + 1] for bundle in bundles for n in range(len(bundle.prompt))}
-    return len(prefixes) + sum(len(answer) for bundle in bundles for answer in bundle.continuations)
+    return len(prefixes) + answer_tokens(bundles)
+
+
+def answer_tokens(bundles: list[Bundle]) -> int:
+    """Tokens of all different answers of each prompt: equal ones stand once, beginnings of answers are not merged."""
+    return sum(len(answer) for _, answer in {(b.prompt, answer) for b in bundles for answer in b.continuations})
 
 
 def shape(node: Node) -> tuple[object, ...]:
     """A tree as nested tuples, with the leaves' names."""
-    return (node.tokens, node.leaf, tuple(shape(child) for child in node.children))
+    return (node.tokens, sorted(node.leaves), tuple(shape(child) for child in node.children))
 
 
 @few
@@ -56,10 +61,13 @@ def test_leaves_stand_for_their_sequences(bundles: list[Bundle], min_shared: int
     forest = Forest.plant(grow(bundles, min_shared))
     expected = sequences(bundles)
     assert sorted(forest.leaf_ids) == sorted(expected)
-    found = dict(zip(forest.leaf_ids, forest.unrolled(), strict=True))
-    for name, (prompt, answer) in expected.items():
-        assert tuple(found[name].tolist()) == prompt + answer
-    assert forest.leaf_lengths == tuple(len(expected[name][1]) for name in forest.leaf_ids)
+    found = forest.unrolled()
+    for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True):
+        prompt, answer = expected[name]
+        assert tuple(found[leaf].tolist()) == prompt + answer
+        assert forest.leaf_lengths[leaf] == len(answer)
+    assert len(found) == forest.slots == len(set(expected.values())) == len(set(forest.leaf_of_id))
+    assert list(forest.leaf_of_id) == sorted(forest.leaf_of_id)
     assert forest.unrolled_tokens == sum(len(prompt) + len(answer) for prompt, answer in expected.values())
 
 
@@ -68,11 +76,12 @@ def test_leaves_stand_for_their_sequences(bundles: list[Bundle], min_shared: int
 def test_scored_tokens_are_the_answers(bundles: list[Bundle], min_shared: int) -> None:
     forest = Forest.plant(grow(bundles, min_shared))
     expected = sequences(bundles)
-    targets: dict[int, list[int]] = {name: [] for name in expected}
+    names = {leaf: name for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True)}  # one of each leaf's
+    targets: dict[int, list[int]] = {name: [] for name in names.values()}
     mask, paths = forest.dense_mask(), list(leaf_paths(forest))
     rows = zip(forest.predictor_S.tolist(), forest.target_S.tolist(), forest.leaf_S.tolist(), strict=True)
     for predictor, target, leaf in rows:
-        name = forest.leaf_ids[leaf]
+        name = names[leaf]
         prompt, answer = expected[name]
         place = len(prompt) + len(targets[name])  # of the target in its sequence
         # The predictor is the token just before it, and sees exactly the sequence up to itself.
@@ -80,7 +89,7 @@ def test_scored_tokens_are_the_answers(bundles: list[Bundle], min_shared: int) -
         seen = forest.input_ids_T[mask[predictor]].tolist()
         assert tuple(seen) == (prompt + answer)[:place]
         targets[name].append(target)
-    assert {name: tuple(ids) for name, ids in targets.items()} == {n: a for n, (_, a) in expected.items()}
+    assert {name: tuple(ids) for name, ids in targets.items()} == {n: expected[n][1] for n in targets}
     assert forest.leaf_S.tolist() == sorted(forest.leaf_S.tolist())  # split by lengths gives the leaves
 
 
@@ -89,10 +98,9 @@ def test_scored_tokens_are_the_answers(bundles: list[Bundle], min_shared: int) -
 def test_merging_reaches_the_trie(bundles: list[Bundle]) -> None:
     everything = sum(tree.size for tree in grow(bundles, 1))
     assert everything == trie_size(bundles)
-    answers = sum(len(answer) for bundle in bundles for answer in bundle.continuations)
-    # Nothing but equal prompts is merged under an unreachable threshold.
+    # Nothing but equal prompts, and their equal answers, is merged under an unreachable threshold.
     prompts = {bundle.prompt for bundle in bundles}
-    assert sum(tree.size for tree in grow(bundles, 10**9)) == sum(map(len, prompts)) + answers
+    assert sum(tree.size for tree in grow(bundles, 10**9)) == sum(map(len, prompts)) + answer_tokens(bundles)
     assert len(grow(bundles, 10**9)) == len(prompts)
 
 
@@ -102,12 +110,12 @@ def test_no_shared_segment_is_shorter_than_the_threshold(bundles: list[Bundle], 
     prompts = {bundle.prompt for bundle in bundles}
     for tree in grow(bundles, min_shared):
         for node in tree.walk():
-            if any(child.leaf is None for child in node.children):  # above a fork of prompts
+            if any(not child.leaves for child in node.children):  # above a fork of prompts
                 assert len(node.tokens) >= min_shared
         assert all(node.tokens for node in tree.walk())
-        assert tree.leaf is None
+        assert not tree.leaves
     if min_shared > max(map(len, prompts)):
-        assert all(child.leaf is not None for tree in grow(bundles, min_shared) for child in tree.children)
+        assert all(child.leaves for tree in grow(bundles, min_shared) for child in tree.children)
 
 
 @few
@@ -117,9 +125,9 @@ def test_trees_do_not_depend_on_the_order(bundles: list[Bundle], min_shared: int
         for tree in trees:
             for node in tree.walk():
                 # Leaves of equal prompts stand in the batch's order; that alone may differ.
-                leaves = [child for child in node.children if child.leaf is not None]
-                leaves.sort(key=lambda child: child.leaf or 0)
-                node.children = leaves + [child for child in node.children if child.leaf is None]
+                leaves = [child for child in node.children if child.leaves]
+                leaves.sort(key=lambda child: min(child.leaves))
+                node.children = leaves + [child for child in node.children if not child.leaves]
         return [shape(tree) for tree in trees]
 
     shuffled = list(bundles)
@@ -203,7 +211,7 @@ def test_budget_must_be_positive() -> None:
 
 def test_layout_refuses_what_has_no_predictor() -> None:
     with pytest.raises(ValueError, match="a leaf needs a prompt"):
-        Forest.plant([Node((1, 2), leaf=0)])
+        Forest.plant([Node((1, 2), leaves=(0,))])
     with pytest.raises(ValueError, match="without tokens"):
         Forest.plant([Node(())])
 

@@ -56,7 +56,10 @@ def test_filling_comes_last_and_is_seen_by_nobody(batch: list[Bundle], tokens: i
     assert [s.end - s.start for s in forest.segments[len(small.segments) :]] == [1] * tokens
     assert [x.tolist() for x in forest.unrolled()] == forest.unrolled_ids() == small.unrolled_ids()
     values = torch.arange(1.0, shape.scored + 1)
-    expected = [*(float(part.sum()) for part in values[:many].split(small.leaf_lengths)), *[0.0] * leaves]
+    expected = [
+        *(float(part.sum()) for part in values[:many].split(small.leaf_lengths)),
+    ]
+    expected += [0.0] * (shape.leaves - len(expected))
     assert forest.sum_by_leaf(values).tolist() == expected
 
 

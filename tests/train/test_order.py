@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def pairs(prompts: list[int]) -> list[EncodedPair]:
-    return [EncodedPair((p, 5, 6), (10, 11, 2), (12, 2), row, "t") for row, p in enumerate(prompts)]
+    return [EncodedPair((p, 5, 6), (10, 11, 2), (12, 20 + row, 2), row, "t") for row, p in enumerate(prompts)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,6 +48,6 @@ def test_the_trainer_takes_it_anew_each_epoch_and_the_prompt_is_computed_once(tm
         epochs.append([pair.row for step in steps for pair in step])
         for step in steps:
             (forest,) = forests_of_pairs(step, budget=1000)
-            assert len(forest) == 2 * 3 + 6 * (3 + 2)  # two prompts once, all answers
+            assert len(forest) == 2 * (3 + 3) + 6 * 3  # two prompts and their best answers once, all others
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == list(range(24))
