@@ -43,7 +43,7 @@ class Bundle:
 
 @dataclass(slots=True)
 class Node:
-    """A run of tokens, and what follows it. `leaves` are the names of the continuation that they are, none in a prompt."""
+    """A run of tokens, and what follows it. `leaves` are the names of the continuation that it is, none in a prompt."""
 
     tokens: tuple[int, ...]
     children: list[Node] = field(default_factory=list)
