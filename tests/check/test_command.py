@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from preftree.check.fix import LOG
 from preftree.check.run import main
 from preftree.data.sources import load_pairs
-from preftree.errors import SettingsError
+from preftree.errors import DataError, SettingsError
 from tests.data.test_sources import WRITERS
 
 EVIL = "<script>alert(1)</script>[bold]x[/bold][/nope]"
@@ -166,6 +167,39 @@ def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], piece: s
         main([word.format(bad=bad, there=tmp_path) for word in words])
     assert piece in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_hub_id_is_streamed_no_further_than_asked(
+    hub: Callable[[Any], list[tuple[Any, ...]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Through a stand-in for the hub's client: no network here."""
+    monkeypatch.chdir(tmp_path)
+    taken: list[int] = []
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(ROWS * 50, start=1):
+            taken.append(number)
+            yield row
+
+    calls = hub(rows())
+    words = ["Some/pairs", "--dataset_config_name", "cfg", "--split", "test", "--max_rows", str(len(ROWS)), "--json"]
+    assert main(words) == 1
+    report = json.loads(capsys.readouterr().out)
+    ((name, options),) = calls
+    assert name == "Some/pairs"
+    assert options["streaming"] is True
+    assert (options["name"], options["split"]) == ("cfg", "test")
+    assert report["rows"] == len(ROWS) <= len(taken) < 50 * len(ROWS)
+    found = {finding["key"]: finding for finding in report["findings"]}
+    assert found["contradictory_pairs"]["rows"] == ["Some/pairs:6", "Some/pairs:7"]
+    with pytest.raises(SettingsError, match="download it first"):
+        main(["Some/pairs", "--fix", str(tmp_path / "clean.jsonl")])
+    hub(ConnectionError("no route"))
+    with pytest.raises(DataError, match="ConnectionError: no route"):
+        main(["Some/pairs"])
 
 
 def test_it_starts_without_torch() -> None:

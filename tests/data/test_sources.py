@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,28 +264,6 @@ def test_limit_takes_the_first_and_stops_reading(tmp_path: Path) -> None:
     assert [p.row for p in load_pairs(str(tmp_path / "a.jsonl"), limit=3)] == [0, 1, 2]
     with pytest.raises(SettingsError, match=r"at least 1\. Got 0"):
         load_pairs(str(tmp_path / "a.jsonl"), limit=0)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]]]:
-    """Puts a stand-in for the `datasets` library in place; returns the list of calls made to it."""
-
-    def install(answer: Any) -> list[tuple[Any, ...]]:
-        calls: list[tuple[Any, ...]] = []
-
-        def load_dataset(path: str, **options: Any) -> Any:
-            calls.append((path, options))
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-
-        fake = types.ModuleType("datasets")
-        fake.load_dataset = load_dataset  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "datasets", fake)
-        monkeypatch.setattr(sources, "_resolves", lambda host: True)
-        return calls
-
-    return install
 
 
 def test_hub_rows_and_options(hub: Callable[[Any], list[tuple[Any, ...]]]) -> None:
