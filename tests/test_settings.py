@@ -137,6 +137,7 @@ def test_booleans_take_a_value_or_none() -> None:
     assert not parse(f"{BASE} --bf16 no").train.bf16
     assert not parse(f"{BASE} --no_disable_dropout").train.disable_dropout
     assert parse(f"{BASE} --max_steps -1").train.max_steps == -1
+    assert parse(f"{BASE} --ddp_find_unused_parameters").train.ddp_find_unused_parameters is True  # None by default
 
 
 def test_old_flags_are_accepted_each_with_one_note() -> None:
