@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Histogram, Report
+from preftree.check.report import FINE, NOTE, SPOILS, Histogram, Report
 from preftree.check.views import counted, percent, row_list
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
@@ -56,7 +56,8 @@ def write_html(report: Report, path: Path) -> None:
         report=report,
         found=report.of(SPOILS, NOTE),
         fine=report.of(FINE),
-        skipped=report.of(SKIPPED),
+        skipped=report.skipped(),
+        one_file=len(report.files) == 1,
         spoils=len(report.of(SPOILS)),
         notes=len(report.of(NOTE)),
         pictures=[picture(histogram) for histogram in report.histograms],

@@ -172,6 +172,7 @@ def read(
     for record in labelled:
         if record.row not in taken:
             seen.leave_out(NO_OPPOSITE, record.row)
+            _note(seen, record, record.row, [], hooks)
     return seen
 
 
@@ -208,6 +209,12 @@ def _measure(
     pairs = record.pairs(rule, min_margin)
     if not pairs:
         seen.leave_out(_why_unpaired(record, min_margin), row)
+    _note(seen, record, row, pairs, hooks)
+
+
+def _note(
+    seen: Seen, record: PreferenceRecord, row: int, pairs: list[PreferencePair], hooks: Sequence[PairHook]
+) -> None:
     for pair in pairs:
         seen.pairs.add(row, pair)
     seen.flags[row] = flags_of(record, pairs)

@@ -74,12 +74,14 @@ class Finding:
 
 
 def found(key: str, measure: Measure, count: int, total: int, rows: Rows | None = None, **more: Any) -> Finding:
-    """A finding, judged by the limits of its measure."""
-    share = count / total if total else 0.0
+    """A finding, judged by the limits of its measure; not looked for, where there was nothing to look at."""
     kept = np.unique(rows) if rows is not None else np.empty(0, np.int64)
-    return Finding(
-        key, measure.level(share), measure.what, measure.why, count, total, fix=measure.fix, rows=kept, **more
-    )
+    finding = Finding(key, FINE, measure.what, measure.why, count, total, fix=measure.fix, rows=kept, **more)
+    if total:
+        finding.level = measure.level(finding.share)
+    else:  # "not found" would be a claim about nothing
+        finding.level, finding.why = SKIPPED, "there is nothing to look at"
+    return finding
 
 
 @dataclass(slots=True)
@@ -141,6 +143,13 @@ class Report:
             (finding for finding in self.findings if finding.level in levels),
             key=lambda finding: (LEVELS.index(finding.level), -finding.share),
         )
+
+    def skipped(self) -> dict[str, list[str]]:
+        """Why something was not looked for -> what."""
+        whys: dict[str, list[str]] = {}
+        for finding in self.of(SKIPPED):
+            whys.setdefault(finding.why, []).append(finding.what)
+        return whys
 
     @property
     def spoiled(self) -> bool:

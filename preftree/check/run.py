@@ -196,5 +196,5 @@ def _not_done(settings: CheckSettings, seen: Seen) -> list[Finding]:
     findings = [Finding(key, SKIPPED, what, why) for key, what, why in said]
     if not len(seen.pairs) or not np.any(seen.pairs.usable):
         why = "training needs, for the same prompt, one answer that is preferred to another"
-        findings.append(Finding("no_pairs", SPOILS, "no pair to train on", why, 1, 1, unit="file"))
+        findings.append(Finding("no_pairs", SPOILS, "no pair to train on", why, seen.rows, seen.rows))
     return findings

@@ -101,10 +101,12 @@ def length_bias(seen: Seen) -> list[Finding]:
     measure = Measure("length bias", "")
     finding = found("length_bias", measure, longer if side == "longer" else int(np.sum(chosen < rejected)), len(chosen))
     finding.unit = "pairs"
-    sure = len(chosen) > 0 and best - 0.5 > 1 / math.sqrt(len(chosen))  # two standard errors of a coin
+    if not len(chosen):
+        return [finding]
+    sure = best - 0.5 > 1 / math.sqrt(len(chosen))  # two standard errors of a coin
     finding.level = next((level for limit, level in LENGTH_LIMITS.items() if sure and best >= limit), FINE)
     finding.what = f"length bias: the {side} answer is the chosen one" if best > 0.5 else "length bias"
-    finding.why = _length_verdict(side, best, len(chosen))
+    finding.why = _length_verdict(side, best)
     finding.detail = f'AUC of "longer is better" {auc:.3f}, of "shorter is better" {1 - auc:.3f}'
     return [finding]
 
@@ -118,9 +120,7 @@ def auc_longer(chosen: NDArray[np.int32], rejected: NDArray[np.int32]) -> float:
     return float(np.mean(chosen > rejected) + np.mean(chosen == rejected) / 2) if len(chosen) else 0.5
 
 
-def _length_verdict(side: str, best: float, pairs: int) -> str:
-    if not pairs:
-        return "there is no pair to measure it on"
+def _length_verdict(side: str, best: float) -> str:
     if best < 0.6:
         return "length says little about which answer is better"
     strong = "a model that only counts words" if best >= 0.75 else "counting words"

@@ -110,5 +110,5 @@ def languages(sample: Sequence[tuple[int, PreferencePair]], pairs: int) -> tuple
         unit="pairs",
         sampled=len(some) if len(some) < pairs else None,
     )
-    shown = ", ".join(f"{code} {count / len(some):.0%}" for code, count in counts.most_common(6))
+    shown = ", ".join(f"{code} {count / len(some):.1%}" for code, count in counts.most_common(6))
     return [finding], {"languages of the prompts": shown} if some else {}

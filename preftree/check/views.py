@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -27,12 +28,10 @@ def show(report: Report, console: Console) -> None:
     say(f"source     {report.source}: {', '.join(report.formats)}, {report.rows} rows, {report.pairs} pairs")
     for note in report.notes:
         say(f"           {note}")
-    console.print(_table(report.of(SPOILS, NOTE)))
-    fine = [finding.what for finding in report.of(FINE)]
-    if fine:
-        say(f"not found  {', '.join(fine)}")
-    for finding in report.of(SKIPPED):
-        say(f"not done   {finding.what}: {finding.why}")
+    console.print(_table(report.of(SPOILS, NOTE), one_file=len(report.files) == 1))
+    rest = [("not found", [finding.what for finding in report.of(FINE)])]
+    rest += [(f"not looked for: {why}", whats) for why, whats in report.skipped().items()]
+    console.print(_lists([(head, whats) for head, whats in rest if whats]))
     for problem in report.problems[:SHOWN]:
         say(f"broken     {problem}")
     if len(report.problems) > SHOWN:
@@ -43,21 +42,31 @@ def show(report: Report, console: Console) -> None:
     console.print(Text(report.verdict(), _STYLES[SPOILS if report.spoiled else FINE]))
 
 
-def _table(findings: list[Finding]) -> Table:
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for name, justify in (("", "left"), ("what", "left"), ("count", "right"), ("share", "right"), ("rows", "left")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+def _table(findings: list[Finding], one_file: bool) -> Table:
+    """A row a finding; what explains it stands below its name, so that 80 columns are enough."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    for justify in ("left", "left", "right", "right"):
+        table.add_column(justify=justify)  # type: ignore[arg-type]
     for finding in findings:
         what = Text(finding.what)
-        for line in filter(None, (finding.why, finding.detail)):
+        places = row_list(finding, SHOWN, one_file)
+        for line in filter(None, (finding.why, finding.detail, f"rows: {places}" if places else "")):
             what.append(f"\n{line}", "dim")
         table.add_row(
             Text(_WORDS[finding.level], _STYLES[finding.level]),
             what,
             Text(counted(finding)),
             Text(percent(finding.share) + (f"\nof {finding.sampled:,}" if finding.sampled else "")),
-            Text(row_list(finding, SHOWN)),
         )
+    return table
+
+
+def _lists(lists: list[tuple[str, list[str]]]) -> Table:
+    """Headings, each with what is listed under it."""
+    table = Table(box=None, pad_edge=False, padding=0, show_header=False)
+    for head, whats in lists:
+        table.add_row(Text(head))
+        table.add_row(Padding(Text(", ".join(whats), "dim"), (0, 0, 0, 8)))
     return table
 
 
@@ -66,13 +75,16 @@ def counted(finding: Finding) -> str:
     return f"{finding.count:,} {finding.unit if finding.count != 1 else finding.unit.removesuffix('s')}"
 
 
-def row_list(finding: Finding, most: int) -> str:
-    """The first rows of a finding, the file's name once: "pairs.jsonl 3, 24, 27 and 19 more"."""
+def row_list(finding: Finding, most: int, one_file: bool = False) -> str:
+    """The first rows of a finding, a file's name once: "pairs.jsonl 3, 24, 27 and 19 more"; not, where all are in one.
+
+    "" for a finding that names no rows.
+    """
     files: dict[str, list[str]] = {}
     for place in finding.places[:most]:
         file, _, number = place.rpartition(":")
         files.setdefault(file, []).append(number)
-    shown = "; ".join(f"{file} {', '.join(numbers)}" for file, numbers in files.items())
+    shown = "; ".join(f"{'' if one_file else f'{file} '}{', '.join(numbers)}" for file, numbers in files.items())
     more = len(finding.rows) - len(finding.places[:most])
     return f"{shown} and {more:,} more" if more > 0 else shown
 

@@ -117,21 +117,20 @@ def read_test_questions(folder: str | Path, tell: Callable[[str], None] | None =
     """The questions of all files (jsonl, json, csv, parquet) below `folder` that hold one of `BENCHMARKS`.
 
     Files whose name tells a training or few-shot split (train, dev) are left out: nobody is judged by them.
-    `tell` is called with a sentence about each file that is left out.
+    `tell` is called with sentences about the files that are left out.
 
     Raises DataError where `folder` is none, or holds no test question.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder. Give the folder with the test sets' files (jsonl, parquet, …).")
-    some = False
+    some, not_tested = False, []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in READERS or not path.is_file():
             continue
         if _NOT_TESTED.search(name.lower()):
-            if tell:
-                tell(f"{name} is left out: a training or few-shot split is not what a model is judged by")
+            not_tested.append(name)
             continue
         count = 0
         for number, row in READERS[path.suffix.lower()](path):
@@ -141,7 +140,9 @@ def read_test_questions(folder: str | Path, tell: Callable[[str], None] | None =
                 yield question
         some = some or count > 0
         if not count and tell:
-            tell(f"{name} is left out: it holds no question of {', '.join(BENCHMARKS)}")
+            tell(f"left out, as it holds no question of {', '.join(BENCHMARKS)}: {name}")
+    if not_tested and tell:
+        tell(f"left out, as no model is judged by training or few-shot splits: {', '.join(not_tested)}")
     if not some:
         raise DataError(
             f"{folder} holds no test question: no file there has the columns of {', '.join(BENCHMARKS)}. "

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from preftree.check.quick import quick_check
-from preftree.check.report import FINE, NOTE, SPOILS, Finding, Report
+from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
 from preftree.check.run import check
 from preftree.check.settings import parse_check_settings
 from preftree.check.tokens import sampling_error
@@ -92,6 +92,18 @@ def test_kto_labels_and_questions_without_answers(shared_data: Path) -> None:
     report = run(shared_data / "pref/kto_labelled.jsonl")
     found = by_key(report)
     assert (report.pairs, found["no_opposite"].count, found["no_pairs"].level) == (0, 120, SPOILS)
+    # Of pairs nothing is claimed where there is none.
+    unseen = {finding.key for finding in report.of(SKIPPED)}
+    assert unseen > {"duplicate_pairs", "contradictory_pairs", "duplicate_prompts", "length_bias", "language"}
+
+
+def test_damage_is_found_in_answers_that_have_no_opposite(tmp_path: Path) -> None:
+    row = {"prompt": "Where do they drink coffee?", "completion": "In a caf\u00c3\u00a9.", "label": True}
+    rows = [row, {**row, "prompt": "Who?", "completion": " "}, {**row, "prompt": "Why?", "completion": "So."}]
+    found = by_key(run(write(tmp_path / "labels.jsonl", rows)))
+    assert found["no_opposite"].count == 3
+    assert found["mojibake"].places == ["labels.jsonl:1"]
+    assert found["empty_answer"].places == ["labels.jsonl:2"]
 
 
 def test_tokens_against_encoding(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
