@@ -80,7 +80,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     from preftree.data.encode import encode_pairs
     from preftree.data.sources import load_pairs
     from preftree.device import cpu_bf16_instructions, gemm_peak
-    from preftree.model.linear import linear
+    from preftree.model.linear import product_with
     from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
     from preftree.train.work import Work
@@ -96,7 +96,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     )
     pairs = pairs[:: max(1, len(pairs) // args.pairs)][: args.pairs]
     model = load_model(source, dtype).to(args.device)
-    peak = gemm_peak(args.device, dtype, seconds=1.0, product=linear)
+    peak = gemm_peak(args.device, dtype, seconds=1.0, ready=product_with)
     set_seed(0)
     targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
     peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)

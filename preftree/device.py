@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -180,19 +180,21 @@ def gemm_peak(
     device: str,
     dtype: torch.dtype,
     seconds: float = 0.3,
-    product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = torch.nn.functional.linear,
+    ready: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> float:
     """FLOP/s of a large matrix product, the best of several: what this device can do at all.
 
     Args:
-        product: of (N, K) and (M, K) to (N, M); the fastest that is at hand, so that nothing else can look better.
+        ready: of a weight (M, K): what makes (N, M) out of (N, K) with it; the fastest product that is at hand, so
+            that nothing else can look better. None for torch's own.
     """
     size = 1536 if device == "cpu" else 8192
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    product = ready(weight) if ready is not None else partial(torch.nn.functional.linear, weight=weight)
     best, until = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < until or best == float("inf"):
         start = time.perf_counter()
-        product(a, b)[0, 0].item()  # waits for the device
+        product(x)[0, 0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 

@@ -1,4 +1,4 @@
-"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products in float32.
+"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products.
 
 A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
 been compared on random rows. `release` takes them all back.
@@ -10,15 +10,38 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import psutil
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from preftree.device import available_memory
 from preftree.model import linear
 from preftree.model.native import NARROW, addresses, library
 
 _FUSED = "_preftree_fused"
 Forward = Callable[[Any, Tensor], Tensor]
+#: Share of the memory there is that weights in another order may take, both directions together.
+PACKED_SHARE = 1 / 8
+
+
+def pack_weights(model: nn.Module, memory: int | None = None) -> str:
+    """Keep the frozen weights of linear layers in the order that the CPU's products want, if there is room; the reason.
+
+    Args:
+        memory: bytes that the process may take in all, None for what is free.
+    """
+    frozen = {id(each.weight): each.weight for each in model.modules() if type(each) is nn.Linear and _frozen(each)}
+    weights = [weight for weight in frozen.values() if weight.dtype in NARROW]
+    room = available_memory()
+    if memory is not None:
+        room = min(room, memory - psutil.Process().memory_info().rss)
+    copies = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
+    if copies > PACKED_SHARE * room:
+        return f"weights stay in their order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
+    packed = sum(linear.pack(weight) for weight in weights)
+    return f"{packed} weights also in the order of oneDNN's products ({copies / 2**30:.2f} GiB)" if packed else ""
 
 
 def fuse(model: nn.Module) -> int:
@@ -27,11 +50,13 @@ def fuse(model: nn.Module) -> int:
     Raises:
         DeviceError: the kernels cannot be compiled here.
     """
-    release(model)
+    _restore(model)
     vector = library().preftree_vector_length()
+    # A layer under an adapter is called for itself only where the adapter was merged into its weight.
+    adapted = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
     fused = 0
     for module in model.modules():
-        found = _kernel(module, vector)
+        found = None if id(module) in adapted else _kernel(module, vector)
         if found is not None and _agrees(module, *found):
             module.forward = partial(found[0], module)
             setattr(module, _FUSED, True)
@@ -40,10 +65,20 @@ def fuse(model: nn.Module) -> int:
 
 
 def release(model: nn.Module) -> None:
-    """Give every module its own forward back."""
+    """Give every module its own forward back, and forget the packed weights."""
+    _restore(model)
+    for parameter in model.parameters():
+        linear.unpack(parameter)
+
+
+def _restore(model: nn.Module) -> None:
     for module in model.modules():
         if module.__dict__.pop(_FUSED, False):
             del module.forward
+
+
+def _frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
 
 
 def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
@@ -52,8 +87,8 @@ def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
     if _dtype(module) not in NARROW:
         return None
     if type(module) is nn.Linear:
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-        return (linear.frozen, module.in_features) if not trained and linear.pays(module.weight.dtype) else None
+        faster = linear.packed(module.weight) is not None or linear.pays(module.weight.dtype)
+        return (linear.frozen, module.in_features) if faster and _frozen(module) else None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
         frozen = not weight.requires_grad and weight.dim() == 1
         return (_rms_norm, weight.shape[0]) if frozen and weight.shape[0] % vector == 0 else None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from preftree.model.linear import linear
+from preftree.model.linear import input_gradient, linear
 from preftree.model.softmax import exponentiate
 
 #: Bytes of float32 logits held at a time. Larger chunks gain nothing once the GEMM is large.
@@ -150,13 +150,13 @@ class _FusedLogprobs(torch.autograd.Function):
                 continue
             if tanh_CV is None:
                 # onehot(y) W − softmax W, the division by the total put off until the vocabulary is gone.
-                expected_CD = linear(exp_CV.to(weight_VD.dtype), weight_VD.T).to(total_C.dtype) / total_C[:, None]
+                expected_CD = input_gradient(exp_CV.to(weight_VD.dtype), weight_VD).to(total_C.dtype) / total_C[:, None]
                 slope_CD = weight_VD[target_C] - expected_CD
             else:
                 slope_CV = exp_CV.div_(total_C[:, None]).neg_()
                 slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(target_C[:, None], dtype=slope_CV.dtype))
                 slope_CV *= 1 - tanh_CV * tanh_CV
-                slope_CD = linear(slope_CV.to(weight_VD.dtype), weight_VD.T)
+                slope_CD = input_gradient(slope_CV.to(weight_VD.dtype), weight_VD)
             slope_SD[chunk] = slope_CD * head.scale
         ctx.save_for_backward(slope_SD)
         return out_S

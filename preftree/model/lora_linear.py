@@ -15,7 +15,7 @@ from peft.tuners.lora import Linear as LoraLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from preftree.model.linear import linear
+from preftree.model.linear import frozen, input_gradient, linear
 
 
 def quicken(model: nn.Module) -> int:
@@ -31,12 +31,14 @@ def _forward(layer: Any, x: Tensor, *others: Any, **more: Any) -> Tensor:
     """`LoraLayer.forward`, and that itself wherever more than one plain adapter is asked for."""
     base = layer.get_base_layer()
     active = [name for name in layer.active_adapters if name in layer.lora_A]
+    trained_base = any(parameter.requires_grad for parameter in base.parameters())
+    if layer.disable_adapters and not (layer.merged or others or more or trained_base):
+        return frozen(base, x)
     if layer.disable_adapters or layer.merged or others or more or len(active) != 1:
         return _stock(layer, x, *others, **more)
     (name,) = active
     dropout, down, up = layer.lora_dropout[name], layer.lora_A[name], layer.lora_B[name]
     dropping = layer.training and not isinstance(dropout, nn.Identity) and dropout.p > 0
-    trained_base = any(parameter.requires_grad for parameter in base.parameters())
     if dropping or trained_base or name in layer.lora_variant or down.bias is not None or up.bias is not None:
         return _stock(layer, x)
     out: Tensor = _LoraLinear.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
@@ -70,7 +72,7 @@ class _LoraLinear(torch.autograd.Function):
         low_grad = (grad @ up_c).mul_(ctx.scaling)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = linear(grad, weight.T).addmm_(low_grad, down_c).view(ctx.shape)
+            x_grad = input_gradient(grad, weight).addmm_(low_grad, down_c).view(ctx.shape)
         down_grad = (low_grad.T @ rows).to(ctx.dtype)
         up_grad = (grad.T @ low).mul_(ctx.scaling).to(ctx.dtype)
         return x_grad, None, None, down_grad, up_grad, None

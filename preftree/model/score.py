@@ -29,7 +29,7 @@ from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Bundle, Forest
 from preftree.model import families
 from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timing
-from preftree.model.fused import fuse, release
+from preftree.model.fused import fuse, pack_weights, release
 from preftree.model.logprob import Head, token_logprobs
 from preftree.model.native import NARROW
 
@@ -115,13 +115,16 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = False) -> Attachment:
+def attach(
+    model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = False, memory: int | None = None
+) -> Attachment:
     """Choose how `model` is scored and check that choice against its plain forward.
 
     Args:
         attention: "auto", a tree backend's name, "padded" or "plain". A named path that fails its check
             falls back too; the reason says so.
         fixed_shapes: "auto" means the backend whose operations do not depend on the forest's contents.
+        memory: bytes that the process may take in all, None for what is free; says if weights may be copied.
 
     Raises:
         SettingsError: unknown name.
@@ -146,6 +149,7 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
                 _set_attention(causal, stock)
             release(causal)
             try:
+                packed = pack_weights(causal, memory) if name == "native" else ""
                 scorer = _scorer(causal, name)
                 error = float((scorer(probe) - expected_S).abs().max())
             except Exception as problem:  # whatever a foreign model does, the next path may still work
@@ -154,7 +158,8 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
             if not error <= noise:
                 refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {noise:.2g})")
                 continue
-            agreed[name] = f"agrees with the model's plain forward to {error:.1g}", scorer
+            words = f"agrees with the model's plain forward to {error:.1g}"
+            agreed[name] = f"{words}; {packed}" if packed else words, scorer
             if name in others:
                 break
         if agreed:

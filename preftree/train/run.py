@@ -17,7 +17,7 @@ from preftree.device import choose_device, choose_dtype, environment, gemm_peak,
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.gaudi import check_world_size
-from preftree.model.linear import linear
+from preftree.model.linear import product_with
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
@@ -167,7 +167,9 @@ def _model(
         say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
     if ranks.lockstep:
         say(f"sharded    {shard_base(peft, device, sharding.layers)}")
-    attachment = attach(peft, settings.model.attention, fixed_shapes=settings.train.pad_max)
+    attachment = attach(
+        peft, settings.model.attention, fixed_shapes=settings.train.pad_max, memory=settings.train.max_bytes
+    )
     what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")
     return peft, key
@@ -219,7 +221,7 @@ def _trainer(
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
-    work = Work.of(causal_model(model), gemm_peak(device, model.dtype, product=linear))
+    work = Work.of(causal_model(model), gemm_peak(device, model.dtype, ready=product_with))
     pulse = Pulse()
     trainer = PreferenceTrainer(
         model,

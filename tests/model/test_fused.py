@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from preftree.errors import DeviceError
+from preftree.forest import Forest
 from preftree.model import linear, native
 from preftree.model.fused import _FUSED, fuse, release
 from preftree.model.score import attach, leaf_logprobs
@@ -58,6 +59,49 @@ def test_frozen_linear_layers_take_the_faster_product(monkeypatch: pytest.Monkey
     assert fuse(model) == 0
 
 
+def test_weights_are_packed_where_there_is_room_and_released() -> None:
+    if not linear.packs(torch.float32):
+        pytest.skip("this torch has no packed product for float32")
+    model = tiny.with_lora(tiny.llama().float())
+    weights = [m.weight for m in model.modules() if type(m) is nn.Linear and not m.weight.requires_grad]
+    assert "in the order of oneDNN's products" in attach(model).reason
+    assert all(linear.packed(weight) is not None for weight in weights)
+    assert "weights stay in their order" in attach(model, memory=1).reason
+    assert all(linear.packed(weight) is None for weight in weights)
+
+
+def test_packed_or_not_scores_and_gradients_are_the_same() -> None:
+    model = tiny.with_lora(tiny.llama().float())
+    forest = Forest.of(random_batch(4))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = []
+    for memory in (None, 1):
+        attach(model, memory=memory)
+        token_S = leaf_logprobs(model, forest).token_S
+        with torch.no_grad(), model.disable_adapter():
+            reference_S = leaf_logprobs(model, forest).token_S
+        found.append([token_S.detach(), reference_S, *torch.autograd.grad(token_S.sum(), trained)])
+    for packed, plain in zip(*found, strict=True):
+        torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_merged_after_packing_counts() -> None:
+    model = tiny.with_lora(tiny.llama().float())
+    forest = Forest.of(random_batch(4))
+    attach(model)
+    with torch.no_grad():
+        apart = leaf_logprobs(model, forest).token_S
+        model.merge_adapter()
+        merged = leaf_logprobs(model, forest).token_S
+        model.unmerge_adapter()
+        again = leaf_logprobs(model, forest).token_S
+        with model.disable_adapter():
+            reference = leaf_logprobs(model, forest).token_S
+    assert not torch.allclose(apart, reference, atol=1e-3)
+    for found in (merged, again):
+        torch.testing.assert_close(found, apart, rtol=1e-4, atol=1e-4)
+
+
 def outcome(module: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
     x = x.clone().requires_grad_()
     out = module(x)
@@ -90,8 +134,6 @@ def test_a_trained_norm_keeps_its_own_forward() -> None:
 
 def test_attaching_to_another_path_releases() -> None:
     model = tiny.with_lora(tiny.llama().float())
-    from preftree.forest import Forest
-
     forest = Forest.of(random_batch(4))
     assert attach(model).name == "native"
     assert fused_names(model)

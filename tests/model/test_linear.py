@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from preftree.model import linear
 
@@ -36,6 +38,68 @@ def test_weights_may_be_a_transposed_view() -> None:
     torch.testing.assert_close(linear.linear(x, weight.T), x @ weight, rtol=1e-5, atol=1e-5)
 
 
+def needs_packing(dtype: torch.dtype) -> None:
+    if not linear.packs(dtype):
+        pytest.skip(f"this torch or this processor has no packed product in {dtype}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (1, 24), (0, 24)])
+def test_packed_weights_give_the_same(shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+    needs_packing(dtype)
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40, bias=bias).to(dtype).requires_grad_(False)
+    x = torch.randn(shape, dtype=dtype, requires_grad=True)
+    slope = torch.randn(*shape[:-1], 40, dtype=dtype)
+    expected = layer(x)
+    assert linear.pack(layer.weight)
+    found = linear.frozen(layer, x)
+    close = {"rtol": 2e-2, "atol": 5e-2} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    torch.testing.assert_close(found, expected, **close)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(out, x, slope)[0] for out in (found, expected)),
+        **close,
+    )
+    assert linear.packed(layer.weight) is not None
+
+
+@pytest.mark.parametrize("write", [lambda w: w.mul_(2), lambda w: w.data.mul_(2), lambda w: w.copy_(torch.ones(6, 8))])
+def test_a_weight_that_was_written_to_is_packed_no_more(write: Callable[[Tensor], object]) -> None:
+    needs_packing(torch.float32)
+    layer, x = nn.Linear(8, 6).requires_grad_(False), torch.randn(3, 8)
+    linear.pack(layer.weight)
+    write(layer.weight)
+    torch.testing.assert_close(linear.linear(x, layer.weight, layer.bias), layer(x), rtol=1e-5, atol=1e-5)
+    assert linear.packed(layer.weight) is None
+
+
+def test_a_weight_put_in_place_of_another_is_not_taken_for_it() -> None:
+    needs_packing(torch.float32)
+    layer, x = nn.Linear(8, 6, bias=False).requires_grad_(False), torch.randn(3, 8)
+    linear.pack(layer.weight)
+    layer.weight.data = torch.randn(4, 8)
+    assert linear.linear(x, layer.weight).shape == (3, 4)
+    linear.pack(layer.weight)
+    layer.double()
+    assert linear.linear(x.double(), layer.weight).dtype == torch.float64
+
+
+def test_what_cannot_be_packed_is_said() -> None:
+    assert not linear.pack(torch.randn(4, 8, dtype=torch.float64))
+    assert not linear.pack(torch.randn(8, 4).T)
+    assert linear.packed(torch.randn(4, 8)) is None
+
+
+def test_packs_go_with_their_weights() -> None:
+    needs_packing(torch.float32)
+    before, layer = len(linear._packs), nn.Linear(8, 6).requires_grad_(False)
+    linear.pack(layer.weight)
+    assert len(linear._packs) == before + 1
+    del layer
+    assert len(linear._packs) == before
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_are_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "faster", lambda: 2.0)
@@ -49,9 +113,12 @@ def test_a_torch_without_the_operation_keeps_its_own(monkeypatch: pytest.MonkeyP
         raise AttributeError("no such operation")
 
     monkeypatch.setattr(linear, "_onednn", missing)
-    linear.faster.cache_clear()
+    for measured in (linear.faster, linear.packs):
+        measured.cache_clear()
     try:
         assert linear.faster() == 0.0
         assert not linear.pays(torch.float32)
+        assert not linear.packs(torch.bfloat16)
     finally:
-        linear.faster.cache_clear()
+        for measured in (linear.faster, linear.packs):
+            measured.cache_clear()
