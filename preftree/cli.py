@@ -18,6 +18,7 @@ import typer
 from preftree import __version__, gaudi
 from preftree.cache import cache_parts, cache_root, clear_cache
 from preftree.errors import PreftreeError, SettingsError
+from preftree.terminal import visible
 
 app = typer.Typer(
     name="preftree",
@@ -41,7 +42,7 @@ def guarded(stage: Callable[[], int | None]) -> int:
     except PreftreeError as error:
         # Settings are wrong on all ranks alike; anything else may be one rank's own trouble.
         if os.environ.get("RANK", "0") == "0" or not isinstance(error, SettingsError):
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -57,7 +58,7 @@ def _train(argv: list[str]) -> int | None:
     settings = parse_settings(argv)
     if os.environ.get("RANK", "0") == "0":
         for note in settings.notes:
-            print(f"note: {note}")
+            print(f"note: {visible(note)}")
     from preftree.train.ranks import leave
     from preftree.train.run import train
 

@@ -20,7 +20,7 @@ MODULES = {
 }
 
 BASE = {"errors"}
-SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress", "cache"}
+SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress", "cache", "terminal"}
 STAGE = SETTINGS | {"forest", "data", "model", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -30,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "gaudi": BASE,
     "run": BASE,
     "progress": set(),
+    "terminal": set(),
     "cache": set(),
     "text": BASE | {"data"},
     "sharding": set(),

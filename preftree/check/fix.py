@@ -18,7 +18,7 @@ from preftree.check.report import Report, Rows
 from preftree.check.settings import CheckSettings
 from preftree.data.fields import RowProblem
 from preftree.data.files import READERS
-from preftree.data.sources import find_tables
+from preftree.data.sources import find_tables, refuse_inside
 from preftree.errors import SettingsError
 from preftree.text.damage import repaired
 
@@ -80,12 +80,13 @@ def check_target(flag: str, target: str | None, source: str) -> None:
     if target is None:
         return
     path = Path(target)
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise SettingsError(f"{flag} {target} exists already, and nothing is written over. Name a new one.")
     if not path.parent.is_dir():
         raise SettingsError(f"{flag} {target}: there is no folder {path.parent}. Make it first.")
     if flag != "--fix":
         return
+    refuse_inside(flag, target, source)
     given = Path(source).expanduser()
     if not given.exists():
         raise SettingsError(f"--fix works on local files, and {source!r} is none: download it first.")

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preftree.check.report import FINE, NOTE, SPOILS, Histogram, Report
 from preftree.check.views import counted, percent, row_list
+from preftree.terminal import visible
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
 
@@ -45,6 +46,7 @@ def write_html(report: Report, path: Path) -> None:
     environment = Environment(
         loader=PackageLoader("preftree.check"),
         autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) else value,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -62,8 +64,7 @@ def write_html(report: Report, path: Path) -> None:
         notes=len(report.of(NOTE)),
         pictures=[picture(histogram) for histogram in report.histograms],
     )
-    # Lone surrogates, which no encoding can hold, become question marks.
-    with path.open("x", encoding="utf-8", errors="replace") as file:
+    with path.open("x", encoding="utf-8") as file:
         file.write(text)
 
 

@@ -20,10 +20,11 @@ from preftree.check.report import SKIPPED, SPOILS, Finding, Histogram, Report, h
 from preftree.check.sets import SET_CHECKS
 from preftree.check.settings import CheckSettings, parse_check_settings
 from preftree.check.texts import NearPrompts, Overlap, languages
-from preftree.check.views import sayer, show
+from preftree.check.views import show
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import find_tables
 from preftree.progress import Progress
+from preftree.terminal import sayer
 from preftree.text.overlap import OverlapIndex, read_test_questions
 
 if TYPE_CHECKING:

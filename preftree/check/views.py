@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
+from preftree.terminal import sayer, visible
 
 #: Rows named in the table.
 SHOWN = 5
@@ -17,15 +16,11 @@ _STYLES = {SPOILS: "bold red", NOTE: "yellow", FINE: "green", SKIPPED: "dim"}
 _WORDS = {SPOILS: "SPOILS", NOTE: "note", FINE: "fine", SKIPPED: "skipped"}
 
 
-def sayer(console: Console) -> Callable[[str], None]:
-    """Prints lines as they are: no markup, no wrapping."""
-    return lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
 def show(report: Report, console: Console) -> None:
     """Print the report."""
     say = sayer(console)
-    say(f"source     {report.source}: {', '.join(report.formats)}, {report.rows} rows, {report.pairs} pairs")
+    counts = f"{_number(report.rows, 'row')}, {_number(report.pairs, 'pair')}"
+    say(f"source     {report.source}: {', '.join(report.formats)}, {counts}")
     for note in report.notes:
         say(f"           {note}")
     console.print(_table(report.of(SPOILS, NOTE), one_file=len(report.files) == 1))
@@ -51,7 +46,7 @@ def _table(findings: list[Finding], one_file: bool) -> Table:
         what = Text(finding.what)
         places = row_list(finding, SHOWN, one_file)
         for line in filter(None, (finding.why, finding.detail, f"rows: {places}" if places else "")):
-            what.append(f"\n{line}", "dim")
+            what.append(f"\n{visible(line)}", "dim")
         table.add_row(
             Text(_WORDS[finding.level], _STYLES[finding.level]),
             what,
@@ -72,7 +67,11 @@ def _lists(lists: list[tuple[str, list[str]]]) -> Table:
 
 def counted(finding: Finding) -> str:
     """Count and unit: "1,234 pairs", "1 row"."""
-    return f"{finding.count:,} {finding.unit if finding.count != 1 else finding.unit.removesuffix('s')}"
+    return _number(finding.count, finding.unit.removesuffix("s"))
+
+
+def _number(count: int, unit: str) -> str:
+    return f"{count:,} {unit}{'' if count == 1 else 's'}"
 
 
 def row_list(finding: Finding, most: int, one_file: bool = False) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
     # Bytes, because text mode would stop at the first line that is not UTF-8, and would also split a line at
     # the line separators that JSON texts may hold.
     with path.open("rb") as file:
-        if foreign := _foreign(file.peek(4)):
+        if foreign := _foreign(file.peek(4)) or _spread_out(file.peek(64)):
             yield 0, foreign
             return
         for number, line in enumerate(file, start=1):
@@ -30,9 +31,10 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
                 yield number, _parsed(line, number)
 
 
+_WIDE = "it is UTF-16 or UTF-32 text. Save the file as UTF-8."
 _MAGIC = {
-    b"\xff\xfe": "it is UTF-16 text. Save the file as UTF-8.",
-    b"\xfe\xff": "it is UTF-16 text. Save the file as UTF-8.",
+    b"\xff\xfe": _WIDE,
+    b"\xfe\xff": _WIDE,
     b"\x1f\x8b": "it is compressed (gzip). Unpack it.",
     b"PK\x03\x04": "it is compressed (zip). Unpack it.",
     b"\x28\xb5\x2f\xfd": "it is compressed (zstd). Unpack it.",
@@ -43,7 +45,20 @@ _MAGIC = {
 
 def _foreign(beginning: bytes) -> RowProblem | None:
     """What a file is by its first bytes, where it is no UTF-8 text at all."""
-    return next((RowProblem(said) for magic, said in _MAGIC.items() if beginning.startswith(magic)), None)
+    said = next((said for magic, said in _MAGIC.items() if beginning.startswith(magic)), None)
+    if said is None and b"\x00" in beginning[:4]:
+        said = _WIDE
+    return RowProblem(said) if said else None
+
+
+def _spread_out(beginning: bytes) -> RowProblem | None:
+    """Is it JSON, but one value over several lines?"""
+    if beginning.partition(b"\n")[0].strip() in (b"{", b"["):
+        return RowProblem(
+            "its first line opens an object and does not close it. A .jsonl holds one object a line; "
+            "name a file with one JSON value .json."
+        )
+    return None
 
 
 def _parsed(line: bytes, number: int) -> Row | RowProblem:
@@ -52,7 +67,8 @@ def _parsed(line: bytes, number: int) -> Row | RowProblem:
     except UnicodeDecodeError as error:
         return RowProblem(f"it is not UTF-8 text (byte {error.start + 1}). Save the file as UTF-8.")
     except json.JSONDecodeError as error:
-        return RowProblem(f"it is not JSON ({error.msg} at character {error.colno}).")
+        hint = " Each object needs a line of its own." if error.msg == "Extra data" else ""
+        return RowProblem(f"it is not JSON ({error.msg} at character {error.colno}).{hint}")
     except RecursionError:
         return RowProblem("it is nested too deeply to be read.")
     except ValueError as error:  # a number of more digits than Python converts
@@ -103,6 +119,9 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
         number = 0
         try:
             header = next(reader, None)
+            if wrong := _header_problem(header or []):
+                yield 0, wrong
+                return
             for cells in reader:
                 if not cells:
                     continue
@@ -122,6 +141,19 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
             )
 
 
+def _header_problem(header: Sequence[str]) -> RowProblem | None:
+    """What is wrong with the names of columns: cells not told apart, or two under one name."""
+    if len(header) == 1 and (other := next((sign for sign in ";\t|" if sign in header[0]), None)):
+        return RowProblem(
+            f"its header is one cell, {header[0]!r:.80}: cells are parted by {other!r}. Save it with commas."
+        )
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        return RowProblem(
+            f"it has several columns named {', '.join(f'`{name}`' for name in twice)}. Rename all but one."
+        )
+    return None
+
+
 def _read_parquet(path: Path) -> Iterator[Numbered]:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet  # type: ignore[import-untyped]
@@ -129,6 +161,9 @@ def _read_parquet(path: Path) -> Iterator[Numbered]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            if wrong := _header_problem(file.schema_arrow.names):
+                yield 0, wrong
+                return
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
@@ -138,10 +173,22 @@ def _read_parquet(path: Path) -> Iterator[Numbered]:
         yield 0, RowProblem(f"it cannot be read as Parquet ({said}). Is it whole, and of that kind?")
 
 
+def _opened(read: Callable[[Path], Iterator[Numbered]]) -> Callable[[Path], Iterator[Numbered]]:
+    """The reader, with a file that the system does not give us as what is wrong with it."""
+
+    def rows(path: Path) -> Iterator[Numbered]:
+        try:
+            yield from read(path)
+        except OSError as error:
+            yield 0, RowProblem(f"it cannot be read ({error.strerror or error}). Look at its permissions and its disk.")
+
+    return rows
+
+
 READERS: dict[str, Callable[[Path], Iterable[Numbered]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
+    ".jsonl": _opened(_read_jsonl),
+    ".json": _opened(_read_json),
+    ".csv": _opened(_read_csv),
+    ".parquet": _opened(_read_parquet),
 }
 """File ending -> reader of its rows. A reader yields what is wrong with a row in the row's place."""

@@ -85,6 +85,7 @@ def explain_unknown(columns: Iterable[str]) -> str:
             said += f" `{name}` is not a known column.{hint}"
     if "response" in names and "rejected" not in names:
         said += " `response` is one answer to each question; preference training also needs `rejected` answers."
+        said += " `preftree prepare` writes them."
     layouts = "; ".join(f"{name} ({', '.join(fmt.needs)})" for name, fmt in FORMATS.items())
     return f"{said} Rename or add columns so that one of these fits: {layouts}."
 

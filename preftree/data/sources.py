@@ -105,12 +105,28 @@ def find_tables(
     path = Path(dataset_name).expanduser()
     if dataset_name and path.exists():
         return _local_tables(path, split)
+    if "://" in dataset_name:
+        raise DataError(f"{dataset_name} is an address, and only files, folders and hub ids are read: download it.")
+    if path.is_symlink():
+        raise DataError(f"{path} is a link to {path.readlink()}, which is not there. Mend the link.")
     if not _may_be_hub_id(dataset_name):
         raise DataError(_nothing_there(path))
     options = {"name": config_name, "revision": revision, "cache_dir": cache_dir, "token": token}
     if overwrite_cache:
         options["download_mode"] = "force_redownload"
     return [(dataset_name, dataset_name, _hub_rows(dataset_name, split, streaming, options))], []
+
+
+def refuse_inside(flag: str, output: str | None, dataset_name: str | None) -> None:
+    """Raise SettingsError where what is written would lie in the folder that is read: it would be data next time."""
+    if not output or not dataset_name:
+        return
+    source, target = Path(dataset_name).expanduser(), Path(output).expanduser()
+    if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+        raise SettingsError(
+            f"{flag} {output} lies in {dataset_name}, whose files are all data: what is written there would be read as"
+            " data next time. Give a place outside it."
+        )
 
 
 # --- rows -> records ------------------------------------------------------------------------------

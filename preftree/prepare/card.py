@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import yaml
+
 from preftree.prepare.output import COLUMNS
 
 _BAR = 40
+#: Share of the questions from which on the card names a language: below it are guesses gone wrong, too.
+COMMON = 0.05
 
 
 def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file: str) -> str:
@@ -22,11 +26,12 @@ def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file
     generate = settings["generate"]
     sampling = ", ".join(f"{name} {generate[name]}" for name in ("temperature", "top_p", "top_k"))
     parts = [
-        _front_matter(file),
+        _front_matter(file, manifest["counts"]["pairs"], manifest["languages"]),
         "# Preference pairs\n",
         f"{manifest['counts']['pairs']} pairs for preference optimization (DPO), made by `preftree prepare`: questions"
         f" and chosen answers from {_code(source['name'])}, rejected answers by {_code(model['name'])}.\n",
-        "The source's licence and that of the model apply; add `license:` above before you publish this.\n",
+        "The source's licence and that of the model apply; nothing here tells them, so set `license:` above before you"
+        " publish this.\n",
         "## How it was made\n",
         _table(("stage", "rows"), _stages(manifest["counts"])),
         _decontaminated(settings["select"]["decontaminate"]),
@@ -68,11 +73,27 @@ def histogram(values: Sequence[int]) -> str:
     )
 
 
-def _front_matter(file: str) -> str:
-    return (
-        "---\ntags:\n- preference\n- dpo\n- preftree\nconfigs:\n- config_name: default\n  data_files:\n"
-        f"  - split: train\n    path: {file}\n---\n"
-    )
+def _front_matter(file: str, pairs: int, languages: Mapping[str, int]) -> str:
+    """What the hub reads: its filters and its viewer, and `datasets.load_dataset`."""
+    told = sum(languages.values())
+    head = {
+        "license": "unknown",  # one of the hub's own words
+        "language": [code for code, count in languages.items() if count >= COMMON * told],
+        "task_categories": ["text-generation"],
+        "size_categories": [_size(pairs)],
+        "tags": ["preference", "dpo", "preftree"],
+        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
+    }
+    return f"---\n{yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False)}---\n"
+
+
+def _size(pairs: int) -> str:
+    """The hub's name for a size: n<1K, 1K<n<10K, … n>1T."""
+    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+    place = next((place for place in range(len(names)) if pairs < 1000 * 10**place), len(names))
+    if place == 0:
+        return "n<1K"
+    return f"{names[place - 1]}<n<{names[place]}" if place < len(names) else "n>1T"
 
 
 def _stages(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:

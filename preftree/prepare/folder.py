@@ -36,15 +36,23 @@ class Folder:
             names = sorted(path.name for path in self.root.iterdir())
         except FileNotFoundError:
             return
-        except (NotADirectoryError, PermissionError) as error:
-            raise RunError(
-                f"--output_dir {self.root} cannot be used ({error.strerror}). Give another folder."
-            ) from None
+        except OSError as error:
+            raise self._unusable(error) from None
         if names and ".prepare" not in names:
             shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
             raise RunError(
                 f"--output_dir {self.root} holds other files ({shown}); nothing is written over. Give another folder."
             )
+
+    def make(self) -> None:
+        """Make the folder, where there is none. Raises RunError where that cannot be."""
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> RunError:
+        return RunError(f"--output_dir {self.root} cannot be used ({error.strerror}). Give another folder.")
 
     def claim(self, settings: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any], environment: Any) -> bool:
         """Note what is asked for, or compare it with what was; whether an earlier run is gone on with. A run that

@@ -16,6 +16,7 @@ from rich.console import Console
 from preftree import __version__
 from preftree.data.chat import Chat, Messages
 from preftree.data.record import Turn
+from preftree.data.sources import refuse_inside
 from preftree.device import environment
 from preftree.errors import DataError
 from preftree.model.load import ModelSource, resolve
@@ -29,9 +30,14 @@ from preftree.prepare.judge import judge
 from preftree.prepare.output import pairs, write_manifest, write_pairs
 from preftree.prepare.select import Passes, Selected, Selection, benchmark_questions, make_examiner, select
 from preftree.prepare.settings import PrepareSettings
-from preftree.prepare.source import find_places
+from preftree.prepare.source import UNREADABLE, find_places, unreadable
 from preftree.prepare.workers import Here, Threads, Workers
 from preftree.progress import Progress
+from preftree.terminal import sayer
+from preftree.text.language import language
+
+#: Questions whose language is guessed, for the card.
+LANGUAGE_SAMPLE = 500
 
 
 def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
@@ -40,11 +46,13 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
     Raises PreftreeError for what the user can mend; what was done until then is kept.
     """
     console = console or Console(soft_wrap=True)
-    say = partial(console.print, markup=False, highlight=False)
+    say = sayer(console)
     for note in settings.notes:
         say(f"note: {note}")
     folder = Folder(settings.output.output_dir or "", settings.output.output_format)
+    refuse_inside("--output_dir", settings.output.output_dir, settings.source.dataset_name)
     folder.check()
+    folder.make()
     with only_process(folder.lock):
         _claim(folder, settings, say)
         if folder.manifest.exists():
@@ -79,7 +87,7 @@ def _claim(folder: Folder, settings: PrepareSettings, say: Callable[[str], None]
 
 def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> Selection:
     """The selection of this folder: as it stands there, or made now."""
-    say = partial(console.print, markup=False, highlight=False)
+    say = sayer(console)
     if folder.selected.exists():
         selection = Selection.read(folder.selected)
         say(f"selected   {len(selection.rows)} rows, by an earlier start")
@@ -96,7 +104,8 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
     for line in _told(selection, settings.select.num_samples):
         say(line)
     if not selection.rows:
-        raise DataError(f"No row of {settings.source.dataset_name} is left: see the counts above.")
+        reasons = unreadable(places) if selection.removed[UNREADABLE] else []
+        raise DataError(f"No row of {settings.source.dataset_name} is left: see the counts above.", *reasons)
     selection.write(folder.selected)
     return selection
 
@@ -145,7 +154,7 @@ def _generated(
     render: Render = RenderTokens(chat)
     if wanted.engine == "openai":
         workers, render = Threads(settings.server.concurrency), _render_messages
-    say = partial(console.print, markup=False, highlight=False)
+    say = sayer(console)
 
     def progress(attempt: int, there: int) -> Progress:
         if there:
@@ -234,10 +243,18 @@ def _manifest(
         },
         "families": dict(sorted(Counter(row.family for row in selection.rows).items())),
         "teachers": dict(sorted(Counter(row.teacher for row in selection.rows).items())),
+        "languages": _languages(selection),
         "settings": state["settings"],
         "environments": state["environments"],
         "file": {"name": folder.pairs.name, "sha256": hashlib.sha256(folder.pairs.read_bytes()).hexdigest()},
     }
+
+
+def _languages(selection: Selection) -> dict[str, int]:
+    """Language -> how many of some questions, spread evenly over all, are in it; those too short to tell left out."""
+    some = selection.rows[:: -(-len(selection.rows) // LANGUAGE_SAMPLE)]
+    counts = Counter(code for row in some if (code := language(row.question)))
+    return dict(counts.most_common())
 
 
 def _lengths(selection: Selection, generated: Generated, chat: Chat) -> dict[str, Sequence[int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -202,6 +203,8 @@ class ServerSettings:
             problems.append(f"--base_url must begin with http:// or https://. Got {self.base_url!r} instead.")
         elif parts.username is not None:
             problems.append("--base_url holds a user name: give the key in the environment, see --api_key_env.")
+        if self.api_key_env != ServerSettings.api_key_env and not os.environ.get(self.api_key_env):
+            problems.append(f"--api_key_env {self.api_key_env}: there is no such variable, or it is empty. Export it.")
         refuse(problems)
 
 

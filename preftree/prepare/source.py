@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from glob import glob
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftree.data.fields import RowProblem
 from preftree.data.sources import find_tables
 from preftree.errors import DataError
 from preftree.prepare.settings import SourceSettings
@@ -84,12 +86,8 @@ def read_rows(place: Place) -> Iterator[SourceRow | str]:
 
     Raises DataError where the first rows have no column for questions or answers.
     """
-    split = place.source.dataset_split
-    if Path(place.name).is_file():  # its own table, whatever split its name tells
-        split = "train"
-    ((_, _, rows),) = _tables(place.name, _only(place.source, split))
     looked, useful = 0, False
-    for number, row in rows:
+    for number, row in _numbered(place):
         found = _row(row, number, place.short) if isinstance(row, Mapping) else UNREADABLE
         if not useful and isinstance(row, Mapping):
             looked += 1
@@ -99,6 +97,25 @@ def read_rows(place: Place) -> Iterator[SourceRow | str]:
         yield found
     if looked and not useful:
         raise DataError(_unknown(place.name, row if isinstance(row, Mapping) else {}))
+
+
+def unreadable(places: Iterable[Place], most: int = 3) -> list[str]:
+    """What is wrong with the first rows that cannot be read."""
+    bad = (
+        f"{place.name}{f' row {number}' if number else ''}: {row}"
+        for place in places
+        for number, row in _numbered(place)
+        if isinstance(row, RowProblem)
+    )
+    return list(islice(bad, most))
+
+
+def _numbered(place: Place) -> Iterable[tuple[int, Any]]:
+    split = place.source.dataset_split
+    if Path(place.name).is_file():  # its own table, whatever split its name tells
+        split = "train"
+    ((_, _, rows),) = _tables(place.name, _only(place.source, split))
+    return rows
 
 
 def _only(source: SourceSettings, split: str) -> SourceSettings:
@@ -133,4 +150,6 @@ def _text(row: Mapping[str, Any], what: str) -> str:
 
 def _unknown(name: str, row: Mapping[str, Any]) -> str:
     needs = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in ("question", "response"))
-    return f"{name} has no columns for {needs}. It has: {', '.join(map(str, row))}. Rename them."
+    empty = [str(column) for column, value in row.items() if value is None]
+    nothing = f" Of these, nothing (null) is in {', '.join(empty)}." if empty else ""
+    return f"{name} has no columns for {needs}. It has: {', '.join(map(str, row))}.{nothing} Rename or fill them."

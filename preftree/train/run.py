@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallb
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
+from preftree.data.sources import refuse_inside
 from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
 from preftree.errors import RunError
 from preftree.forest import Shape
@@ -24,6 +25,7 @@ from preftree.model.score import attach, causal_model
 from preftree.model.shard import shard_base
 from preftree.run import RunFolder
 from preftree.settings import Settings
+from preftree.terminal import sayer
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.hpu import optimizer, step_hook
 from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
@@ -47,7 +49,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
         PreftreeError: whatever the user can mend, before anything is written over.
     """
     console = console or Console(quiet=settings.train.process_index != 0, soft_wrap=True)
-    say: Say = lambda text: console.print(text, markup=False, highlight=False)  # noqa: E731
+    say: Say = sayer(console)
     folder, resume = RunFolder(settings.train.output_dir or ""), _checkpoint(settings)
     claim: dict[str, Any] = {
         "resume": resume is not None,
@@ -55,6 +57,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
         "fingerprint": settings.fingerprint(),
         "config": settings.as_dict(),
     }
+    refuse_inside("--output_dir", settings.train.output_dir, settings.data.dataset_name)
     folder.check(**claim)  # before minutes of loading
     ranks = _ranks(settings, say)
     with ranks.explained("Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."):

@@ -32,6 +32,15 @@ def parquet(rows: list[dict[str, Any]]) -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def parquet_of(names: list[str]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet as format
+
+    sink = pa.BufferOutputStream()
+    format.write_table(pa.Table.from_arrays([pa.array(["x"]) for _ in names], names=names), sink)
+    return bytes(sink.getvalue().to_pybytes())
+
+
 GOOD = lines(PAIR)
 CSV = b"prompt,chosen,rejected\n"
 
@@ -52,6 +61,29 @@ BROKEN: dict[str, tuple[bytes | Callable[[], bytes], list[str]]] = {
     "huge-number.jsonl": (GOOD + b'{"prompt": ' + b"9" * 5000 + b"}\n", ["row 2", "cannot be read as JSON", "digits"]),
     "latin1.jsonl": (GOOD + '{"prompt": "é"}\n'.encode("latin-1"), ["row 2", "not UTF-8", "Save the file as UTF-8"]),
     "utf16.jsonl": (GOOD.decode().encode("utf-16"), ["UTF-16", "Save the file as UTF-8"]),
+    "utf16-unmarked.jsonl": (GOOD.decode().encode("utf-16-le"), ["UTF-16", "Save the file as UTF-8"]),
+    "utf16-unmarked.csv": (CSV.decode().encode("utf-16-be"), ["UTF-16"]),
+    "utf32.jsonl": (GOOD.decode().encode("utf-32"), ["UTF-32"]),
+    "mac.jsonl": (GOOD.replace(b"\n", b"\r") * 2, ["row 1", "Extra data", "needs a line of its own"]),
+    "pretty.jsonl": (
+        json.dumps(PAIR, indent=1).encode(),
+        ["does not close it", "name a file with one JSON value .json"],
+    ),
+    "semicolons.csv": (CSV.replace(b",", b";"), ["parted by ';'", "Save it with commas"]),
+    "tabs.csv": (CSV.replace(b",", b"\t") + b"a\tb\tc\n", ["parted by '\\t'"]),
+    "twice.csv": (b"prompt,chosen,rejected,chosen\na,b,c,d\n", ["several columns named `chosen`", "Rename"]),
+    "twice.parquet": (
+        lambda: parquet_of(["prompt", "prompt", "chosen", "rejected"]),
+        ["several columns named `prompt`"],
+    ),
+    "binary.parquet": (lambda: parquet([{**PAIR, "chosen": b"\xff"}]), ["row 1", "`chosen` must be text", "Got bytes"]),
+    "nan.jsonl": (lines(PAIR | SCORES, {**PAIR, **SCORES, "score_chosen": float("nan")}), ["row 2", "Got float (nan)"]),
+    "comma-score.jsonl": (lines(PAIR | SCORES, {**PAIR, **SCORES, "score_chosen": "4,5"}), ["row 2", "be a number"]),
+    "columns.json": (json.dumps({k: [v] for k, v in PAIR.items()}).encode(), ["row 1", "`prompt`, message 1 must be"]),
+    "nulls.jsonl": (
+        lines({"prompt": [None], "chosen": [{}], "rejected": None}),
+        ["row 1", "`prompt`, message 1 must be an object. Got nothing (null)"],
+    ),
     "zipped.jsonl": (gzip.compress(GOOD), ["compressed (gzip)", "Unpack it"]),
     "zipped.csv": (gzip.compress(CSV), ["compressed (gzip)"]),
     "utf16.json": ("[]".encode("utf-16"), ["UTF-16"]),
@@ -128,6 +160,43 @@ def test_a_broken_file_has_a_clear_message(tmp_path: Path, name: str, capsys: py
     for piece in pieces:
         assert piece in said, (piece, said)
     assert name in said
+
+
+@pytest.mark.parametrize(
+    ("name", "piece"),
+    [
+        ("https://host/pairs.jsonl", "is an address, and only files, folders and hub ids are read: download it"),
+        ("{there}/link.jsonl", "is a link to {there}/gone.jsonl, which is not there"),
+        ("{there}/none.jsonl", "There is no file or folder"),
+        ("{there}", "holds no file that ends in"),
+        ("{there}/pairs.jsonl.gz", "its ending is none of"),
+    ],
+)
+def test_a_name_of_nothing_that_can_be_read(
+    tmp_path: Path, name: str, piece: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "gone.jsonl")
+    (tmp_path / "pairs.jsonl.gz").write_bytes(gzip.compress(GOOD))
+    from preftree.check.run import main
+
+    assert guarded(lambda: main([name.format(there=tmp_path)])) == 2
+    assert piece.format(there=tmp_path) in capsys.readouterr().err
+
+
+def test_a_file_that_the_system_does_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without permission; root, as whom tests may run, has every permission."""
+    from preftree.data.files import READERS
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "a").write_bytes(GOOD)
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for ending in (".jsonl", ".json", ".csv"):
+        ((number, problem),) = READERS[ending](tmp_path / "a")
+        assert number == 0
+        assert "cannot be read (Permission denied)" in str(problem)
 
 
 def test_all_messages_of_a_folder_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -152,6 +152,7 @@ def test_fix_keeps_a_row_with_sound_pairs_among_others(tmp_path: Path) -> None:
         (["{bad}", "--fix", "{bad}"], "exists already, and nothing is written over"),
         (["{bad}", "--fix", "{there}/no/x.jsonl"], "there is no folder"),
         (["{bad}", "--fix", "{there}/x.csv"], "must end in .jsonl"),
+        (["{there}", "--fix", "{there}/out"], "would be read as data next time"),
         (["some/hub-id", "--fix", "{there}/x.jsonl"], "download it first"),
         (["{bad}", "--fix", "{there}/x.jsonl", "--max_rows", "3"], "cannot be used with --max_rows"),
         (["{bad}", "--pair_rule", "best"], "--pair_rule must be one of"),

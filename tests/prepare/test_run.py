@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from preftree.cli import app
 from preftree.data.sources import load_pairs
-from preftree.prepare.card import histogram
+from preftree.prepare.card import _front_matter, _size, histogram
 from preftree.prepare.folder import Folder
 from preftree.prepare.output import COLUMNS
 from preftree.prepare.settings import PrepareSettings, parse_settings
@@ -90,6 +90,36 @@ def test_what_a_run_leaves(inputs: Path, tmp_path: Path) -> None:
         assert piece in card
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_the_folder_is_what_the_hub_takes(inputs: Path, tmp_path: Path, ending: str) -> None:
+    """As far as can be told without the hub: its own reader of cards, its own loader of data."""
+    import datasets
+    from huggingface_hub import DatasetCard
+
+    out = tmp_path / "out"
+    command(*flags(inputs, out, output_format=ending))
+    front = DatasetCard.load(out / "README.md").data.to_dict()
+    assert front["license"] == "unknown"
+    assert front["task_categories"] == ["text-generation"]
+    assert front["size_categories"] == ["n<1K"]
+    loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
+    assert list(loaded) == ["train"]
+    command(*flags(inputs, tmp_path / "lines"))
+    lines = [json.loads(line) for line in (tmp_path / "lines/train.jsonl").read_text().splitlines()]
+    assert loaded["train"].to_list() == lines
+
+
+def test_what_the_card_says_to_the_hub() -> None:
+    sizes = [0, 999, 1000, 12_000, 4_000_000, 10**12]
+    assert [_size(pairs) for pairs in sizes] == [
+        "n<1K", "n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1T"
+    ]  # fmt: skip
+    head = yaml.safe_load(_front_matter("train.jsonl", 5, {"en": 95, "fr": 5, "no": 4}).split("---")[1])
+    assert head["language"] == ["en"]
+    assert yaml.safe_load(_front_matter("t", 5, {"no": 1}).split("---")[1])["language"] == ["no"]  # not false
+    assert "language" not in yaml.safe_load(_front_matter("t", 5, {}).split("---")[1])
+
+
 def test_the_folder_is_a_dataset_for_training(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command(*flags(inputs, out))
@@ -143,6 +173,30 @@ def test_another_model_under_the_same_name_is_refused(inputs: Path, tmp_path: Pa
         tiny.word_tokenizer(TEMPLATE).save_pretrained(model)
         said = command(*flags(inputs, out, model_name_or_path=model), code=2 * seed)
     assert "the model was" in said
+
+
+def test_what_is_written_is_not_to_be_read_as_data(inputs: Path, tmp_path: Path) -> None:
+    for out in (inputs, inputs / "out"):
+        said = command(*flags(inputs, out, dataset_name=inputs), code=2)
+        assert "would be read as data next time" in said
+    assert not (inputs / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "piece"),
+    [
+        ('{"question": 5,\n', "row 1: it is not JSON"),
+        ('{"question": "w30 w31?", "response": null}\n', "Of these, nothing (null) is in response"),
+    ],
+)
+def test_a_source_without_a_row_says_what_is_wrong_with_it(
+    inputs: Path, tmp_path: Path, content: str, piece: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_text(content)
+    assert piece in command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "bad.jsonl"), code=2)
+    (tmp_path / "wide.jsonl").write_text(content, encoding="utf-16")
+    said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "wide.jsonl"), code=2)
+    assert "wide.jsonl: it is UTF-16" in said
 
 
 def test_a_mended_flag_needs_no_new_folder(inputs: Path, tmp_path: Path) -> None:

@@ -167,10 +167,13 @@ def test_what_is_sent() -> None:
 
 
 def test_without_a_key_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("A_KEY")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving(lambda question, number: "") as server:
-        engine(server)(ask("why"))
+        engine(server, "--api_key_env", "OPENAI_API_KEY")(ask("why"))
         assert server.keys == {None}
+        monkeypatch.delenv("A_KEY")
+        with pytest.raises(SettingsError, match="--api_key_env A_KEY: there is no such variable"):
+            engine(server)
 
 
 def test_an_answer_cut_by_the_limit_is_known_as_such() -> None:

@@ -1,0 +1,24 @@
+"""Words on a terminal: texts of the data are shown as they are, never obeyed as markup or as a terminal's commands."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# C0 but tab and newline, DEL, C1; marks that turn the direction of what follows; halves of characters, which no
+# encoding can write.
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    r"""The text with what a terminal would obey or could not show written out: ESC becomes `\x1b`."""
+    return _UNSEEN.sub(lambda found: repr(found.group())[1:-1], text)
+
+
+def sayer(console: Console) -> Callable[[str], None]:
+    """Prints lines as they are: no markup, no wrapping, nothing that the terminal would obey."""
+    return lambda text: console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
