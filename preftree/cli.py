@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from preftree import __version__, gaudi
+from preftree import __version__, gaudi, launcher
 from preftree.cache import cache_parts, cache_root, clear_cache
 from preftree.errors import PreftreeError, SettingsError
 from preftree.terminal import visible
@@ -57,7 +57,7 @@ def _train(argv: list[str]) -> int | None:
 
     settings = parse_settings(argv)
     if os.environ.get("RANK", "0") == "0":
-        for note in settings.notes:
+        for note in [*launcher.advice(), *settings.notes]:
             print(f"note: {visible(note)}")
     from preftree.train.ranks import leave
     from preftree.train.run import train

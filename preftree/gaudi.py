@@ -12,20 +12,15 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 
 from preftree.errors import DeviceError
+from preftree.launcher import ranks_for
 
 _FALSE = {"false", "f", "no", "n", "0"}
-_RANKS = {
-    "OMPI_COMM_WORLD_RANK": "RANK",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "LOCAL_RANK",
-    "OMPI_COMM_WORLD_SIZE": "WORLD_SIZE",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "LOCAL_WORLD_SIZE",
-}
 
 
 def bootstrap(argv: Sequence[str], environ: MutableMapping[str, str] = os.environ) -> dict[str, str]:
     """Set the variables that torch and the Gaudi stack read while they are imported; returns what was set.
 
-    Must be called before torch is imported. Under mpirun the ranks are passed on under the names that torch
+    Must be called before torch is imported. Under mpirun and srun the ranks are passed on under the names that torch
     reads: without that every rank would silently train alone.
     """
     changes = environment_for(argv, environ)
@@ -36,35 +31,10 @@ def bootstrap(argv: Sequence[str], environ: MutableMapping[str, str] = os.enviro
 def environment_for(argv: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that `bootstrap` sets for a command line in an environment.
 
-    Raises DeviceError when ranks run on several hosts and MASTER_ADDR does not say where they meet.
+    Raises DeviceError when there are other ranks and it is not said how to find them.
     """
-    changes = {"PT_HPU_LAZY_MODE": "1" if flag_is_on(argv, "use_lazy_mode") else "0"}
-    if "OMPI_COMM_WORLD_SIZE" not in environ:
-        return changes
-    changes.update({torchs: environ[mpis] for mpis, torchs in _RANKS.items() if mpis in environ})
-    if "MASTER_ADDR" not in environ:
-        if (
-            environ.get("OMPI_COMM_WORLD_LOCAL_SIZE", environ["OMPI_COMM_WORLD_SIZE"])
-            != environ["OMPI_COMM_WORLD_SIZE"]
-        ):
-            raise DeviceError(
-                "mpirun started ranks on several hosts, but MASTER_ADDR does not say where they meet. Start"
-                " through gaudi_spawn.py --hostfile, or add '-x MASTER_ADDR=FIRST_HOST' to mpirun."
-            )
-        changes["MASTER_ADDR"] = "127.0.0.1"
-    if "MASTER_PORT" not in environ:
-        changes["MASTER_PORT"] = "29500"
-    return changes
-
-
-def check_world_size(actual: int, environ: Mapping[str, str] = os.environ) -> None:
-    """Raise DeviceError when the process group is smaller or larger than what the launcher started."""
-    launched = environ.get("OMPI_COMM_WORLD_SIZE") or environ.get("WORLD_SIZE")
-    if launched is not None and int(launched) != actual:
-        raise DeviceError(
-            f"The launcher started {launched} ranks, but the process group has {actual}: each group would"
-            " train a model of its own. Start dpo_clm.py or `preftree train`, which tell torch its rank."
-        )
+    lazy = "1" if flag_is_on(argv, "use_lazy_mode") else "0"
+    return {"PT_HPU_LAZY_MODE": lazy, **ranks_for(environ)}
 
 
 def require_gaudi() -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,44 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def start(argv: Sequence[str], count: int, folder: Path, *, lose: Mapping[str, str] | None = None) -> list[BaseProcess]:
-    """Start ranks as a launcher would, each a host of its own; what they print goes to folder/rank0, rank1 …
+def as_torchrun(rank: int, count: int) -> dict[str, str]:
+    """The variables of a rank, each on a host of its own."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }
+
+
+def as_srun(rank: int, count: int) -> dict[str, str]:
+    """The same by `srun --ntasks COUNT` on one host, which sets none of torch's variables."""
+    return {
+        "SLURM_JOB_ID": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NODELIST": "node7",
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_STEP_TASKS_PER_NODE": str(count),
+    }
+
+
+def start(
+    argv: Sequence[str],
+    count: int,
+    folder: Path,
+    *,
+    launcher: Callable[[int, int], dict[str, str]] = as_torchrun,
+    lose: Mapping[str, str] | None = None,
+) -> list[BaseProcess]:
+    """Start ranks as a launcher would; what they print goes to folder/rank0, rank1 …
 
     Args:
+        launcher: the variables of a rank, from its number and the count.
         lose: variables of the last rank, which ends (LOSE_BY, a signal's name) before its step LOSE_AT.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -39,17 +73,13 @@ def start(argv: Sequence[str], count: int, folder: Path, *, lose: Mapping[str, s
     context.set_forkserver_preload([__name__])
     os.environ["PYTHONPATH"] = str(ROOT)  # where the server looks for this module
     common = {
-        "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(count),
-        "LOCAL_WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
         "OMP_NUM_THREADS": "1",
         "PREFTREE_CACHE": os.environ["PREFTREE_CACHE"],
     }
     processes: list[BaseProcess] = []
     for rank in range(count):
-        variables = {**common, "RANK": str(rank), **((lose or {}) if rank == count - 1 else {})}
+        variables = {**common, **launcher(rank, count), **((lose or {}) if rank == count - 1 else {})}
         process = context.Process(target=_rank, args=(list(argv), variables, folder / f"rank{rank}"), daemon=True)
         process.start()
         processes.append(process)
@@ -72,9 +102,11 @@ def said(folder: Path, count: int) -> list[str]:
     return [(folder / f"rank{rank}").read_text() for rank in range(count)]
 
 
-def together(argv: Sequence[str], count: int, folder: Path) -> str:
+def together(
+    argv: Sequence[str], count: int, folder: Path, launcher: Callable[[int, int], dict[str, str]] = as_torchrun
+) -> str:
     """Run one command line on several ranks, all of which must succeed; returns what rank 0 printed."""
-    codes = finish(start(argv, count, folder))
+    codes = finish(start(argv, count, folder, launcher=launcher))
     printed = said(folder, count)
     assert codes == [0] * count, "\n".join(
         f"--- rank {rank}: {code}\n{text}" for rank, (code, text) in enumerate(zip(codes, printed, strict=True))

@@ -20,14 +20,15 @@ MODULES = {
 }
 
 BASE = {"errors"}
-SETTINGS = BASE | {"flags", "settings", "gaudi", "device", "run", "progress", "cache", "terminal"}
+SETTINGS = BASE | {"flags", "settings", "gaudi", "launcher", "device", "run", "progress", "cache", "terminal"}
 STAGE = SETTINGS | {"forest", "data", "model", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "forest": BASE,
     "data": BASE | {"cache"},
     "flags": BASE,
-    "gaudi": BASE,
+    "gaudi": BASE | {"launcher"},
+    "launcher": BASE,
     "run": BASE,
     "progress": set(),
     "terminal": set(),
@@ -51,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {
 OTHERS: dict[str, set[str]] = {
     "errors": set(),
     "gaudi": set(),
+    "launcher": set(),
     "sharding": set(),
     "run": set(),
     "forest": {"torch"},

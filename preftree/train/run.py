@@ -17,7 +17,7 @@ from preftree.data.sources import refuse_inside
 from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
 from preftree.errors import RunError
 from preftree.forest import Shape
-from preftree.gaudi import check_world_size
+from preftree.launcher import check_world_size
 from preftree.model.linear import product_with
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from preftree.cli import main_train
 from tests.command import command, history, losses, write_inputs
-from tests.ranks import ROOT, finish, said, start, together
+from tests.ranks import ROOT, as_srun, finish, said, start, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
@@ -67,6 +67,20 @@ def test_two_ranks_are_one(inputs: Path, alone: Path, tmp_path: Path) -> None:
     printed = together(flags(inputs, tmp_path / "O", 2), 2, tmp_path)
     assert "ranks      2" in printed
     assert_same_run(tmp_path / "O", alone)
+
+
+def test_srun(inputs: Path, alone: Path, tmp_path: Path) -> None:
+    """By the variables that it sets, none of which is torch's."""
+    printed = together(flags(inputs, tmp_path / "O", 2), 2, tmp_path, as_srun)
+    assert "ranks      2" in printed
+    assert_same_run(tmp_path / "O", alone)
+
+
+def test_a_batch_script_is_no_rank(inputs: Path, tmp_path: Path) -> None:
+    """In a Slurm job with places for two tasks, not started by srun: it does not wait for others, and says so."""
+    printed = together(flags(inputs, tmp_path / "O", 1, max_steps=1), 1, tmp_path, lambda *_: {"SLURM_NTASKS": "2"})
+    assert "places for 2 tasks, and this process trains alone" in printed
+    assert "ranks      " not in printed
 
 
 def test_mpirun(inputs: Path, alone: Path, tmp_path: Path) -> None:
