@@ -225,11 +225,19 @@ def total_memory(device: str = "cpu") -> int:
 
 
 def available_memory(device: str = "cpu") -> int:
-    """Bytes that can be allocated without pushing anything out; on a device with its allocator's reserve."""
+    """Bytes that can be allocated without pushing anything out; on a device with its allocator's reserve.
+
+    Of a host's memory each of the ranks that run on it has an equal part: all of them ask at the same time.
+    """
     if (memory := _device_memory(device)) is not None:
         return memory[0]
     free = [max(0, limit - used) for limit, used in _cgroup_memory()]
-    return min([psutil.virtual_memory().available, *free])
+    return min([psutil.virtual_memory().available, *free]) // ranks_on_host()
+
+
+def ranks_on_host() -> int:
+    """Ranks of this run that share this host, as the launcher says; 1 without one."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
 def peak_memory(device: str = "cpu") -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from preftree.device import Choice, available_memory
+from preftree.device import Choice, available_memory, ranks_on_host
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape
 from preftree.model.score import leaf_logprobs
@@ -97,7 +97,8 @@ def _room(device: str, max_memory: int | None) -> tuple[float, str]:
     """Bytes that activations may take, and in words where that comes from."""
     free = available_memory(device)
     if max_memory is None:
-        return SHARE * free, f"{free / 2**30:.1f} GiB free"
+        part = f" for each of {ranks_on_host()} ranks here" if device == "cpu" and ranks_on_host() > 1 else ""
+        return SHARE * free, f"{free / 2**30:.1f} GiB free{part}"
     if device != "cpu":
         used = torch.get_device_module(device).memory_allocated(device)
     else:

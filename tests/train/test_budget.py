@@ -7,6 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
+from preftree import device
 from preftree.errors import SettingsError
 from preftree.forest import Forest, Pair
 from preftree.model.score import attach, leaf_logprobs
@@ -78,6 +79,14 @@ def test_activations_are_recomputed_where_the_largest_pair_needs_it() -> None:
     assert found.checkpointing
     assert found.tokens == int(budget.SHARE * free / RECOMPUTED)
     assert "largest pair (501 tokens) would not fit otherwise" in found.reason
+
+
+def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_cgroup_memory", lambda: [(2**20, 2**18)])
+    assert device.available_memory() == 3 * 2**18
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert device.available_memory() == 2**18
+    assert "GiB free for each of 3 ranks here" in chosen(10**12, 100).reason
 
 
 def test_asking_comes_first() -> None:
