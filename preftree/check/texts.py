@@ -43,7 +43,7 @@ class Overlap:
         """The rows, and how many questions of which test set they hold."""
         measure = Measure(
             "rows with questions of the test sets",
-            "scores on them will say nothing",
+            "where they are the same questions, scores on them will say nothing; compare them",
             spoils=1e-12,
             fix="dropped",
         )
@@ -52,7 +52,9 @@ class Overlap:
             f"{len(self.questions.get(name, ()))} of {count} {name}" for name, count in self.index.counts().items()
         )
         more = f"; {self.index.too_short} questions are too short to look for" if self.index.too_short else ""
-        return found("test_overlap", measure, len(rows), total, rows, detail=f"questions found: {held}{more}")
+        first = sorted(place for places in self.questions.values() for place in places)[:3]
+        named = f" ({', '.join(first)}{', …' if sum(map(len, self.questions.values())) > 3 else ''})" if first else ""
+        return found("test_overlap", measure, len(rows), total, rows, detail=f"questions found: {held}{named}{more}")
 
 
 class NearPrompts:

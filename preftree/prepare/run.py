@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,9 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
     workers = _workers(settings)
     passes = Passes(places, workers, _Reading(console)) if isinstance(workers, Here) else Passes(places, workers)
     examiner = partial(make_examiner, settings, questions)
-    selection = select(passes, settings.select, examiner, Progress(console, "selecting  ", "rows"))
+    # Its clock starts with the first row examined: passes over the whole source come before that.
+    progress = cache(lambda: Progress(console, "selecting  ", "rows"))
+    selection = select(passes, settings.select, examiner, lambda done, total: progress()(done, total))
     for line in _told(selection, settings.select.num_samples):
         say(line)
     if not selection.rows:
@@ -134,10 +136,10 @@ def _told(selection: Selection, asked: int) -> list[str]:
     lines.append(f"examined   {selection.examined} candidates")
     lines += [f"           − {count}: {reason}" for reason, count in selection.rejected.most_common()]
     short = "" if len(selection.rows) >= asked else f" (of {asked} asked for: no more passed)"
-    families = Counter(row.family for row in selection.rows)
-    teachers = Counter(row.teacher for row in selection.rows)
-    shown = ", ".join(f"{name} {count}" for counts in (families, teachers) for name, count in counts.most_common())
-    lines.append(f"selected   {len(selection.rows)} rows{short}: {shown}")
+    lines.append(f"selected   {len(selection.rows)} rows{short}")
+    for what in ("family", "teacher") if selection.rows else ():
+        counts = Counter(getattr(row, what) for row in selection.rows)
+        lines.append(f"           by {what}: {', '.join(f'{name} {count}' for name, count in counts.most_common())}")
     return lines
 
 

@@ -17,9 +17,11 @@ from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
 from preftree.check.run import check
 from preftree.check.settings import parse_check_settings
 from preftree.check.tokens import sampling_error
+from preftree.check.views import counted
 from preftree.data.encode import encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
+from preftree.errors import DataError
 from tests import tiny
 
 FILES = ("orca_pairs", "conversational", "mixed_pairs", "ultrafeedback_scored")
@@ -76,6 +78,22 @@ def test_real_files_against_an_independent_count(shared_data: Path, name: str) -
     assert f"{longer / len(lengths):.3f}" in found["length_bias"].detail
     mojibake = {"orca_pairs": 2, "conversational": 1, "mixed_pairs": 1}  # read by eye
     assert found["mojibake"].count == mojibake.get(name, 0)
+
+
+def test_the_table_of_the_docs(shared_data: Path, repo_root: Path) -> None:
+    text = (repo_root / "docs/data.md").read_text("utf-8")
+    section = text.split("What it says of six small public files")[1].split("\n## ")[0]
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.split("\n") if line.startswith("| `")]
+    files = {path.stem for path in (shared_data / "pref").glob("*.jsonl")}
+    assert {name.strip("`") for name, *_ in lines} == files
+    for name, formats, *counts, spoils, notes in lines[:-1]:
+        path = shared_data / "pref" / f"{name.strip('`')}.jsonl"
+        report = run(path, "--eval_data", shared_data / "eval", "--near_duplicates")
+        assert [formats, *counts] == [", ".join(report.formats), str(report.rows), str(report.pairs)], name
+        for level, cell in ((SPOILS, spoils), (NOTE, notes)):
+            assert cell == ("; ".join(f"{counted(f)}: {f.what}" for f in report.of(level)) or "nothing"), name
+    with pytest.raises(DataError, match="is one answer to each question"):
+        run(shared_data / "pref" / f"{lines[-1][0].strip('`')}.jsonl")
 
 
 def test_orca_prefers_short_answers_and_ultrafeedback_has_ties(shared_data: Path) -> None:
