@@ -28,6 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+#: `evaluate` takes --max_length as well as --max-length; the other stages have the first, as transformers does.
+_EITHER = {"token_normalize_func": lambda name: name.replace("_", "-")}
 
 
 def main_train(argv: Sequence[str]) -> int:
@@ -116,7 +118,7 @@ def demo(context: typer.Context) -> None:
     raise typer.Exit(guarded(lambda: run_demo(context.args)))
 
 
-@app.command()
+@app.command(context_settings=_EITHER)
 def evaluate(
     model: Annotated[str, typer.Option(help="a folder, a hub id or smollm2")] = "",
     out: Annotated[str, typer.Option(help="folder for lm-eval's results and samples; must not hold others")] = "",

@@ -98,6 +98,19 @@ def inference_dtype(device: str, asked: str = "auto") -> Choice[torch.dtype]:
     return _cpu_dtype(None) if device == "cpu" else _fast_dtype(device.partition(":")[0])
 
 
+def require_device(asked: str) -> None:
+    """Raise DeviceError unless torch can put something on `asked`, the value of --device."""
+    try:
+        torch.empty(1, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:  # unknown name, no driver, not built in
+        first = str(problem).strip().partition("\n")[0]
+        there = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise DeviceError(
+            f"--device {asked} cannot be used here: {first}. Here are {', '.join(there)}; without --device a GPU is "
+            "taken if there is one"
+        ) from problem
+
+
 def _fast_dtype(kind: str) -> Choice[torch.dtype]:
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.float32, "this GPU has no native bfloat16; --fp16 asks for float16")

@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from preftree.device import inference_dtype
+from preftree.device import inference_dtype, require_device
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.evaluate.cache import RequestCache, request_key, sampled
 from preftree.forest import Request
@@ -61,6 +61,7 @@ class PreftreeLM(HFLM):
 
     Raises:
         SettingsError: an option of `HFLM` that has no meaning here.
+        DeviceError: `device` is not there.
         ModelError: the model or adapter cannot be loaded, or do not fit.
     """
 
@@ -80,6 +81,7 @@ class PreftreeLM(HFLM):
         self.processes = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
         if isinstance(pretrained, str):
             device = device or str(self.processes.device)
+            require_device(device)
             source = resolve(pretrained)
             extra = {"revision": revision} if revision else {}
             options.setdefault("tokenizer", load_tokenizer(source, **extra))

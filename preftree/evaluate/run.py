@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.exceptions import DatasetNotFoundError
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from rich.console import Console
@@ -20,7 +21,7 @@ from preftree.cache import cache_root
 from preftree.data.encode import encode_pairs
 from preftree.data.sources import load_pairs
 from preftree.device import environment
-from preftree.errors import RunError
+from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
 from preftree.evaluate.harness import PreftreeLM
 from preftree.evaluate.preference import preference_table, report_pairs
@@ -80,18 +81,19 @@ def evaluate(asked: Evaluation, console: Console) -> PreftreeLM:
         manager = plan_tasks(names, Path(place), asked.data, asked.num_fewshot)
         lm = _model(asked)
         tracker = EvaluationTracker(output_path=asked.out)
-        results: Any = simple_evaluate(
-            lm,
-            model_args={"pretrained": asked.model} | ({"peft": asked.adapter} if asked.adapter else {}),
-            tasks=list(names),
-            batch_size=asked.batch_size,
-            device=str(lm.device),
-            limit=asked.limit,
-            apply_chat_template=asked.apply_chat_template,
-            fewshot_as_multiturn=asked.apply_chat_template,
-            evaluation_tracker=tracker,
-            task_manager=manager,
-        )
+        with _fetching():
+            results: Any = simple_evaluate(
+                lm,
+                model_args={"pretrained": asked.model} | ({"peft": asked.adapter} if asked.adapter else {}),
+                tasks=list(names),
+                batch_size=asked.batch_size,
+                device=str(lm.device),
+                limit=asked.limit,
+                apply_chat_template=asked.apply_chat_template,
+                fewshot_as_multiturn=asked.apply_chat_template,
+                evaluation_tracker=tracker,
+                task_manager=manager,
+            )
         if results is None:  # not the first process
             return lm
         results["config"]["model"] = "preftree"
@@ -101,8 +103,23 @@ def evaluate(asked: Evaluation, console: Console) -> PreftreeLM:
     return lm
 
 
+@contextmanager
+def _fetching() -> Iterator[None]:
+    """lm-eval fetches a task's rows while it evaluates; where it cannot, say what can be done about it."""
+    try:
+        yield
+    except (ConnectionError, DatasetNotFoundError) as problem:
+        raise DataError(
+            f"--data hub: the questions could not be had from the hub: {problem}. Without a network give local files "
+            "by --data DIR; preftree evaluate --export-data DIR makes them where there is one (docs/evaluation.md)"
+        ) from problem
+
+
 def check_free(out: str) -> None:
-    """Refuse a folder that holds an evaluation: results of two runs side by side would be mistaken for one."""
+    """Refuse a folder that holds an evaluation: results of two runs side by side would be mistaken for one.
+
+    The folder is made here, because hours later would be late to learn that it cannot be.
+    """
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {out} is a file. Give a folder.")
@@ -110,6 +127,7 @@ def check_free(out: str) -> None:
         raise RunError(
             f"--out {out} holds an evaluation already ({found[-1].name}); nothing is written over. Give another folder."
         )
+    _made(out)
 
 
 def _model(asked: Evaluation) -> PreftreeLM:
@@ -133,7 +151,7 @@ def _save(asked: Evaluation, tracker: EvaluationTracker, results: dict[str, Any]
     samples = results.pop("samples")
     RunFolder(asked.out).write_env(environment())
     # The tracker names samples by the time of its results, so these are written to a place of their own first.
-    with tempfile.TemporaryDirectory(dir=_made(asked.out)) as half:
+    with tempfile.TemporaryDirectory(dir=asked.out) as half:
         tracker.output_path = half
         tracker.save_results_aggregated(results=results, samples=samples)
         for task, rows in samples.items():
@@ -147,12 +165,11 @@ def _save(asked: Evaluation, tracker: EvaluationTracker, results: dict[str, Any]
             shutil.move(path, target)
 
 
-def _made(folder: str) -> Path:
+def _made(folder: str) -> None:
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as problem:
-        raise RunError(f"--out {folder} cannot be made: {problem.strerror}") from problem
-    return Path(folder)
+        raise RunError(f"--out {folder} cannot be made: {problem.strerror}. Give another folder.") from problem
 
 
 @contextmanager

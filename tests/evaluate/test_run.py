@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from typer.testing import CliRunner
 
-from preftree.errors import ModelError, RunError, SettingsError
+from preftree.cli import app
+from preftree.errors import DataError, DeviceError, ModelError, RunError, SettingsError
 from preftree.evaluate import compare
 from preftree.evaluate.results import find_results
 from preftree.evaluate.run import Evaluation, run
@@ -125,6 +127,48 @@ def test_an_adapter_of_another_model(evaluated: Callable[..., Path], tmp_path: P
         evaluated("out", tasks="truthfulqa_mc2", adapter=str(tmp_path / "wide"))
     with pytest.raises(ModelError, match="no adapter"):
         evaluated("out", tasks="truthfulqa_mc2", adapter=str(tmp_path / "nothing"))
+
+
+def test_what_cannot_be_had_is_told_at_once(evaluated: Callable[..., Path], tmp_path: Path) -> None:
+    """Before anything is computed: a folder that cannot be made, a device that is not here, a hub out of reach."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"--out .*file is a file"):
+        evaluated("file")
+    with pytest.raises(RunError, match=r"--out .*cannot be made: Not a directory"):
+        evaluated("file/folder")
+    with pytest.raises(DeviceError, match=r"--device cdua cannot be used here: .* Here are cpu"):
+        evaluated("out", tasks="truthfulqa_mc2", device="cdua")
+    with pytest.raises(DataError, match=r"could not be had from the hub: .*truthful_qa.* --data DIR"):
+        evaluated("out", tasks="truthfulqa_mc2", data="hub")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ([], ["2 problems", "--model is missing", "--out is missing"]),
+        (["--tasks", "hellaswg"], ["no local form", "Did you mean hellaswag?"]),
+        (
+            ["--tasks", "mmlu"],
+            ["mmlu_dev.jsonl is missing", "mmlu_test.jsonl is missing", "question, subject, choices"],
+        ),
+        (["--tasks", "mmlu", "--limit", "0"], ["--limit", "greater than or equal to 1"]),
+        (["--num_fewshot", "-1"], ["--num-fewshot", "greater than or equal to 0"]),
+        (["--export_data", "{}/file", "--tasks", "mmlu"], ["--export-data", "cannot be made: File exists"]),
+        (["--export-data", "{}", "--tasks", "mmlu"], ["cais/mmlu could not be had from the hub"]),
+        (["--export-data", "{}", "--tasks", "mmul"], ["mmul has no local form. Did you mean mmlu?"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_the_command_says_what_is_wrong(
+    flags: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No traceback, exit code 2, and everything that the user needs to mend it; flags are spelt either way."""
+    (tmp_path / "file").write_text("")
+    common = ["--model", "M", "--out", str(tmp_path / "out"), "--data", str(tmp_path)] if flags else []
+    result = CliRunner().invoke(app, ["evaluate", *common, *(flag.format(tmp_path) for flag in flags)])
+    assert result.exit_code == 2
+    said = " ".join(result.output.replace("│", " ").split())
+    assert [word for word in words if word not in said] == []
 
 
 def test_two_processes_give_the_results_of_one(
