@@ -251,7 +251,8 @@ class PreftreeLM(HFLM):
 def lm_eval_command(argv: Sequence[str]) -> None:
     """lm-eval's own command line in a process where this module, and with it `--model preftree`, is known.
 
-    lm-eval 0.4.13 looks for no models outside itself; its documented way is to import them and call it.
+    lm-eval 0.4.13 looks for no models outside itself; its documented way is to import them and call it. Later
+    releases find them by the entry point in pyproject.toml.
     """
     sys.argv = ["lm_eval", *argv]
     cli_evaluate()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import random
+import tomllib
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from lm_eval.api.registry import get_model
+from lm_eval.api.registry import Registry, get_model
 from lm_eval.models.huggingface import HFLM
 
 from preftree.errors import ModelError, SettingsError
@@ -107,6 +109,15 @@ def test_a_chat_template_is_applied_by_lm_eval() -> None:
 
 def test_lm_eval_finds_it_by_name() -> None:
     assert get_model("preftree") is PreftreeLM
+
+
+def test_the_entry_point_is_the_model_class(repo_root: Path) -> None:
+    """lm-eval after 0.4.13 finds models by this group, and loads the entry point when its name is asked for."""
+    declared = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]["entry-points"]["lm_eval.models"]
+    entry = EntryPoint("preftree", declared["preftree"], "lm_eval.models")
+    registry: Registry[Any] = Registry("models")
+    registry.register("preftree", target=entry)
+    assert registry.get("preftree") is PreftreeLM
 
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
