@@ -105,7 +105,8 @@ def length_bias(seen: Seen) -> list[Finding]:
         return [finding]
     sure = best - 0.5 > 1 / math.sqrt(len(chosen))  # two standard errors of a coin
     finding.level = next((level for limit, level in LENGTH_LIMITS.items() if sure and best >= limit), FINE)
-    finding.what = f"length bias: the {side} answer is the chosen one" if best > 0.5 else "length bias"
+    if finding.level != FINE:
+        finding.what = f"length bias: the {side} answer is the chosen one"
     finding.why = _length_verdict(side, best)
     finding.detail = f'AUC of "longer is better" {auc:.3f}, of "shorter is better" {1 - auc:.3f}'
     return [finding]
