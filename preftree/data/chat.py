@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 
+from preftree.data.fields import whole_characters
 from preftree.data.record import Turn
 from preftree.errors import ModelError
 
@@ -73,11 +74,18 @@ class Chat:
         return [{"role": turn.role, "content": turn.content} for turn in turns]
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
-        """Text -> ids, with no special tokens but those that stand in the text."""
+        """Text -> ids, with no special tokens but those that stand in the text.
+
+        Halves of characters (lone surrogates), which no tokenizer takes, count as U+FFFD.
+        """
         ordered = list(texts)
         if not ordered:
             return {}
-        return dict(zip(ordered, self._ids(ordered), strict=True))
+        try:
+            ids = self._ids(ordered)
+        except (TypeError, UnicodeEncodeError):  # what tokenizers say to halves of characters; rare, so not looked for
+            ids = self._ids([whole_characters(text) for text in ordered])
+        return dict(zip(ordered, ids, strict=True))
 
     def context(self, prompt: str) -> str:
         """The end of `prompt` from a control token on, or all of it where there is none.

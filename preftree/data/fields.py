@@ -35,6 +35,11 @@ def kind_of(value: object) -> str:
     return type(value).__name__
 
 
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a character (lone surrogate), which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
 def extra_of(row: Row, used: Iterable[str]) -> dict[str, Any] | None:
     """The columns that are not used, or None."""
     return {name: value for name, value in row.items() if name not in used} or None

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from preftree.prepare.output import COLUMNS
+from preftree.terminal import visible
 
 _BAR = 40
 #: Share of the questions from which on the card names a language: below it are guesses gone wrong, too.
@@ -137,4 +138,4 @@ def _cell(value: Any) -> str:
 
 def _code(text: Any) -> str:
     """Names from outside as a code span, which nothing in them can leave."""
-    return f"`{str(text).replace('`', chr(39)).replace(chr(10), ' ')}`"
+    return f"`{visible(str(text)).replace('`', chr(39)).replace(chr(10), ' ')}`"

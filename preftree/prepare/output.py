@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from preftree.data.fields import whole_characters
 from preftree.prepare.generate import Kept
 from preftree.prepare.journal import whole_file
 from preftree.prepare.select import Selected
@@ -66,10 +67,11 @@ def pairs(
 
 def write_pairs(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write jsonl or parquet, as the path's ending says; the file appears whole or not at all."""
+    rows = ({name: whole_characters(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
     with whole_file(path) as file:
         if path.suffix == ".jsonl":
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "replace") + b"\n")
+                file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             return
         import pyarrow as pa  # type: ignore[import-untyped]
         from pyarrow import parquet  # type: ignore[import-untyped]

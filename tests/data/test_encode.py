@@ -27,6 +27,7 @@ from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
 from preftree.errors import ModelError, SettingsError
+from tests import tiny
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
 
@@ -422,3 +423,14 @@ def test_trap_scrambled_pairs_real_rows_decode_to_the_same_triples(make: MakeCha
         assert prompt.endswith(f"<|im_start|>user\n{row['question']}<|im_end|>\n<|im_start|>assistant\n")
         assert tokenizer.decode(pair.chosen_ids) == row["chosen"] + "<|im_end|>"
         assert tokenizer.decode(pair.rejected_ids) == row["rejected"] + "<|im_end|>"
+
+
+def test_half_a_character_counts_as_one_that_was_lost() -> None:
+    tokenizer = tiny.word_tokenizer()
+    pairs = [
+        PreferencePair("w1", (Turn("user", f"w2 {lost}"),), f"w3 {lost}", "w4", "made.jsonl", 0)
+        for lost in ("\ud83d", "\ufffd")
+    ]
+    (halved, lost), report = encode_pairs(pairs, tokenizer, max_length=64, max_prompt_length=32)
+    assert (halved.prompt_ids, halved.chosen_ids) == (lost.prompt_ids, lost.chosen_ids)
+    assert report.kept == 2

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from preftree.data import sources
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_PREFERENCE, NO_SCORES
 from preftree.data.record import PreferencePair
-from preftree.data.sources import load_pairs
+from preftree.data.sources import load_pairs, refuse_inside
 from preftree.errors import DataError, SettingsError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
@@ -321,3 +321,15 @@ def test_several_pairs_of_one_row_and_why_there_are_none(tmp_path: Path) -> None
     write_jsonl(tmp_path / "k.jsonl", [{"prompt": "q", "chosen": "a", "rejected": "b"}])
     (problem,) = problems_of(tmp_path / "k.jsonl", min_margin=1.0)
     assert NO_SCORES in problem
+
+
+def test_what_is_written_must_not_lie_in_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    for inside in ("data", "data/out", "data/a/b", "link/out", "out/../data/x", str(tmp_path / "data/out")):
+        with pytest.raises(SettingsError, match="would be read as data next time"):
+            refuse_inside("--output_dir", inside, "data")
+    for name in ("data", "some/hub-id", "data.jsonl", None):
+        refuse_inside("--output_dir", "database", name)
+    refuse_inside("--output_dir", None, "data")

@@ -258,3 +258,25 @@ def test_a_histogram_by_hand() -> None:
         " 4-7  " + " " * 40 + "  0",
         "8-15  " + "█" * 20 + " " * 20 + "  1",
     ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_hostile_texts_are_kept_as_they_are_and_never_obeyed(inputs: Path, tmp_path: Path, ending: str) -> None:
+    evil = "\x1b[31m[bold]x[/nope]<script>|`# \u202e"
+    source = [
+        {**row, "system_prompt": evil, "teacher": evil, "response": f"{row['response']} {evil}"} for row in rows(9)
+    ]
+    source += [{**source[0], "question": f"w31 w32 w33 \ud83d {evil}", "id": f"{evil}.1"}, {evil: 1}]
+    name = tmp_path / f"`# \x1b\u202e.{evil[-3:]}.jsonl"
+    write(name, source)
+    out = tmp_path / "out"
+    said = command(*flags(inputs, out, dataset_name=name, max_prompt_length=90, output_format=ending))
+    assert not set("\x1b\u202e") & set(said)
+    loaded = load_pairs(str(out))
+    assert {pair.system for pair in loaded} == {evil}
+    (halved,) = {pair.turns[0].content for pair in loaded if pair.turns[0].content.startswith("w31 w32 w33")}
+    assert halved == f"w31 w32 w33 \ufffd {evil}"
+    card = (out / "README.md").read_text("utf-8")
+    assert "<script" not in card
+    assert not set("\x1b\u202e") & set(card)
+    assert yaml.safe_load((out / "manifest.yaml").read_text("utf-8"))["counts"]["pairs"] == len(loaded)
