@@ -59,7 +59,8 @@ def choose_device(settings: Settings) -> Choice[str]:
     kind = device.partition(":")[0]
     if kind == "cpu":
         missing = "no GPU or other accelerator was found"
-        return Choice(device, missing if train.cpu_by_default else "asked for by --use_cpu")
+        # Among several ranks it is called cpu:0, where whatever asks for "cpu" would take it for an accelerator.
+        return Choice(kind, missing if train.cpu_by_default else "asked for by --use_cpu")
     if kind == "cuda":
         return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
     if train.use_habana and kind != "hpu":

@@ -15,7 +15,7 @@ import torch
 from preftree import device
 from preftree.device import Choice, available_memory, choose_device, choose_dtype, peak_memory, total_memory
 from preftree.errors import DeviceError
-from preftree.settings import Settings, parse_settings
+from preftree.settings import Settings, TrainSettings, parse_settings
 
 BASE = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O"]
 
@@ -77,6 +77,8 @@ def test_the_device_is_the_one_training_arguments_found(monkeypatch: pytest.Monk
     assert choose_device(settings("--use_cpu")) == Choice("cpu", "asked for by --use_cpu")
     monkeypatch.setattr("preftree.settings._accelerator_available", lambda: False)
     assert "was found" in choose_device(settings()).reason
+    monkeypatch.setattr(TrainSettings, "device", torch.device("cpu:0"))  # of a rank among several
+    assert choose_device(settings("--use_cpu")).value == "cpu"
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

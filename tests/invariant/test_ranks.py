@@ -71,8 +71,9 @@ def test_two_ranks_are_one(inputs: Path, alone: Path, tmp_path: Path) -> None:
 
 def test_srun(inputs: Path, alone: Path, tmp_path: Path) -> None:
     """By the variables that it sets, none of which is torch's."""
-    printed = together(flags(inputs, tmp_path / "O", 2), 2, tmp_path, as_srun)
+    printed = together(flags(inputs, tmp_path / "O", 2, max_memory="4GB"), 2, tmp_path, as_srun)
     assert "ranks      2" in printed
+    assert "--max_memory leaves" in printed
     assert_same_run(tmp_path / "O", alone)
 
 
