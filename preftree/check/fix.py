@@ -175,13 +175,20 @@ def _write_jsonl(path: Path, target: Path, decide: Decide) -> None:
         for number, row, same in _rows(path, decide):
             while at < number:
                 line, at = lines.readline(), at + 1
-            kept = line.rstrip(b"\r\n") if same else json.dumps(row, ensure_ascii=False).encode()
-            out.write(kept + b"\n")
+            out.write((line.rstrip(b"\r\n") if same else _json(row)) + b"\n")
 
 
 def _write_json(path: Path, target: Path, decide: Decide) -> None:
-    with target.open("x", encoding="utf-8") as out:
-        json.dump([row for _, row, _ in _rows(path, decide)], out, ensure_ascii=False, indent=1)
+    with target.open("xb") as out:
+        out.write(_json([row for _, row, _ in _rows(path, decide)], indent=1))
+
+
+def _json(value: Any, indent: int | None = None) -> bytes:
+    """JSON in UTF-8; halves of characters, which are not mended in names of columns, stay the escapes they were."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent).encode()
 
 
 def _write_csv(path: Path, target: Path, decide: Decide) -> None:

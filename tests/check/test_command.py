@@ -125,6 +125,18 @@ def test_fix_of_jsonl_copies_bytes_and_drops_broken_lines(tmp_path: Path) -> Non
     assert "not JSON" in log[0]["why"]
 
 
+@pytest.mark.parametrize("ending", [".jsonl", ".json"])
+def test_fix_keeps_halves_of_characters_where_it_mends_nothing(tmp_path: Path, ending: str) -> None:
+    odd = {**GOOD, "name \ud83d": 1}
+    rows = [odd, {**odd, "question": "Who?", "chosen": "b\x07ell \ud83d"}, {**odd, "question": "When?", "chosen": ""}]
+    text = json.dumps(rows) if ending == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / f"in{ending}").write_text(text)
+    assert main([str(tmp_path / f"in{ending}"), "--fix", str(tmp_path / f"out{ending}")]) == 1
+    fixed = (tmp_path / f"out{ending}").read_text("utf-8")
+    kept = json.loads(fixed) if ending == ".json" else [json.loads(line) for line in fixed.splitlines()]
+    assert kept == [odd, {**odd, "question": "Who?", "chosen": "bell "}]
+
+
 def test_fix_of_a_folder_and_of_kto_labels(tmp_path: Path) -> None:
     rows = [{"prompt": "q", "completion": text, "label": label} for text, label in (("a", True), ("a", False))]
     rows += [{"prompt": "r", "completion": text, "label": label} for text, label in (("a", True), ("b", False))]
