@@ -101,7 +101,8 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with open(temporary, "w", encoding="utf-8") as file:
+            # A name of a file need not be valid text; what UTF-8 cannot write becomes an escape, as JSON has them.
+            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
                 json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
                 file.write("\n")
                 file.flush()
@@ -171,7 +172,7 @@ def _append(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line in one write and flush it, so that a kill loses at most the record in hand."""
     line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(line)
 
 

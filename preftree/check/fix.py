@@ -185,10 +185,7 @@ def _write_json(path: Path, target: Path, decide: Decide) -> None:
 
 def _json(value: Any, indent: int | None = None) -> bytes:
     """JSON in UTF-8; halves of characters, which are not mended in names of columns, stay the escapes they were."""
-    try:
-        return json.dumps(value, ensure_ascii=False, indent=indent).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, indent=indent).encode()
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")
 
 
 def _write_csv(path: Path, target: Path, decide: Decide) -> None:

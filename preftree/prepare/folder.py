@@ -76,7 +76,7 @@ class Folder:
             environments = [*environments, environment]
         with whole_file(self.state_path) as file:
             text = json.dumps({**asked, "environments": environments}, indent=2, ensure_ascii=False)
-            file.write(text.encode() + b"\n")
+            file.write(text.encode(errors="backslashreplace") + b"\n")  # names of files need not be valid text
         return bool(earlier)
 
     def state(self) -> dict[str, Any]:

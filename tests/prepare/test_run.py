@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,15 @@ def test_a_source_without_a_row_says_what_is_wrong_with_it(
     (tmp_path / "wide.jsonl").write_text(content, encoding="utf-16")
     said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "wide.jsonl"), code=2)
     assert "wide.jsonl: it is UTF-16" in said
+
+
+def test_a_name_that_is_no_valid_text(inputs: Path, tmp_path: Path) -> None:
+    name = tmp_path / os.fsdecode(b"na\xffme.jsonl")
+    write(name, rows(9))
+    for _ in range(2):
+        said = command(*flags(inputs, tmp_path / "out", dataset_name=name))
+    assert "nothing was left to do" in said
+    assert yaml.safe_load((tmp_path / "out/manifest.yaml").read_text("utf-8"))["source"]["name"] == str(name)
 
 
 def test_a_mended_flag_needs_no_new_folder(inputs: Path, tmp_path: Path) -> None:
