@@ -23,6 +23,7 @@ from preftree.check.texts import NearPrompts, Overlap, languages
 from preftree.check.views import show
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import find_tables
+from preftree.errors import DataError
 from preftree.progress import Progress
 from preftree.terminal import sayer
 from preftree.text.overlap import OverlapIndex, read_test_questions
@@ -141,6 +142,8 @@ class _Clock:
 
 def _index(folder: str, notes: list[str]) -> OverlapIndex:
     index = OverlapIndex(read_test_questions(folder, notes.append))
+    if not index.questions:
+        raise DataError(f"--eval_data {folder}: its questions are no texts, or all too short to be looked for.")
     held = ", ".join(f"{count} of {name}" for name, count in index.counts().items())
     notes.append(f"test questions looked for: {held}")
     return index

@@ -23,7 +23,7 @@ def _read_jsonl(path: Path) -> Iterator[Numbered]:
     # Bytes, because text mode would stop at the first line that is not UTF-8, and would also split a line at
     # the line separators that JSON texts may hold.
     with path.open("rb") as file:
-        if foreign := _foreign(file.peek(4)) or _spread_out(file.peek(64)):
+        if foreign := _foreign(file.peek(4)) or _spread_out(file.peek(4096)):
             yield 0, foreign
             return
         for number, line in enumerate(file, start=1):
@@ -53,7 +53,8 @@ def _foreign(beginning: bytes) -> RowProblem | None:
 
 def _spread_out(beginning: bytes) -> RowProblem | None:
     """Is it JSON, but one value over several lines?"""
-    if beginning.partition(b"\n")[0].strip() in (b"{", b"["):
+    first, *more = beginning.split(b"\n", 2)
+    if first.strip() in (b"{", b"[") and more and isinstance(_parsed(more[0], 2), RowProblem):
         return RowProblem(
             "its first line opens an object and does not close it. A .jsonl holds one object a line; "
             "name a file with one JSON value .json."

@@ -85,7 +85,14 @@ class Folder:
             content = json.loads(self.state_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except ValueError as error:
+            raise damaged(self.state_path, error) from None
         return dict(content)
+
+
+def damaged(path: Path, error: Exception) -> RunError:
+    """What to say of a file of ours that is not as it was written."""
+    return RunError(f"{path} is damaged ({error}). Give another --output_dir, or delete this one's folder .prepare.")
 
 
 def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

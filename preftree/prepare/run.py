@@ -105,9 +105,10 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
     selection = select(passes, settings.select, examiner, lambda done, total: progress()(done, total))
     for line in _told(selection, settings.select.num_samples):
         say(line)
+    for line in unreadable(places) if selection.removed[UNREADABLE] else ():
+        say(f"           cannot be read: {line}")
     if not selection.rows:
-        reasons = unreadable(places) if selection.removed[UNREADABLE] else []
-        raise DataError(f"No row of {settings.source.dataset_name} is left: see the counts above.", *reasons)
+        raise DataError(f"No row of {settings.source.dataset_name} is left: see the counts above.")
     selection.write(folder.selected)
     return selection
 

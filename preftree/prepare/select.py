@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from preftree.data.chat import Chat
 from preftree.data.record import Turn
+from preftree.prepare.folder import damaged
 from preftree.prepare.journal import whole_file
 from preftree.prepare.scan import TOLD_EVERY, Scan, Scanner, Tell, merge, silent, strata
 from preftree.prepare.settings import PrepareSettings, SelectSettings
@@ -79,11 +80,16 @@ class Selection:
 
     @classmethod
     def read(cls, path: Path) -> Selection:
-        """What `write` wrote."""
-        with open(path, "rb") as file:
-            head, *rows = (json.loads(line) for line in file)
-        head |= {name: Counter(head[name]) for name in ("removed", "rejected")}
-        return cls(**{**head, "rows": [Selected(**row) for row in rows]})
+        """What `write` wrote. Raises RunError where it is not that any more."""
+        try:
+            with open(path, "rb") as file:
+                head, *rows = (json.loads(line) for line in file)
+            if head["rows"] != len(rows):
+                raise ValueError(f"{len(rows)} rows of {head['rows']}")
+            head |= {name: Counter(head[name]) for name in ("removed", "rejected")}
+            return cls(**{**head, "rows": [Selected(**row) for row in rows]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise damaged(path, error) from None
 
 
 @dataclass

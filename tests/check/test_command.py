@@ -169,6 +169,7 @@ def test_fix_keeps_a_row_with_sound_pairs_among_others(tmp_path: Path) -> None:
         (["{bad}", "--fix", "{there}/x.jsonl", "--max_rows", "3"], "cannot be used with --max_rows"),
         (["{bad}", "--pair_rule", "best"], "--pair_rule must be one of"),
         (["{bad}", "--jsn"], "--jsn is not a setting"),
+        (["{bad}", "--eval_data", "{there}/bad.jsonl"], "is no folder"),
         (["{bad}", "--max_length", "100"], "--max_prompt_length must be less than --max_length"),
     ],
 )
@@ -176,7 +177,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], piece: s
     bad = tmp_path / "bad.jsonl"
     WRITERS[".jsonl"](bad, ROWS)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises((SettingsError, DataError)) as caught:
         main([word.format(bad=bad, there=tmp_path) for word in words])
     assert piece in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -157,6 +157,31 @@ def test_whatever_is_missing_is_made_again_alike(inputs: Path, tmp_path: Path, l
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("name", ["state.json", "selected.jsonl", "answers.jsonl"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\n", b"{}\n", b""])
+def test_what_was_damaged_is_named(inputs: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    out = tmp_path / "out"
+    command(*flags(inputs, out, num_samples=2))
+    (out / "manifest.yaml").unlink()
+    (out / ".prepare" / name).write_bytes(content)
+    result = CliRunner().invoke(app, ["prepare", *flags(inputs, out, num_samples=2)])
+    if result.exit_code:  # else it was made again
+        assert result.exit_code == 2, result.exception
+        assert f".prepare/{name}" in result.output
+        assert "damaged" in result.output
+
+
+def test_rows_that_cannot_be_read_are_shown(inputs: Path, tmp_path: Path) -> None:
+    write(tmp_path / "in.jsonl", ["{", *rows(9)])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in.jsonl").rename(tmp_path / "in" / "a.jsonl")
+    (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 it is not")
+    said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "in"))
+    assert "− 2: the row cannot be read" in said
+    assert "a.jsonl row 1: it is not JSON" in said
+    assert "b.parquet: it cannot be read as Parquet" in said
+
+
 def test_other_settings_are_refused_by_name(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command(*flags(inputs, out))
