@@ -17,8 +17,7 @@ them with DPO (untrained, 13 of 102 greedy held-out answers pass):
 The answers are drawn by the stage that `preftree prepare` draws its rejected ones with, so a build that was killed
 goes on. Equal seeds give equal files, byte for byte, with the same torch, transformers and kind of processor, and
 arithmetic runs in float32 on one thread. Another processor or BLAS adds numbers in another order and may sample
-other rejected answers; the prompts, chosen answers and checks stay the same everywhere. The shipped files are older
-than that stage: their rejected answers were drawn with the same settings by another random stream.
+other rejected answers; the prompts, chosen answers and checks stay the same everywhere.
 """
 
 from __future__ import annotations
