@@ -26,15 +26,17 @@ RULES = Rules(scale=0.3)
 
 @st.composite
 def forests(draw: st.DrawFn) -> Forest:
-    """A few trees whose segments are shorter and longer than the blocks of 96 rows and 128 keys."""
-    length = st.sampled_from((1, 5, 6, 7, 31, 96, 97, 128, 130, 193, 300))
+    """A few trees, or one of them all, with segments shorter and longer than the blocks of 96 rows and 128 keys and the
+    pieces of 384 rows."""
+    length = st.sampled_from((1, 5, 6, 7, 31, 96, 97, 128, 130, 193, 300, 385))
+    shared = tuple(range(9000, 9000 + draw(st.sampled_from((0, 0, 12, 97, 390)))))
     bundles, leaf, token = [], 0, 0
     for _ in range(draw(st.integers(1, 3))):
         parts = []
         for size in (draw(length), *draw(st.lists(length, min_size=1, max_size=3))):
             parts.append(tuple(range(token, token + size)))
             token += size
-        bundles.append(Bundle(parts[0], tuple(parts[1:]), tuple(range(leaf, leaf + len(parts) - 1))))
+        bundles.append(Bundle(shared + parts[0], tuple(parts[1:]), tuple(range(leaf, leaf + len(parts) - 1))))
         leaf += len(parts) - 1
     return Forest.of(bundles)
 
@@ -85,7 +87,7 @@ def test_values_and_gradients(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_change_nothing(dtype: torch.dtype) -> None:
-    forest = Forest.of([Bundle(tuple(range(150)), (tuple(range(40)), tuple(range(100, 230))), (0, 1))])
+    forest = Forest.of([Bundle(tuple(range(150)), (tuple(range(40)), tuple(range(100, 590))), (0, 1))])
     leaves, before = qkv(forest, 4, 2, 16, 0, dtype), torch.get_num_threads()
     try:
         torch.set_num_threads(1)

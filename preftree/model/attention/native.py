@@ -136,18 +136,13 @@ class _KernelAttention(torch.autograd.Function):
         query_HTD, key_KTD, value_KTD, out_THD, total_HT = ctx.saved_tensors
         grad_THD = grad_THD.contiguous()
         query_grad_THD = torch.empty_like(out_THD)
-        # The kernel adds up by query head, so that heads can be worked on side by side, and in float32.
-        key_grad_THD, value_grad_THD = (torch.zeros_like(out_THD, dtype=torch.float32) for _ in range(2))
+        key_grad_TKD, value_grad_TKD = (x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (key_KTD, value_KTD))
         shape = _shape(query_HTD, key_KTD, value_KTD, ctx.rules)
         library().preftree_backward(
             NARROW[query_HTD.dtype],
             ctypes.byref(_layout(ctx.forest)),
             ctypes.byref(shape),
             *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT, grad_THD),
-            *addresses(query_grad_THD, key_grad_THD, value_grad_THD),
-        )
-        key_grad_TKD, value_grad_TKD = (
-            (x.unflatten(1, (len(key_KTD), -1)).sum(2) if len(key_KTD) < len(query_HTD) else x).to(key_KTD.dtype)
-            for x in (key_grad_THD, value_grad_THD)
+            *addresses(query_grad_THD, key_grad_TKD, value_grad_TKD),
         )
         return *(x.transpose(0, 1) for x in (query_grad_THD, key_grad_TKD, value_grad_TKD)), None, None

@@ -3,12 +3,15 @@
 // A query row attends its own segment up to itself and all of the segments above it. Row blocks and key blocks never
 // cross a segment, so a block is either seen whole or triangular. The weights of a block live in a thread's own memory
 // only (FlashAttention-2, arXiv 2307.08691): the forward pass keeps out and, per row, the log of the softmax's total;
-// the backward pass forms the weights again. Products take numbers as the arrays hold them, float32 or bfloat16; scores,
+// the backward pass forms the weights again, piece by piece of a segment, and adds up the gradients of a piece's keys apart
+// from those of other pieces (`Pieces`). Exponentials are powers of two, of scores that are scaled accordingly. Products take numbers as the arrays hold them, float32 or bfloat16; scores,
 // softmax, sums and the gradients of keys and values are float32, and weights are rounded only to be multiplied.
 //
-// Arrays: query, out and their gradients (T, H, D), key and value (T, K, D), strides given in numbers, D contiguous.
+// Arrays: query, out and their gradients (T, H, D), key, value and theirs (T, K, D), strides given in numbers, D contiguous.
 
 #include "layout.h"
+
+#include <memory>
 
 namespace {
 
@@ -113,6 +116,7 @@ template <class Number>
 void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h, const Number* query,
                   Panels<Number>& keys, const Stacks<Number>& values, Number* out, float* total) {
     const int64_t size = shape.size, kh = h / (shape.heads / shape.key_heads);
+    const float scale = shape.scale * LOG2E;
     alignas(64) thread_local static float weight[ROWS * KEYS];
     float top[ROWS], sum[ROWS], *to = sums_of(size);
     std::fill_n(top, at.rows, LOWEST);
@@ -125,14 +129,14 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
             const int64_t reach = whole(b.reach(i));
             vec highest = all(LOWEST);
             for (int64_t j = 0; j < reach; j += VL) highest = larger(highest, load(line + j));
-            const float now = std::max(top[i], shape.scale * max_of(highest));
+            const float now = std::max(top[i], scale * max_of(highest));
             vec sums = {};
             for (int64_t j = 0; j < reach; j += VL) {
-                vec e = exponential(load(line + j) * shape.scale - now);
+                vec e = power_of_two<Number>(load(line + j) * scale - now);
                 sums += e;
                 store(reinterpret_cast<Number*>(line) + j, e);  // never ahead of what is still to be read
             }
-            const float shrink = top[i] == now ? 1.f : std::exp(top[i] - now);
+            const float shrink = top[i] == now ? 1.f : std::exp2(top[i] - now);
             sum[i] = sum[i] * shrink + sum_of(sums);
             top[i] = now;
             if (begun && shrink != 1.f)
@@ -145,7 +149,7 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
         const float share = 1.f / sum[i];
         Number* line = out + ((at.row + i) * shape.heads + h) * size;
         for (int64_t d = 0; d < size; d += VL) store(line + d, load(to + i * size + d) * share);
-        total[h * f.tokens + at.row + i] = top[i] + std::log(sum[i]);
+        total[h * f.tokens + at.row + i] = top[i] + std::log2(sum[i]);
     }
 }
 
@@ -162,7 +166,7 @@ void slopes_of(const Block& b, const float* shift, const float* along, float sca
             vec w[together] = {}, s[together] = {};
             for (int64_t t = 0; t < rows; ++t) {
                 const int64_t at = (i + t) * KEYS;
-                w[t] = exponential(load(weight + at + j) * scale - shift[i + t]);
+                w[t] = power_of_two<Number>(load(weight + at + j) * (scale * LOG2E) - shift[i + t]);
                 s[t] = w[t] * (load(slope + at + j) - along[i + t]) * scale;
                 store(reinterpret_cast<Number*>(slope + at) + j, s[t]);
             }
@@ -178,10 +182,51 @@ void slopes_of(const Block& b, const float* shift, const float* along, float sca
     }
 }
 
+// What a segment's rows give to the gradients of keys and values is added up in pieces of a few blocks of rows, each in
+// memory of its own, so that pieces can be worked on side by side however few trees and heads there are; `collect` adds
+// the pieces up, always in one order.
+struct Pieces {
+    static constexpr int64_t BLOCKS = 4;
+    struct Piece {
+        int64_t segment, begin, end;  // rows
+        int64_t keys;                 // of the path down to the piece's last row
+        int64_t offset;               // of its sums: in keys of all pieces before it
+    };
+    std::vector<int64_t> depth;  // keys above each segment
+    std::vector<Piece> pieces;
+    std::vector<int64_t> order;  // costliest first
+    int64_t keys = 0;
+
+    explicit Pieces(const Forest& f) : depth(f.segments) {
+        for (int64_t s = 0; s < f.segments; ++s) {
+            const int64_t parent = f.parent[s];
+            depth[s] = parent < 0 ? 0 : depth[parent] + f.end[parent] - f.start[parent];
+            for (int64_t row = f.start[s]; row < f.end[s]; row += BLOCKS * ROWS) {
+                const int64_t end = std::min(row + BLOCKS * ROWS, f.end[s]);
+                order.push_back(pieces.size());
+                pieces.push_back({s, row, end, depth[s] + end - f.start[s], keys});
+                keys += pieces.back().keys;
+            }
+        }
+        const auto cost = [&](int64_t p) { return (pieces[p].end - pieces[p].begin) * pieces[p].keys; };
+        std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return cost(a) > cost(b); });
+    }
+    // Numbers of the pieces that segment s's keys are seen from: its own and those below it, one after the other.
+    std::pair<int64_t, int64_t> below(const Forest& f, int64_t s) const {
+        int64_t last = s + 1;  // segments lie depth first
+        while (last < f.segments && f.parent[last] >= s) ++last;
+        const auto first_of = [&](int64_t segment) {
+            return std::partition_point(pieces.begin(), pieces.end(), [&](const Piece& p) { return p.segment < segment; }) - pieces.begin();
+        };
+        return {first_of(s), first_of(last)};
+    }
+};
+
 template <class Number>
-void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h, const Number* query,
-                   const Stacks<Number>& key_rows, Panels<Number>& keys, Panels<Number>& values, const Number* out,
-                   const float* total, const Number* grad, Number* query_grad, float* key_grad, float* value_grad) {
+void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h, const Pieces& pieces,
+                   const Number* query, const Stacks<Number>& key_rows, Panels<Number>& keys, Panels<Number>& values,
+                   const Number* out, const float* total, const Number* grad, Number* query_grad, float* key_sums,
+                   float* value_sums) {
     const int64_t size = shape.size, step = shape.heads * size, kh = h / (shape.heads / shape.key_heads);
     alignas(64) thread_local static float weight[ROWS * KEYS], slope[ROWS * KEYS], turned[ROWS * KEYS];
     thread_local static std::vector<float> grad_room, query_room;
@@ -201,9 +246,9 @@ void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t 
         scores(f, shape, b, query, keys, h, weight);
         rows_by_keys(b, f, grad + here, step, values, kh, slope);
         slopes_of<Number>(b, total + h * f.tokens + at.row, along, shape.scale, weight, slope, stacked_slope);
-        const int64_t there = (b.key * shape.heads + h) * size;
-        weights_by_rows<Number>(b, size, weight, grad_rows, value_grad + there, step);
-        weights_by_rows<Number>(b, size, stacked_slope, query_rows, key_grad + there, step);
+        const int64_t there = (pieces.depth[b.above] + b.key - f.start[b.above]) * size;
+        weights_by_rows<Number>(b, size, weight, grad_rows, value_sums + there, size);
+        weights_by_rows<Number>(b, size, stacked_slope, query_rows, key_sums + there, size);
         weights_by_keys<Number>(b, size, slope, key_rows.at(f, kh, b.above, b.key - f.start[b.above]), sums, begun);
         begun = true;
     });
@@ -223,32 +268,58 @@ void forward(const Forest& f, const Shape& shape, const Number* query, const Num
         forward_rows(f, shape, blocks[task % blocks.size()], task / blocks.size(), query, keys, values, out, total);
 }
 
+// The gradient of one segment's keys (or values) of a head: the sums of all pieces that see them.
+template <class Number>
+void collect(const Forest& f, const Shape& shape, const Pieces& pieces, int64_t segment, const float* sums, Number* to) {
+    const int64_t size = shape.size, step = shape.key_heads * size;
+    const auto [first, last] = pieces.below(f, segment);
+    for (int64_t key = f.start[segment]; key < f.end[segment]; ++key)
+        for (int64_t d = 0; d < size; d += VL) {
+            vec sum = {};
+            for (int64_t p = first; p < last; ++p) {
+                const auto& piece = pieces.pieces[p];
+                if (piece.segment == segment && piece.end <= key) continue;
+                sum += load(sums + (piece.offset + pieces.depth[segment] + key - f.start[segment]) * size + d);
+            }
+            store(to + key * step + d, sum);
+        }
+}
+
 template <class Number>
 void backward(const Forest& f, const Shape& shape, const Number* query, const Number* key, const Number* value,
-              const Number* out, const float* total, const Number* grad, Number* query_grad, float* key_grad, float* value_grad) {
+              const Number* out, const float* total, const Number* grad, Number* query_grad, Number* key_grad, Number* value_grad) {
     Panels<Number> keys(f, shape, key, shape.key_token, shape.key_head);
     Panels<Number> values(f, shape, value, shape.value_token, shape.value_head);
     const Stacks<Number> key_rows(f, shape, key, shape.key_token, shape.key_head);
-    // A task is one head of one tree: no other writes to the gradients of its keys.
-    std::vector<std::vector<Rows>> trees;
-    for (const Rows& block : row_blocks(f)) {
-        if (f.parent[block.segment] < 0 && block.row == f.start[block.segment]) trees.emplace_back();
-        trees.back().push_back(block);
-    }
-    std::stable_sort(trees.begin(), trees.end(), [](const auto& a, const auto& b) { return a.size() > b.size(); });
-    const int64_t tasks = int64_t(trees.size()) * shape.heads;
+    const Pieces pieces(f);
+    const int64_t all = pieces.keys * shape.size, group = shape.heads / shape.key_heads;  // numbers of a head's sums
+    const std::unique_ptr<float[]> sums(new float[2 * shape.key_heads * all]);
 #pragma omp parallel for schedule(dynamic) num_threads(shape.threads)
-    for (int64_t task = 0; task < tasks; ++task)
-        for (const Rows& block : trees[task / shape.heads])
-            backward_rows(f, shape, block, task % shape.heads, query, key_rows, keys, values, out, total, grad,
-                          query_grad, key_grad, value_grad);
+    for (int64_t task = 0; task < int64_t(pieces.order.size()) * shape.key_heads; ++task) {
+        const auto& piece = pieces.pieces[pieces.order[task / shape.key_heads]];
+        const int64_t kh = task % shape.key_heads;
+        float* key_sums = sums.get() + kh * all + piece.offset * shape.size;
+        float* value_sums = key_sums + shape.key_heads * all;
+        for (float* each : {key_sums, value_sums}) std::fill_n(each, piece.keys * shape.size, 0.f);
+        for (int64_t h = kh * group; h < (kh + 1) * group; ++h)
+            for (int64_t row = piece.begin; row < piece.end; row += ROWS)
+                backward_rows(f, shape, {piece.segment, row, std::min<int64_t>(ROWS, piece.end - row)}, h, pieces, query,
+                              key_rows, keys, values, out, total, grad, query_grad, key_sums, value_sums);
+    }
+#pragma omp parallel for schedule(dynamic) num_threads(shape.threads)
+    for (int64_t task = 0; task < f.segments * shape.key_heads; ++task) {
+        const int64_t s = task / shape.key_heads, kh = task % shape.key_heads;
+        const float* key_sums = sums.get() + kh * all;
+        collect(f, shape, pieces, s, key_sums, key_grad + kh * shape.size);
+        collect(f, shape, pieces, s, key_sums + shape.key_heads * all, value_grad + kh * shape.size);
+    }
 }
 
 }  // namespace
 
 extern "C" {
 
-// out (T, H, D) and total (H, T), the log of each row's softmax denominator. Arrays of Numbers are void here.
+// out (T, H, D) and total (H, T), the base-2 log of each row's softmax denominator. Arrays of Numbers are void here.
 void preftree_forward(int64_t narrow, const Forest* f, const Shape* shape, const void* query, const void* key,
                       const void* value, void* out, float* total) {
     with_numbers(narrow, [&](auto* n) {
@@ -256,13 +327,13 @@ void preftree_forward(int64_t narrow, const Forest* f, const Shape* shape, const
     });
 }
 
-// Gradients (T, H, D); key's and value's must hold zeros, and are to be added up over the queries of a key head.
+// Gradients (T, H, D) and (T, K, D).
 void preftree_backward(int64_t narrow, const Forest* f, const Shape* shape, const void* query, const void* key,
                        const void* value, const void* out, const float* total, const void* grad, void* query_grad,
-                       float* key_grad, float* value_grad) {
+                       void* key_grad, void* value_grad) {
     with_numbers(narrow, [&](auto* n) {
         backward(*f, *shape, as(n, query), as(n, key), as(n, value), as(n, out), total, as(n, grad), as(n, query_grad),
-                 key_grad, value_grad);
+                 as(n, key_grad), as(n, value_grad));
     });
 }
 
