@@ -121,14 +121,14 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
     from transformers import TrainingArguments
 
-    from preftree.device import keep_freed_memory
+    from preftree.device import keep_freed_memory, room_for
     from preftree.model.score import attach, causal_model
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
     from preftree.train.step import Objective
     from preftree.train.trainer import PreferenceTrainer
 
-    attach(peft)
+    attach(peft, room=room_for(None))
     keep_freed_memory()  # as `preftree train` does
     budget = choose_budget(causal_model(peft), pairs, device=args.device)
     trainer = PreferenceTrainer(

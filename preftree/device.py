@@ -254,6 +254,12 @@ def ranks_on_host() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
 
 
+def room_for(limit: int | None) -> int:
+    """Bytes of the CPU's memory that this process may still take, of `limit` in all if there is one."""
+    free = available_memory()
+    return free if limit is None else min(free, limit - psutil.Process().memory_info().rss)
+
+
 def peak_memory(device: str = "cpu") -> int:
     """Most bytes this process has held at once: allocated memory on devices that count it, else resident memory."""
     peak_allocated = getattr(_backend(device), "max_memory_allocated", None)

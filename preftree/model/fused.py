@@ -10,13 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import psutil
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from preftree.device import available_memory
 from preftree.model import linear
 from preftree.model.native import NARROW, addresses, library
 
@@ -26,20 +24,17 @@ Forward = Callable[[Any, Tensor], Tensor]
 PACKED_SHARE = 1 / 8
 
 
-def pack_weights(model: nn.Module, memory: int | None = None) -> str:
+def pack_weights(model: nn.Module, room: int) -> str:
     """Keep the frozen weights of linear layers in the order that the CPU's products want, if there is room; the reason.
 
     Args:
-        memory: bytes that the process may take in all, None for what is free.
+        room: bytes that are free, of which copies may take `PACKED_SHARE`.
     """
-    frozen = {id(each.weight): each.weight for each in model.modules() if type(each) is nn.Linear and _frozen(each)}
-    weights = [weight for weight in frozen.values() if weight.dtype in NARROW]
-    room = available_memory()
-    if memory is not None:
-        room = min(room, memory - psutil.Process().memory_info().rss)
+    layers = [each for each in model.modules() if type(each) is nn.Linear and _frozen(each)]
+    weights = list({id(each.weight): each.weight for each in layers if each.weight.dtype in NARROW}.values())
     copies = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
     if copies > PACKED_SHARE * room:
-        return f"weights stay in their order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
+        return f"weights in one order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
     packed = sum(linear.pack(weight) for weight in weights)
     return f"{packed} weights also in the order of oneDNN's products ({copies / 2**30:.2f} GiB)" if packed else ""
 

@@ -99,6 +99,12 @@ def unpack(weight: Tensor) -> None:
     _packs.pop(weight, None)
 
 
+def promised_bytes(model: nn.Module) -> int:
+    """What a model's packed weights will take beyond what they take now, once a backward pass went through them all."""
+    packs = (packed(parameter) for parameter in model.parameters())
+    return sum(each.forward.nbytes for each in packs if each is not None and each.backward is None)
+
+
 def product_with(weight: Tensor) -> Callable[[Tensor], Tensor]:
     """x to x Wᵀ by the fastest way there is, for a weight (O, I) of the caller's."""
     pack(weight)

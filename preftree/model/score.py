@@ -116,7 +116,7 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 
 
 def attach(
-    model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = False, memory: int | None = None
+    model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = False, room: int | None = None
 ) -> Attachment:
     """Choose how `model` is scored and check that choice against its plain forward.
 
@@ -124,7 +124,7 @@ def attach(
         attention: "auto", a tree backend's name, "padded" or "plain". A named path that fails its check
             falls back too; the reason says so.
         fixed_shapes: "auto" means the backend whose operations do not depend on the forest's contents.
-        memory: bytes that the process may take in all, None for what is free; says if weights may be copied.
+        room: free bytes on the CPU, of which a part may go to weights in another order; None keeps the one they have.
 
     Raises:
         SettingsError: unknown name.
@@ -149,7 +149,7 @@ def attach(
                 _set_attention(causal, stock)
             release(causal)
             try:
-                packed = pack_weights(causal, memory) if name == "native" else ""
+                packed = pack_weights(causal, room) if name == "native" and room is not None else ""
                 scorer = _scorer(causal, name)
                 error = float((scorer(probe) - expected_S).abs().max())
             except Exception as problem:  # whatever a foreign model does, the next path may still work

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from preftree.device import Choice, available_memory, ranks_on_host
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape
+from preftree.model.linear import promised_bytes
 from preftree.model.score import leaf_logprobs
 
 #: Tokens after which a forest is no faster: GEMMs are large enough by then.
@@ -62,7 +63,7 @@ def choose_budget(
     if asked is not None:
         return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     largest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    free, word = _room(device, max_memory)
+    free, word = _room(device, max_memory, promised_bytes(model))
     kept = kept_bytes(model)
     layers = int(model.config.get_text_config().num_hidden_layers)
     plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
@@ -93,16 +94,16 @@ def choose_budget(
     return Budget(enough, checkpointing, f"{word} would allow {fits}; more than {enough} is no faster on {kind}{why}")
 
 
-def _room(device: str, max_memory: int | None) -> tuple[float, str]:
-    """Bytes that activations may take, and in words where that comes from."""
-    free = available_memory(device)
+def _room(device: str, max_memory: int | None, promised: int) -> tuple[float, str]:
+    """Bytes that activations may take beside what is `promised` already, and in words where that comes from."""
+    free = max(0, available_memory(device) - promised)
     if max_memory is None:
         part = f" for each of {ranks_on_host()} ranks here" if device == "cpu" and ranks_on_host() > 1 else ""
         return SHARE * free, f"{free / 2**30:.1f} GiB free{part}"
     if device != "cpu":
         used = torch.get_device_module(device).memory_allocated(device)
     else:
-        used = psutil.Process().memory_info().rss
+        used = psutil.Process().memory_info().rss + promised
     left = max_memory - used - RESERVE
     word = f"--max_memory leaves {max(left, 0) / 2**30:.2f} of {max_memory / 2**30:.2f} GiB"
     return min(left, SHARE * free), word

@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
 from preftree.data.sources import refuse_inside
-from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory
+from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory, room_for
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.launcher import check_world_size
@@ -171,7 +171,7 @@ def _model(
     if ranks.lockstep:
         say(f"sharded    {shard_base(peft, device, sharding.layers)}")
     attachment = attach(
-        peft, settings.model.attention, fixed_shapes=settings.train.pad_max, memory=settings.train.max_bytes
+        peft, settings.model.attention, fixed_shapes=settings.train.pad_max, room=room_for(settings.train.max_bytes)
     )
     what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {attachment.name} ({what}): {attachment.reason}")

@@ -74,6 +74,16 @@ def test_a_weight_that_was_written_to_is_packed_no_more(write: Callable[[Tensor]
     assert linear.packed(layer.weight) is None
 
 
+def test_what_a_backward_pass_will_take_is_promised_until_it_is_taken() -> None:
+    needs_packing(torch.float32)
+    layer = nn.Linear(8, 6).requires_grad_(False)
+    assert linear.promised_bytes(layer) == 0
+    linear.pack(layer.weight)
+    assert linear.promised_bytes(layer) == 8 * 6 * 4
+    linear.frozen(layer, torch.randn(3, 8, requires_grad=True)).sum().backward()
+    assert linear.promised_bytes(layer) == 0
+
+
 def test_a_weight_put_in_place_of_another_is_not_taken_for_it() -> None:
     needs_packing(torch.float32)
     layer, x = nn.Linear(8, 6, bias=False).requires_grad_(False), torch.randn(3, 8)
