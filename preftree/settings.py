@@ -19,10 +19,12 @@ from typing import Any, ClassVar
 from accelerate.utils import convert_file_size_to_int
 from transformers import TrainingArguments
 
+from preftree.errors import DeviceError
 from preftree.flags import FlagParser, filled
 from preftree.flags import one_of as _one_of
 from preftree.flags import refuse as _raise
 from preftree.flags import within as _within
+from preftree.meeting import meet
 from preftree.sharding import Sharding, read_sharding
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -237,6 +239,9 @@ class TrainSettings(TrainingArguments):
         if args.ddp_backend and "WORLD_SIZE" not in os.environ:
             args.ddp_backend = None  # else accelerate asks for a process group that nobody started
             self.notes.append("--ddp_backend does nothing with a single process.")
+        if "WORLD_SIZE" in os.environ:
+            _raise(problems)  # before others are waited for
+        meeting = meet(self.ddp_timeout)
         try:
             super().__post_init__()
         except (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError) as error:
@@ -245,7 +250,8 @@ class TrainSettings(TrainingArguments):
             if "WORLD_SIZE" not in os.environ:
                 raise
             where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-            problems.append(f"the ranks did not find each other at {where}: {str(error).splitlines()[0]}")
+            raise DeviceError(f"the ranks lost each other at {where}: {str(error).splitlines()[0]}") from error
+        del meeting  # torch's process group is there and holds the place
         _raise(problems)
 
     @property

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from preftree.cli import main_train
 from tests.command import command, history, losses, write_inputs
-from tests.ranks import ROOT, as_srun, finish, said, start, together
+from tests.ranks import ROOT, as_srun, as_torchrun, finish, said, start, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
@@ -133,3 +133,14 @@ def test_a_rank_that_hangs(inputs: Path, tmp_path: Path) -> None:
     codes = finish(start(words, 2, tmp_path, lose={"LOSE_AT": "3", "LOSE_BY": "SIGSTOP"})[:1])
     assert codes == [2]
     assert "did not answer within --ddp_timeout" in said(tmp_path, 1)[0]
+
+
+def test_a_rank_that_never_comes(inputs: Path, tmp_path: Path) -> None:
+    """Rank 1 of 2, alone; what it says it says though it is not rank 0."""
+    words = flags(inputs, tmp_path / "O", 2, ddp_timeout=1)
+    codes = finish(start(words, 1, tmp_path, launcher=lambda _, __: as_torchrun(1, 2)), timeout=60)
+    assert codes == [2]
+    printed = said(tmp_path, 1)[0]
+    assert "rank 0 did not come to 127.0.0.1:" in printed
+    assert "within 1 s (Connection refused)" in printed
+    assert "Traceback" not in printed
