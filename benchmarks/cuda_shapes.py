@@ -6,13 +6,18 @@ Nothing is downloaded: models are made from their configs, in bfloat16 on the de
 8 pairs an optimizer step (the original recipe's 1 x 8). Each side runs in a fresh process. TRL's is searched first:
 every number of pairs at once, without and with checkpointing, as far as memory goes, one step of each; the fastest is
 timed. Of both, the first step (set-up, compilation) is left out, the reference pass is counted. preftree's second
-epoch, whose reference is remembered, is given beside.
+epoch, whose reference is remembered, is given beside. A side that fails is said, and the others go on.
+
+Where preftree is not installed: PYTHONPATH=. before the command. Its side needs torch, transformers, peft, accelerate
+and what they need; TRL's also trl, datasets, dill, multiprocess, pandas, pyarrow, python-dateutil, tzdata, xxhash. Of
+several GPUs the first is used, for Trainer would copy the model to all of them; CUDA_VISIBLE_DEVICES names another.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -64,6 +69,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mpt-7b": ("Mpt", {"vocab_size": 50432, "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}),
+    "tiny-mpt": ("Mpt", {"vocab_size": 300, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 2048}),
     "tiny": (
         "Llama",
         {
@@ -155,6 +161,14 @@ def clock(device: str) -> Any:
     return Clock()
 
 
+def forget_peak(device: str) -> None:
+    """Count the most memory from here on, so that it is training's; on a CPU it is the whole process's."""
+    import torch
+
+    if device != "cpu":
+        torch.accelerator.reset_peak_memory_stats()
+
+
 def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
     """Two epochs: the reference is computed in the first and remembered in the second."""
     from transformers import TrainingArguments
@@ -170,7 +184,11 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
     steps, watch = len(pairs) // STEP, clock(device)
     trainer = PreferenceTrainer(
         model,
-        TrainingArguments(**arguments(folder, 2 * steps, device), per_device_train_batch_size=STEP),
+        TrainingArguments(
+            **arguments(folder, 2 * steps, device),
+            per_device_train_batch_size=STEP,
+            gradient_checkpointing=budget.checkpointing,
+        ),
         train_pairs=pairs,
         eval_pairs=[],
         reference=Reference(model),
@@ -182,7 +200,8 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
     return {
         "seconds": watch.seconds(1, steps),
         "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
-        "setting": f"{attachment.name}, forests of {budget.tokens} tokens",
+        "setting": f"{attachment.name}, forests of {budget.tokens} tokens"
+        f"{', activations recomputed' if budget.checkpointing else ''}",
         "attention": attachment.reason,
     }
 
@@ -207,8 +226,7 @@ def run_trl(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str,
     if not tried:
         return {"seconds": float("nan"), "setting": "out of memory in every setting"}
     batch, checkpointing = min(tried, key=tried.__getitem__)
-    if device != "cpu":
-        torch.accelerator.reset_peak_memory_stats()
+    forget_peak(device)
     return {
         "seconds": _trl(model, pairs, folder, device, batch, checkpointing),
         "setting": f"pairs of {batch}, {'' if checkpointing else 'no '}checkpointing",
@@ -251,13 +269,18 @@ def _trl(model: Any, pairs: list[Ids], folder: str, device: str, batch: int, che
 
 
 def _release(model: Any, device: str) -> None:
-    """Undo what an attempt left: its copy of the adapter for the reference, and its memory."""
+    """Undo what an attempt left: its copy of the adapter for the reference, recomputation, and its memory."""
     import gc
 
     import torch
 
     if "ref" in model.peft_config:
         model.delete_adapter("ref")
+    # Trainer switches it on and never off: attempts without it that come later would recompute as well.
+    inner = model.get_base_model()
+    getattr(inner, "activation_checkpointing_disable", inner.gradient_checkpointing_disable)()
+    # The hooks that made inputs require gradients; transformers' own way to remove them knows only the last one.
+    inner.get_input_embeddings()._forward_hooks.clear()
     model.zero_grad()
     gc.collect()
     if device != "cpu":
@@ -310,8 +333,9 @@ def child(shape: str, side: str, device: str, steps: int) -> dict[str, Any]:
 
     peak = gemm_peak(device)
     model = make_model(shape, device)
-    pairs = make_pairs(STEP * steps, SHAPES[shape][1]["vocab_size"], shorter=8 if shape == "tiny" else 1)
+    pairs = make_pairs(STEP * steps, SHAPES[shape][1]["vocab_size"], shorter=8 if shape.startswith("tiny") else 1)
     run: Callable[..., dict[str, Any]] = run_preftree if side == "preftree" else run_trl
+    forget_peak(device)
     with tempfile.TemporaryDirectory() as folder:
         found = run(model, pairs, folder, device)
     timed = pairs[STEP:]
@@ -341,19 +365,33 @@ def main(argv: list[str]) -> int:
     if args.child:
         answer(child(*args.child, args.device, args.steps))
         return 0
-    results = {shape: {side: _fresh(shape, side, args) for side in SIDES} for shape in args.shapes}
-    print(table(results))
-    if args.json:
-        from preftree.device import environment
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for shape in args.shapes:
+        for side in SIDES:
+            results.setdefault(shape, {})[side] = _fresh(shape, side, args)
+            if args.json:  # after each: time on a machine with a GPU may end early
+                _keep(results, Path(args.json))
+    whole = {shape: sides for shape, sides in results.items() if not any("failed" in found for found in sides.values())}
+    if whole:
+        print(table(whole))
+    return 0 if whole.keys() == results.keys() else 1
 
-        Path(args.json).write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
-    return 0
+
+def _keep(results: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
+    from preftree.device import environment
+
+    file.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
 
 
 def _fresh(shape: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
     start = time.perf_counter()
     command = [__file__, "--device", args.device, "--steps", str(args.steps), "--child", shape, side]
-    found = fresh_process(command, f"{shape}, {side}:")
+    try:
+        found = fresh_process(command, f"{shape}, {side}:")
+    except SystemExit as failure:
+        print(failure, flush=True)
+        return {"failed": str(failure)}
     print(f"{shape:14}{side:10}{found['pairs_per_second']:8.2f} pairs/s  ({time.perf_counter() - start:.0f} s)  "
           f"{found['setting']}", flush=True)  # fmt: skip
     return found

@@ -36,6 +36,48 @@ def test_the_command(tmp_path: Path) -> None:
     assert "cached" in done.stdout
 
 
+@pytest.mark.parametrize("shape", ["tiny", "tiny-mpt"])
+def test_an_attempt_leaves_nothing(shape: str, tmp_path: Path) -> None:
+    """Recomputation is off again for the settings that are tried without it, and the reference's adapter is gone."""
+    model, pairs = cuda_shapes.make_model(shape, "cpu"), cuda_shapes.make_pairs(16, 300, shorter=8)
+
+    def state() -> tuple[list[str], int, int]:
+        hooks = sum(len(module._forward_hooks) for module in model.modules())
+        return (
+            list(model.peft_config),
+            hooks,
+            sum(bool(getattr(module, "gradient_checkpointing", False)) for module in model.modules()),
+        )
+
+    before = state()
+    cuda_shapes._trl(model, pairs, str(tmp_path), "cpu", 8, True)
+    assert state() != before
+    cuda_shapes._release(model, "cpu")
+    assert state() == before
+    assert cuda_shapes.run_preftree(model, pairs, str(tmp_path), "cpu")["seconds"] > 0
+
+
+def test_a_side_that_fails_stops_only_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = {"pairs_per_second": 2.0, "peak_gib": 1.0, "utilisation": 0.5, "gemm_peak_tflops": 1.0, "setting": "S"}
+
+    def fresh(command: list[str], name: str) -> dict[str, object]:
+        if name == "mpt-7b, trl:":
+            raise SystemExit(f"{name} failed with exit code 1")
+        return numbers
+
+    monkeypatch.setattr(cuda_shapes, "fresh_process", fresh)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert cuda_shapes.main(["--shapes", "mpt-7b", "tiny", "--json", str(tmp_path / "J")]) == 1
+    assert json.loads((tmp_path / "J").read_text())["results"]["mpt-7b"]["trl"] == {
+        "failed": "mpt-7b, trl: failed with exit code 1"
+    }
+    printed = capsys.readouterr().out
+    assert "failed with exit code 1" in printed
+    assert "ratio" in printed
+
+
 def test_lengths_are_those_of_orca() -> None:
     pairs = cuda_shapes.make_pairs(48, 1000)
     sizes = sorted((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
