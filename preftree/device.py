@@ -47,6 +47,11 @@ class Choice(Generic[T]):
         return f"{str(self.value).removeprefix('torch.')}: {self.reason}"
 
 
+def kind_of(device: str) -> str:
+    """'cuda' of 'cuda:1'. Among several ranks the CPU has a number too and is no other device for it: cpu:0."""
+    return device.partition(":")[0]
+
+
 def choose_device(settings: Settings) -> Choice[str]:
     """The device transformers' Trainer will use ('cpu', 'cuda:0', 'hpu:0', …).
 
@@ -56,10 +61,9 @@ def choose_device(settings: Settings) -> Choice[str]:
     if train.use_habana:
         require_gaudi()
     device = str(train.device)  # found by TrainingArguments already; a second opinion could only disagree
-    kind = device.partition(":")[0]
+    kind = kind_of(device)
     if kind == "cpu":
         missing = "no GPU or other accelerator was found"
-        # Among several ranks it is called cpu:0, where whatever asks for "cpu" would take it for an accelerator.
         return Choice(kind, missing if train.cpu_by_default else "asked for by --use_cpu")
     if kind == "cuda":
         return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
@@ -75,7 +79,7 @@ def choose_dtype(settings: Settings, device: str) -> Choice[torch.dtype]:
     A CPU that computes bfloat16 slower than float32 computes in float32; the reason says how much slower.
     """
     asked, train = settings.model.torch_dtype, settings.train
-    kind = device.partition(":")[0]
+    kind = kind_of(device)
     if asked != "auto":
         return Choice(getattr(torch, asked), f"asked for by --torch_dtype {asked}")
     flag = "--bf16" if train.bf16 else "--fp16" if train.fp16 else None
@@ -96,7 +100,8 @@ def inference_dtype(device: str, asked: str = "auto") -> Choice[torch.dtype]:
         raise SettingsError(f"--dtype {asked}: choose from {', '.join(known)}.{did_you_mean(asked, known)}")
     if asked != "auto":
         return Choice(getattr(torch, asked), f"asked for by --dtype {asked}")
-    return _cpu_dtype(None) if device == "cpu" else _fast_dtype(device.partition(":")[0])
+    kind = kind_of(device)
+    return _cpu_dtype(None) if kind == "cpu" else _fast_dtype(kind)
 
 
 def require_device(asked: str) -> None:
@@ -171,7 +176,7 @@ def _product_seconds(size: int, dtype: torch.dtype) -> float:
 
 def _backend(device: str) -> Any:
     """torch's module for a device that is not the CPU (torch.cuda, torch.xpu, torch.mps, torch.hpu), None if none."""
-    kind = device.partition(":")[0]
+    kind = kind_of(device)
     return None if kind == "cpu" else getattr(torch, kind, None)
 
 
@@ -202,7 +207,7 @@ def gemm_peak(
         ready: of a weight (M, K): what makes (N, M) out of (N, K) with it; the fastest product that is at hand, so
             that nothing else can look better. None for torch's own.
     """
-    size = 1536 if device == "cpu" else 8192
+    size = 1536 if kind_of(device) == "cpu" else 8192
     x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     product = ready(weight) if ready is not None else partial(torch.nn.functional.linear, weight=weight)
     best, until = float("inf"), time.perf_counter() + seconds

@@ -13,7 +13,16 @@ import pytest
 import torch
 
 from preftree import device
-from preftree.device import Choice, available_memory, choose_device, choose_dtype, peak_memory, total_memory
+from preftree.device import (
+    Choice,
+    available_memory,
+    choose_device,
+    choose_dtype,
+    gemm_peak,
+    inference_dtype,
+    peak_memory,
+    total_memory,
+)
 from preftree.errors import DeviceError
 from preftree.settings import Settings, TrainSettings, parse_settings
 
@@ -79,6 +88,21 @@ def test_the_device_is_the_one_training_arguments_found(monkeypatch: pytest.Monk
     assert "was found" in choose_device(settings()).reason
     monkeypatch.setattr(TrainSettings, "device", torch.device("cpu:0"))  # of a rank among several
     assert choose_device(settings("--use_cpu")).value == "cpu"
+
+
+def test_a_cpu_with_a_number_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As accelerate calls it among several ranks, and as --device may."""
+    monkeypatch.setattr(device, "cpu_bf16_instructions", lambda: None)
+    monkeypatch.setattr(device, "bf16_speedup", lambda: 0.02)
+    assert inference_dtype("cpu:0") == inference_dtype("cpu")
+    assert choose_dtype(settings("--use_cpu"), "cpu:0") == choose_dtype(settings("--use_cpu"), "cpu")
+    assert total_memory("cpu:0") == total_memory("cpu")
+    sizes: list[int] = []
+    drawn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **options: sizes.append(size[0]) or drawn(8, 8))  # type: ignore[func-returns-value]
+    for name in ("cpu", "cpu:0"):
+        gemm_peak(name, torch.float32, seconds=0)
+    assert len(set(sizes)) == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

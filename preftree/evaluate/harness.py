@@ -23,7 +23,7 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from preftree.device import inference_dtype, require_device
+from preftree.device import inference_dtype, kind_of, require_device
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.evaluate.cache import RequestCache, request_key, sampled
 from preftree.forest import Request
@@ -78,7 +78,7 @@ class PreftreeLM(HFLM):
     ) -> None:
         _check_options(options)
         self.console = Console(soft_wrap=True, stderr=True)
-        self.processes = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+        self.processes = PartialState(cpu=kind_of(device or "") == "cpu" or not torch.cuda.is_available())
         if isinstance(pretrained, str):
             device = device or str(self.processes.device)
             require_device(device)

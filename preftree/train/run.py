@@ -14,7 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.cache import cache_root
 from preftree.data.sources import refuse_inside
-from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory, room_for
+from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory, kind_of, room_for
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.launcher import check_world_size
@@ -72,7 +72,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
             ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
         set_seed(settings.train.seed)
         model, key = _model(settings, source, dtype.value, device.value, ranks, say)
-        if device.value.startswith("cpu"):
+        if device.value == "cpu":
             # From here on: what loading has freed is given back in any case.
             keep_freed_memory(settings.train.max_memory is None)
         reference = _reference(settings, model, key, ranks, say)
@@ -88,7 +88,7 @@ def _ranks(settings: Settings, say: Say) -> Ranks:
     """The processes of this run. Fails where a launcher started more of them than found each other."""
     args = settings.train
     check_world_size(args.world_size)
-    ranks = Ranks(args.ddp_timeout, str(args.device).partition(":")[0], lockstep=args.sharding.base)
+    ranks = Ranks(args.ddp_timeout, kind_of(str(args.device)), lockstep=args.sharding.base)
     if ranks.count > 1:
         say(f"ranks      {ranks.count}: {args.sharding.reason}; LoRA's gradients are added up once a step")
     elif args.sharding.base:

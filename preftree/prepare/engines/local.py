@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from preftree.data.chat import Chat, Messages
-from preftree.device import Choice
+from preftree.device import Choice, kind_of
 from preftree.errors import RunError
 from preftree.model.generate import Answer, Sampling, answer_batch
 from preftree.model.load import load_model, load_tokenizer, resolve
@@ -97,8 +97,9 @@ def choose_dtype(generate: GenerateSettings) -> Choice[torch.dtype]:
     if generate.torch_dtype != "auto":
         return Choice(getattr(torch, generate.torch_dtype), f"asked for by --torch_dtype {generate.torch_dtype}")
     device = choose_device(generate).value
-    if device == "cpu":
+    kind = kind_of(device)
+    if kind == "cpu":
         return Choice(torch.float32, "auto: a CPU; --torch_dtype bfloat16 is faster on some")
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return Choice(torch.float16, "auto: this GPU has no native bfloat16")
     return Choice(torch.bfloat16, f"auto: native on this {device} device")
