@@ -168,6 +168,16 @@ def _get(settings: Any, group: str, key: str) -> Any:
     return values.get(key) if isinstance(values, Mapping) else None
 
 
+def make_folder(flag: str, folder: str) -> Path:
+    """Make the folder that `flag` names, where there is none. Raises RunError where that cannot be."""
+    path = Path(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise RunError(f"{flag} {folder} cannot be made: {problem.strerror}. Give another folder.") from problem
+    return path
+
+
 def _append(path: Path, record: Mapping[str, Any]) -> None:
     """Append one line in one write and flush it, so that a kill loses at most the record in hand."""
     line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"

@@ -10,16 +10,9 @@ import pytest
 
 import gaudi_spawn
 from preftree.gaudi import bootstrap, environment_for, flag_is_on
+from tests.launchers import HERE, OPEN_MPI, RANKS
 
 ROOT = Path(__file__).parents[1]
-MPI = {
-    "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    "OMPI_COMM_WORLD_SIZE": "8",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
-}
-RANKS = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}
-MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 @pytest.mark.parametrize(
@@ -29,8 +22,8 @@ MEETING = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
         (["--use_lazy_mode"], {}, {"PT_HPU_LAZY_MODE": "1"}),
         (["--use_lazy_mode", "--bf16"], {"PT_HPU_LAZY_MODE": "0"}, {"PT_HPU_LAZY_MODE": "1"}),
         (["--use_lazy_mode", "false"], {"PT_HPU_LAZY_MODE": "1"}, {"PT_HPU_LAZY_MODE": "0"}),
-        ([], MPI, {"PT_HPU_LAZY_MODE": "0"} | RANKS | MEETING),
-        ([], MPI | {"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"PT_HPU_LAZY_MODE": "0"} | RANKS),
+        ([], OPEN_MPI, {"PT_HPU_LAZY_MODE": "0"} | RANKS | HERE),
+        ([], OPEN_MPI | {"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"PT_HPU_LAZY_MODE": "0"} | RANKS),
         ([], {"RANK": "0", "WORLD_SIZE": "2"}, {"PT_HPU_LAZY_MODE": "0"}),
     ],
 )

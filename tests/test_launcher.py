@@ -6,13 +6,8 @@ import pytest
 
 from preftree.errors import DeviceError
 from preftree.launcher import advice, check_world_size, first_host, ranks_for
+from tests.launchers import HERE, OPEN_MPI, RANKS
 
-OPEN_MPI = {
-    "OMPI_COMM_WORLD_RANK": "3",
-    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
-    "OMPI_COMM_WORLD_SIZE": "8",
-    "OMPI_COMM_WORLD_LOCAL_SIZE": "8",
-}
 MPICH = {"PMI_RANK": "3", "MPI_LOCALRANKID": "1", "PMI_SIZE": "8", "MPI_LOCALNRANKS": "8"}
 SRUN = {
     "SLURM_JOB_ID": "1234567",
@@ -26,9 +21,7 @@ SRUN = {
     "SLURM_STEP_NUM_TASKS": "8",
     "SLURM_STEP_TASKS_PER_NODE": "2,3(x2)",
 }
-RANKS = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8"}
 TORCHRUN = RANKS | {"MASTER_ADDR": "gpu07", "MASTER_PORT": "1"}
-HERE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 ALONE: dict[str, str] = {}
 
 

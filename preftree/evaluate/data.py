@@ -20,7 +20,8 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, load_dataset
 
-from preftree.errors import DataError, RunError, SettingsError, did_you_mean
+from preftree.errors import DataError, SettingsError, did_you_mean
+from preftree.run import make_folder
 
 Row = dict[str, Any]
 
@@ -165,11 +166,7 @@ def export_data(folder: str, names: list[str], say: Callable[[str], None]) -> No
         DataError: the hub cannot be reached.
         RunError: `folder` cannot be made.
     """
-    place = Path(folder)
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise RunError(f"--export-data {folder} cannot be made: {problem.strerror}. Give another folder.") from problem
+    place = make_folder("--export-data", folder)
     for name in dict.fromkeys(names):
         source = SOURCES[name]
         wanted = {split: file for split, file in source.files.items() if not (place / file).exists()}

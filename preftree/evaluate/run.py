@@ -28,7 +28,7 @@ from preftree.evaluate.preference import preference_table, report_pairs
 from preftree.evaluate.results import find_results, leaderboard
 from preftree.evaluate.tasks import expand, plan_tasks
 from preftree.progress import Progress
-from preftree.run import RunFolder
+from preftree.run import RunFolder, make_folder
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def check_free(out: str) -> None:
         raise RunError(
             f"--out {out} holds an evaluation already ({found[-1].name}); nothing is written over. Give another folder."
         )
-    _made(out)
+    make_folder("--out", out)
 
 
 def _model(asked: Evaluation) -> PreftreeLM:
@@ -163,13 +163,6 @@ def _save(asked: Evaluation, tracker: EvaluationTracker, results: dict[str, Any]
             target = Path(asked.out) / path.relative_to(half)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(path, target)
-
-
-def _made(folder: str) -> None:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as problem:
-        raise RunError(f"--out {folder} cannot be made: {problem.strerror}. Give another folder.") from problem
 
 
 @contextmanager

@@ -76,7 +76,7 @@ _packs = WeakTensorKeyDictionary()
 
 def pack(weight: Tensor) -> bool:
     """Keep a frozen weight (O, I) in oneDNN's order as well, as long as it lives; returns whether that is possible."""
-    _packs.pop(weight, None)
+    unpack(weight)
     plain = not isinstance(weight, DTensor) and weight.device.type == "cpu" and weight.dim() == 2
     if not plain or not weight.is_contiguous() or not packs(weight.dtype):
         return False

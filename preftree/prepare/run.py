@@ -36,6 +36,8 @@ from preftree.progress import Progress
 from preftree.terminal import sayer
 from preftree.text.language import language
 
+#: Rows that cannot be read of which it is said why.
+SHOWN = 3
 #: Questions whose language is guessed, for the card.
 LANGUAGE_SAMPLE = 500
 
@@ -105,7 +107,7 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
     selection = select(passes, settings.select, examiner, lambda done, total: progress()(done, total))
     for line in _told(selection, settings.select.num_samples):
         say(line)
-    for line in unreadable(places) if selection.removed[UNREADABLE] else ():
+    for line in unreadable(places, min(selection.removed[UNREADABLE], SHOWN)):
         say(f"           cannot be read: {line}")
     if not selection.rows:
         raise DataError(f"No row of {settings.source.dataset_name} is left: see the counts above.")

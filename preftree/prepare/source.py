@@ -99,8 +99,8 @@ def read_rows(place: Place) -> Iterator[SourceRow | str]:
         raise DataError(_unknown(place.name, row if isinstance(row, Mapping) else {}))
 
 
-def unreadable(places: Iterable[Place], most: int = 3) -> list[str]:
-    """What is wrong with the first rows that cannot be read."""
+def unreadable(places: Iterable[Place], most: int) -> list[str]:
+    """What is wrong with the first rows that cannot be read; reads no further than the last of them."""
     bad = (
         f"{place.name}{f' row {number}' if number else ''}: {row}"
         for place in places

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from preftree.device import Choice, available_memory, ranks_on_host
+from preftree.device import Choice, available_memory, kind_of, ranks_on_host
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape
 from preftree.model.linear import promised_bytes
@@ -87,7 +87,7 @@ def choose_budget(
             f"{word} would allow {fits}, but the largest pair has {largest} tokens and cannot be cut; if memory runs "
             f"out, lower --max_length{why}",
         )
-    kind = device.partition(":")[0]
+    kind = kind_of(device)
     enough = max(ENOUGH.get(kind, ENOUGH_ELSEWHERE), largest)
     if fits < enough:
         return Budget(fits, checkpointing, word + why)

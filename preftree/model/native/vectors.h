@@ -84,7 +84,7 @@ inline vec exponential(vec x) {
 
 // 2^t for t <= 0, to a unit in the last place of what is kept of it: the polynomials (minimax on half a unit to either side)
 // are off by 2e-9 for float32 and by 3e-6 for bfloat16. What is too small for float32 becomes 0.
-constexpr float LOG2E = 1.44269504f, LN2 = 0.693147181f;
+constexpr float LOG2E = 1.44269504f;
 template <class Number>
 inline vec power_of_two(vec t) {
     const vec magic = all(12582912.f);
