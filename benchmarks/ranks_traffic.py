@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from preftree.distributed.ranks import Ranks
 from preftree.forest import Bundle, Forest
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, leaf_logprobs
 from preftree.model.shard import shard_base
-from preftree.train.ranks import Ranks
 
 SHAPE = {
     "vocab_size": 49152,

@@ -79,8 +79,8 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 
     from preftree.data.encode import encode_pairs
     from preftree.data.sources import load_pairs
-    from preftree.device import cpu_bf16_instructions, gemm_peak
-    from preftree.model.linear import product_with
+    from preftree.hardware.device import cpu_bf16_instructions, gemm_peak
+    from preftree.model.cpu.linear import product_with
     from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
     from preftree.train.work import Work
@@ -121,7 +121,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
     from transformers import TrainingArguments
 
-    from preftree.device import keep_freed_memory, room_for
+    from preftree.hardware.device import keep_freed_memory, room_for
     from preftree.model.score import attach, causal_model
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
@@ -206,7 +206,7 @@ def _counts(args: argparse.Namespace, pairs: list[Any]) -> Any:
 
 
 def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    from preftree.device import environment
+    from preftree.hardware.device import environment
 
     def median(side: str, key: str) -> float:
         return statistics.median(r[key] for r in results[side])

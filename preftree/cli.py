@@ -15,10 +15,11 @@ from typing import Annotated, Any
 
 import typer
 
-from preftree import __version__, gaudi, launcher
-from preftree.cache import cache_parts, cache_root, clear_cache
+from preftree import __version__
+from preftree.distributed import gaudi, launcher
 from preftree.errors import PreftreeError, SettingsError
-from preftree.terminal import visible
+from preftree.io.cache import cache_parts, cache_root, clear_cache
+from preftree.io.console import visible
 
 app = typer.Typer(
     name="preftree",
@@ -55,13 +56,13 @@ def _train(argv: list[str]) -> int | None:
     gaudi.bootstrap(argv)  # before torch is imported
     if gaudi.flag_is_on(argv, "use_habana"):
         gaudi.require_gaudi()
-    from preftree.settings import parse_settings
+    from preftree.config.train import parse_settings
 
     settings = parse_settings(argv)
     if os.environ.get("RANK", "0") == "0":
         for note in [*launcher.advice(), *settings.notes]:
             print(f"note: {visible(note)}")
-    from preftree.train.ranks import leave
+    from preftree.distributed.ranks import leave
     from preftree.train.run import train
 
     code = train(settings)
@@ -82,7 +83,7 @@ def prepare(context: typer.Context) -> None:
 
 
 def _prepare(argv: list[str]) -> None:
-    from preftree.prepare.settings import parse_settings
+    from preftree.config.prepare import parse_settings
 
     settings = parse_settings(argv)
     from preftree.prepare.run import prepare as run_prepare
@@ -105,7 +106,7 @@ def _check(argv: list[str]) -> int:
 @app.command()
 def env() -> None:
     """Print what this machine is and which versions are installed, as JSON."""
-    from preftree.device import environment
+    from preftree.hardware.device import environment
 
     print(json.dumps(environment(), indent=2, ensure_ascii=False))
 

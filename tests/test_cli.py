@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import preftree
 from preftree.cli import app, main_train
+from preftree.config.train import Settings
 from preftree.errors import DataError
-from preftree.settings import Settings
 
 BASE = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O", "--use_cpu"]
 

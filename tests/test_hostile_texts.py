@@ -13,8 +13,8 @@ from rich.console import Console
 
 from preftree.check.run import main as check
 from preftree.cli import guarded
+from preftree.io.console import sayer, visible
 from preftree.prepare.card import card
-from preftree.terminal import sayer, visible
 
 ESCAPE = "\x1b[31mred\x1b]0;title\x07\r\x9b2J"
 TURNED = "\u202egpj.exe"

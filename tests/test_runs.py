@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from preftree.prepare.settings import parse_settings as parse_prepare
-from preftree.settings import parse_settings
+from preftree.config.prepare import parse_settings as parse_prepare
+from preftree.config.train import parse_settings
 
 ROOT = Path(__file__).parents[1]
 SHOW = "#!/bin/sh\nprintf '%s\\n' \"$@\"\n"

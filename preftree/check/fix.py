@@ -15,7 +15,7 @@ import numpy as np
 
 from preftree.check.read import Seen
 from preftree.check.report import Report, Rows
-from preftree.check.settings import CheckSettings
+from preftree.config.check import CheckSettings
 from preftree.data.fields import RowProblem
 from preftree.data.files import READERS
 from preftree.data.sources import find_tables, refuse_inside

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preftree.check.report import FINE, NOTE, SPOILS, Histogram, Report
 from preftree.check.views import counted, percent, row_list
-from preftree.terminal import visible
+from preftree.io.console import visible
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
 

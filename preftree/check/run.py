@@ -18,14 +18,14 @@ from preftree.check.html import write_html
 from preftree.check.read import PairHook, Sample, Seen, read
 from preftree.check.report import SKIPPED, SPOILS, Finding, Histogram, Report, histogram
 from preftree.check.sets import SET_CHECKS
-from preftree.check.settings import CheckSettings, parse_check_settings
 from preftree.check.texts import NearPrompts, Overlap, languages
 from preftree.check.views import show
+from preftree.config.check import CheckSettings, parse_check_settings
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import find_tables
 from preftree.errors import DataError
-from preftree.progress import Progress
-from preftree.terminal import sayer
+from preftree.io.console import sayer
+from preftree.io.progress import Progress
 from preftree.text.overlap import OverlapIndex, read_test_questions
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
-from preftree.terminal import sayer, visible
+from preftree.io.console import sayer, visible
 
 #: Rows named in the table.
 SHOWN = 5

@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from preftree.cache import cache_root, replacing
 from preftree.data import chat, encode, record
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair
+from preftree.io.cache import cache_root, replacing
 
 
 def remembered_pairs(

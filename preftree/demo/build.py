@@ -38,6 +38,7 @@ from preftree.data.record import Turn
 from preftree.demo.checks import passes
 from preftree.demo.kinds import SPLITS, Example, Split, make_examples
 from preftree.errors import PreftreeError, RunError
+from preftree.io.progress import Progress
 from preftree.model.generate import Answer, Sampling
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.engines.local import RenderTokens, TransformersEngine
@@ -45,7 +46,6 @@ from preftree.prepare.generate import Plan, Prompt, Verdict, generate
 from preftree.prepare.journal import Journal, whole_file
 from preftree.prepare.judge import trim
 from preftree.prepare.workers import Here
-from preftree.progress import Progress
 
 DATA_FOLDER = Path(__file__).parent / "data"
 """Where the shipped train.jsonl and heldout.jsonl are."""

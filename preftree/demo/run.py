@@ -19,21 +19,21 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preftree.config.train import Settings, parse_settings
 from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.record import Turn
 from preftree.data.sources import load_pairs
 from preftree.demo.build import DATA_FOLDER, read_split
 from preftree.demo.checks import passes
-from preftree.device import choose_device, choose_dtype
 from preftree.evaluate.preference import PairScores, score_pairs
+from preftree.hardware.device import choose_device, choose_dtype
+from preftree.io.progress import Progress
+from preftree.io.run_folder import RunFolder
 from preftree.model.generate import greedy_answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
 from preftree.model.score import attach
-from preftree.progress import Progress
-from preftree.run import RunFolder
-from preftree.settings import Settings, parse_settings
 from preftree.train.run import train
 
 #: What the demo trains with: one pass over the pairs, as flags of `preftree train`.

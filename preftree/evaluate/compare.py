@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from preftree.errors import RunError, SettingsError
 from preftree.evaluate.results import Run, Scores, average, find_results
 from preftree.evaluate.statistics import Difference, average_difference, paired_difference
-from preftree.run import RunFolder
+from preftree.io.run_folder import RunFolder
 
 #: Fields of a task's config that decide what is asked and what counts.
 _TASK_FIELDS = (

@@ -21,7 +21,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, load_dataset
 
 from preftree.errors import DataError, SettingsError, did_you_mean
-from preftree.run import make_folder
+from preftree.io.run_folder import make_folder
 
 Row = dict[str, Any]
 

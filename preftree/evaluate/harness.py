@@ -23,15 +23,15 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from preftree.device import inference_dtype, kind_of, require_device
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.evaluate.cache import RequestCache, request_key, sampled
 from preftree.forest import Request
 from preftree.forest.stream import split_paths
+from preftree.hardware.device import inference_dtype, kind_of, require_device
+from preftree.io.progress import Progress
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
 from preftree.model.stream import Answer, can_stream, score_requests
-from preftree.progress import Progress
 
 #: Tokens of a forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
 BUDGET = {"cpu": 2048}

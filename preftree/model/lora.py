@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftree.errors import ModelError, did_you_mean
-from preftree.model.lora_linear import quicken
+from preftree.model.cpu.lora_linear import quicken
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

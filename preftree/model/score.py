@@ -29,9 +29,9 @@ from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Bundle, Forest
 from preftree.model import families
 from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timing
-from preftree.model.fused import fuse, pack_weights, release
+from preftree.model.cpu.fused import fuse, pack_weights, release
+from preftree.model.cpu.kernels import NARROW
 from preftree.model.logprob import Head, token_logprobs
-from preftree.model.native import NARROW
 
 #: `attention` settings besides the names of tree backends.
 PADDED = ("padded", "plain")

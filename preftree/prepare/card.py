@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from preftree.io.console import visible
 from preftree.prepare.output import COLUMNS
-from preftree.terminal import visible
 
 _BAR = 40
 #: Share of the questions from which on the card names a language: below it are guesses gone wrong, too.

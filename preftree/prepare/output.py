@@ -9,11 +9,11 @@ from typing import Any
 
 import yaml
 
+from preftree.config.prepare import GenerateSettings
 from preftree.data.fields import whole_characters
 from preftree.prepare.generate import Kept
 from preftree.prepare.journal import whole_file
 from preftree.prepare.select import Selected
-from preftree.prepare.settings import GenerateSettings
 
 COLUMNS = {
     "system": "system prompt; may be empty",

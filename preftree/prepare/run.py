@@ -14,11 +14,14 @@ import xxhash
 from rich.console import Console
 
 from preftree import __version__
+from preftree.config.prepare import PrepareSettings
 from preftree.data.chat import Chat, Messages
 from preftree.data.record import Turn
 from preftree.data.sources import refuse_inside
-from preftree.device import environment
 from preftree.errors import DataError
+from preftree.hardware.device import environment
+from preftree.io.console import sayer
+from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
@@ -29,11 +32,8 @@ from preftree.prepare.journal import Journal, only_process, whole_file
 from preftree.prepare.judge import judge
 from preftree.prepare.output import pairs, write_manifest, write_pairs
 from preftree.prepare.select import Passes, Selected, Selection, benchmark_questions, make_examiner, select
-from preftree.prepare.settings import PrepareSettings
 from preftree.prepare.source import UNREADABLE, find_places, unreadable
 from preftree.prepare.workers import Here, Threads, Workers
-from preftree.progress import Progress
-from preftree.terminal import sayer
 from preftree.text.language import language
 
 #: Rows that cannot be read of which it is said why.

@@ -16,7 +16,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from preftree.prepare.settings import SelectSettings
+from preftree.config.prepare import SelectSettings
 from preftree.prepare.source import Place, read_rows
 from preftree.text.duplicates import exact_key
 from preftree.text.refusals import is_refusal

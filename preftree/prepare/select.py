@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from preftree.config.prepare import PrepareSettings, SelectSettings
 from preftree.data.chat import Chat
 from preftree.data.record import Turn
 from preftree.prepare.folder import damaged
 from preftree.prepare.journal import whole_file
 from preftree.prepare.scan import TOLD_EVERY, Scan, Scanner, Tell, merge, silent, strata
-from preftree.prepare.settings import PrepareSettings, SelectSettings
 from preftree.prepare.source import Place, SourceRow, read_rows
 from preftree.prepare.workers import Workers
 from preftree.text.duplicates import NearDuplicates, exact_key

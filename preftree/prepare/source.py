@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from preftree.config.prepare import SourceSettings
 from preftree.data.fields import RowProblem
 from preftree.data.sources import find_tables
 from preftree.errors import DataError
-from preftree.prepare.settings import SourceSettings
 
 COLUMNS = {
     "id": ("id",),

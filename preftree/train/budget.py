@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from preftree.device import Choice, available_memory, kind_of, ranks_on_host
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape
-from preftree.model.linear import promised_bytes
+from preftree.hardware.device import Choice, available_memory, kind_of, ranks_on_host
+from preftree.model.cpu.linear import promised_bytes
 from preftree.model.score import leaf_logprobs
 
 #: Tokens after which a forest is no faster: GEMMs are large enough by then.

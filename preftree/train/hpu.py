@@ -15,9 +15,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from preftree.device import Choice
+from preftree.config.train import TrainSettings
 from preftree.errors import DeviceError
-from preftree.settings import TrainSettings
+from preftree.hardware.device import Choice
 
 
 class StepHook(TrainerCallback):

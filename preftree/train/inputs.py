@@ -14,14 +14,14 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from preftree.check.quick import quick_check
+from preftree.config.train import Settings
 from preftree.data.encode import EncodedPair
 from preftree.data.record import LoadedPairs
 from preftree.data.sources import load_pairs
 from preftree.data.split import split_validation
 from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
-from preftree.progress import Progress
-from preftree.settings import Settings
+from preftree.io.progress import Progress
 
 Say = Callable[[str], None]
 

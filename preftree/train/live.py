@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from preftree.device import peak_memory
-from preftree.progress import clock
-from preftree.run import RunFolder
+from preftree.hardware.device import peak_memory
+from preftree.io.progress import clock
+from preftree.io.run_folder import RunFolder
 from preftree.train.metrics import Pulse, SpeedMeter
 
 #: Seconds between two lines where the output is no terminal.

@@ -16,10 +16,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from preftree.distributed.ranks import Ranks, idle_forest
 from preftree.errors import ModelError
 from preftree.forest import Forest, upload
 from preftree.model.score import LeafLogprobs, evaluating, leaf_logprobs
-from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
 

@@ -12,27 +12,35 @@ from rich.console import Console
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from preftree.cache import cache_root
+from preftree.config.train import Settings
 from preftree.data.sources import refuse_inside
-from preftree.device import choose_device, choose_dtype, environment, gemm_peak, keep_freed_memory, kind_of, room_for
+from preftree.distributed.launcher import check_world_size
+from preftree.distributed.ranks import Ranks
 from preftree.errors import RunError
 from preftree.forest import Shape
-from preftree.launcher import check_world_size
-from preftree.model.linear import product_with
+from preftree.hardware.device import (
+    choose_device,
+    choose_dtype,
+    environment,
+    gemm_peak,
+    keep_freed_memory,
+    kind_of,
+    room_for,
+)
+from preftree.io.cache import cache_root
+from preftree.io.console import sayer
+from preftree.io.run_folder import RunFolder
+from preftree.model.cpu.linear import product_with
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.model.shard import shard_base
-from preftree.run import RunFolder
-from preftree.settings import Settings
-from preftree.terminal import sayer
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.hpu import optimizer, step_hook
 from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
 from preftree.train.metrics import Pulse
 from preftree.train.profile import StepProfile
-from preftree.train.ranks import Ranks
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.store import LogprobStore, weights_key

@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftree.cache import replacing
+from preftree.io.cache import replacing
 from preftree.model.digest import add_model
 
 #: Length of a key.

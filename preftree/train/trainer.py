@@ -23,12 +23,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
+from preftree.distributed.ranks import Ranks, idle_forest
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pairs
 from preftree.model.score import leaf_logprobs
 from preftree.train.hpu import StepHook
 from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
 from preftree.train.order import PromptOrder
-from preftree.train.ranks import Ranks, idle_forest
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
 from preftree.train.work import Work

@@ -15,14 +15,14 @@ from rich.console import Console
 from preftree.check.quick import quick_check
 from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
 from preftree.check.run import check
-from preftree.check.settings import parse_check_settings
 from preftree.check.tokens import sampling_error
 from preftree.check.views import counted
+from preftree.config.check import parse_check_settings
 from preftree.data.encode import encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError
-from tests import tiny
+from tests.support import tiny
 
 FILES = ("orca_pairs", "conversational", "mixed_pairs", "ultrafeedback_scored")
 

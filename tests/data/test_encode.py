@@ -27,7 +27,7 @@ from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
 from preftree.errors import ModelError, SettingsError
-from tests import tiny
+from tests.support import tiny
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
 

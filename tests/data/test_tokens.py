@@ -10,12 +10,12 @@ from unittest import mock
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from preftree.cache import cache_root
 from preftree.data import tokens
 from preftree.data.encode import encode_pairs
 from preftree.data.record import PreferencePair, Turn
 from preftree.data.tokens import content_key, remembered_pairs
-from tests.tiny import word_tokenizer
+from preftree.io.cache import cache_root
+from tests.support.tiny import word_tokenizer
 
 LENGTHS = {"max_length": 60, "max_prompt_length": 40}
 PAIRS = [

@@ -23,7 +23,7 @@ from preftree.demo.kinds.pools import CATEGORIES, ECHO_SENTENCES, OPPOSITES, PHR
 from preftree.model.generate import Answer, greedy_answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.engines.local import RenderTokens
-from tests import tiny
+from tests.support import tiny
 
 ROWS = {split: read_split(split) for split in SPLITS}
 COLUMNS = ["system", "question", "chosen", "rejected", "kind", "check"]

@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from preftree.errors import ModelError, SettingsError
 from preftree.evaluate.cache import RequestCache, model_key
 from preftree.evaluate.harness import PreftreeLM
-from tests import tiny
+from tests.support import tiny
 
 FAMILIES = {name: tiny.FAMILIES[name] for name in ("llama", "qwen2", "gemma2", "mpt", "gpt_neox")}
 

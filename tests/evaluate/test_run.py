@@ -21,7 +21,7 @@ from preftree.evaluate import compare
 from preftree.evaluate.results import find_results
 from preftree.evaluate.run import Evaluation, run
 from preftree.evaluate.tasks import plan_tasks
-from tests import tiny
+from tests.support import tiny
 
 TASKS = "arc_challenge,truthfulqa_mc2,mmlu"
 

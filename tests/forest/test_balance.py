@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from preftree.forest import Bundle, grow
 from preftree.forest.balance import balance
-from tests.strategies import batches
+from tests.support.strategies import batches
 
 
 def shares(bundles: list[Bundle], parts: int) -> list[list[int]]:

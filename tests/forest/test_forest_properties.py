@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from preftree.forest import Bundle, Forest, Node, grow, pack
 from preftree.forest.tree import MIN_SHARED
-from tests.strategies import batches, leaf_paths, path_to, sequences, token_parents
+from tests.support.strategies import batches, leaf_paths, path_to, sequences, token_parents
 
 few = settings(max_examples=40, deadline=None, derandomize=True)
 thresholds = st.sampled_from((1, 3, MIN_SHARED, 10**9))

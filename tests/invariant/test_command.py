@@ -13,8 +13,8 @@ from peft import PeftModel
 from transformers import AutoTokenizer
 
 from preftree.cli import main_train
-from tests import tiny
-from tests.command import TEMPLATE, command, losses, write_inputs
+from tests.support import tiny
+from tests.support.command import TEMPLATE, command, losses, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 

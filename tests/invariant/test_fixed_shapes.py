@@ -22,8 +22,8 @@ from preftree.train.losses import LOSSES
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
-from tests import tiny
-from tests.strategies import batches, random_batch
+from tests.support import tiny
+from tests.support.strategies import batches, random_batch
 from tests.train.test_trainer import PAIRS, make_model, make_trainer, one_step
 
 pytestmark = [

@@ -1,5 +1,5 @@
 """Two Gaudi cards in lazy mode, as far as that goes without one: the real command on a stand-in for the vendor's
-software (`tests/fakes`), through transformers' and accelerate's own code for the device."""
+software (`tests/support/fakes`), through transformers' and accelerate's own code for the device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from preftree.cli import main_train
-from preftree.settings import parse_settings
-from tests.command import command, history, losses, write_inputs
-from tests.ranks import ROOT, free_port
+from preftree.config.train import parse_settings
+from tests.support.command import command, history, losses, write_inputs
+from tests.support.ranks import ROOT, free_port
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
@@ -31,7 +31,7 @@ def test_two_cards_in_lazy_mode_are_one_cpu(tmp_path: Path) -> None:
     words = command(inputs, tmp_path / "hpu", **FLAGS, per_device_train_batch_size=2, use_cpu="false")
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'tests' / 'fakes'}{os.pathsep}{ROOT}",
+        "PYTHONPATH": f"{ROOT / 'tests' / 'support' / 'fakes'}{os.pathsep}{ROOT}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": "2",

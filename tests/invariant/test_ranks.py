@@ -12,8 +12,8 @@ import pytest
 from safetensors.torch import load_file
 
 from preftree.cli import main_train
-from tests.command import command, history, losses, write_inputs
-from tests.ranks import ROOT, as_srun, as_torchrun, finish, said, start, together
+from tests.support.command import command, history, losses, write_inputs
+from tests.support.ranks import ROOT, as_srun, as_torchrun, finish, said, start, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 

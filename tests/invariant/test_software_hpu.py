@@ -1,5 +1,5 @@
 """Training on a device that is not the CPU: the same numbers, nothing left behind on the host, and no wait for the
-device inside a step. The device is a stand-in (`tests/fakes/software_hpu`) in a process of its own."""
+device inside a step. The device is a stand-in (`tests/support/fakes/software_hpu`) in a process of its own."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def trainer(folder: Path, device: str, objective: Objective | None = None) -> Pr
 
 def start() -> None:
     """Puts the device in place. Trainer and accelerate look for the vendor's package, or take what they are told."""
-    from tests.fakes import software_hpu
+    from tests.support.fakes import software_hpu
 
     torch.set_num_threads(1)
     os.environ["ACCELERATE_TORCH_DEVICE"] = software_hpu.NAME
@@ -95,7 +95,7 @@ class Watch(TrainerCallback):
 
 
 def _taken() -> list[str]:
-    from tests.fakes.software_hpu import waits
+    from tests.support.fakes.software_hpu import waits
 
     found = list(waits)
     waits.clear()

@@ -17,7 +17,7 @@ from preftree.model.score import attach
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
-from tests import tiny
+from tests.support import tiny
 
 trl = pytest.importorskip("trl", reason="TRL is not installed (the test extra has it)")
 

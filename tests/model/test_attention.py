@@ -14,8 +14,8 @@ from torch import Tensor
 
 from preftree.forest import Bundle, Forest, Shape
 from preftree.model.attention import BACKENDS, Attend, Rules, cpu, flex, masked, varlen
-from tests import kernels
-from tests.strategies import batches, leaf_paths, random_batch
+from tests.support import kernels
+from tests.support.strategies import batches, leaf_paths, random_batch
 
 SIZE = 4
 QKV = tuple[Tensor, Tensor, Tensor]

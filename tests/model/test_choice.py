@@ -13,8 +13,8 @@ from preftree.forest import Forest
 from preftree.model import score
 from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, timing
 from preftree.model.score import attach, leaf_logprobs
-from tests import kernels, tiny
-from tests.strategies import random_batch
+from tests.support import kernels, tiny
+from tests.support.strategies import random_batch
 
 LADDER = ("varlen", "flex", "masked")
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from preftree.forest import Forest, Shape
 from preftree.model.attention import BACKENDS, FOR_DEVICE, Rules
 from preftree.model.score import attach, leaf_logprobs
-from tests import tiny
-from tests.strategies import random_batch
+from tests.support import tiny
+from tests.support.strategies import random_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

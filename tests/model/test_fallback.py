@@ -15,8 +15,8 @@ from preftree.errors import ModelError, SettingsError
 from preftree.forest import Bundle, Forest
 from preftree.model.attention import BACKENDS, Rules
 from preftree.model.score import attach, causal_model, leaf_logprobs
-from tests import tiny
-from tests.strategies import random_batch
+from tests.support import tiny
+from tests.support.strategies import random_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

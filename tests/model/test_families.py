@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from preftree.forest import Bundle, Forest
 from preftree.model.attention import FOR_DEVICE
 from preftree.model.score import attach, leaf_logprobs
-from tests import tiny
-from tests.strategies import random_batch
+from tests.support import tiny
+from tests.support.strategies import random_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from preftree.model import generate
 from preftree.model.generate import Answer, Sampling, answer_batch, by_length, draw, uniforms
-from tests import tiny
+from tests.support import tiny
 
 SAMPLED = Sampling(temperature=0.9, top_p=0.95)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftree.cache import cache_root
 from preftree.errors import ModelError
+from preftree.io.cache import cache_root
 from preftree.model import load
 from preftree.model.load import load_model, load_tokenizer, resolve
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

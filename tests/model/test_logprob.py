@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from preftree.model import linear, logprob
+from preftree.model import logprob
+from preftree.model.cpu import linear
 from preftree.model.logprob import Head, token_logprobs
 
 ROWS, HIDDEN, VOCABULARY = 23, 16, 61

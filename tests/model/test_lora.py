@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from preftree.errors import ModelError
 from preftree.model.load import disable_dropout
 from preftree.model.lora import add_lora, linear_names
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 

@@ -12,7 +12,7 @@ from preftree.forest import Request
 from preftree.model import logprob
 from preftree.model.score import attach
 from preftree.model.stream import Answer, can_stream, score_requests
-from tests import tiny
+from tests.support import tiny
 
 
 def requests(seed: int = 0) -> list[Request]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from preftree.flags import OLD_FLAGS, FlagParser, Parsed
-from preftree.settings import DataSettings, LoraSettings, ModelSettings, TrainSettings
+from preftree.config.parser import OLD_FLAGS, FlagParser, Parsed
+from preftree.config.train import DataSettings, LoraSettings, ModelSettings, TrainSettings
 
 pytestmark = pytest.mark.gaudi_oracle
 

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from preftree.config.prepare import parse_settings
 from preftree.prepare.folder import Folder
 from preftree.prepare.run import prepare
-from preftree.prepare.settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

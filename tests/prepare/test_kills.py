@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
 from tests.prepare.test_run import TEMPLATE
 from tests.prepare.test_select import rows, write
+from tests.support import tiny
 
 
 def driver(out: Path, *flags: str, timeout: float) -> str:

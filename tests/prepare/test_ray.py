@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from preftree.config.prepare import parse_settings
 from preftree.errors import SettingsError
-from preftree.prepare.settings import parse_settings
 from tests.prepare.test_run import command, contents, flags, inputs
 from tests.prepare.test_select import rows, write
 
@@ -37,7 +37,7 @@ def test_two_workers_make_the_same_files(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preftree.prepare.settings.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("preftree.config.prepare.importlib.util.find_spec", lambda name: None)
     base = ["--dataset_name", "D", "--output_dir", "O", "--model_name_or_path", "M"]
     with pytest.raises(SettingsError, match=r"preftree\[ray\]"):
         parse_settings([*base, "--ray", "local"])

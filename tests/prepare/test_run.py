@@ -13,13 +13,13 @@ import yaml
 from typer.testing import CliRunner
 
 from preftree.cli import app
+from preftree.config.prepare import PrepareSettings, parse_settings
 from preftree.data.sources import load_pairs
 from preftree.prepare.card import _front_matter, _size, histogram
 from preftree.prepare.folder import Folder
 from preftree.prepare.output import COLUMNS
-from preftree.prepare.settings import PrepareSettings, parse_settings
-from tests import tiny
 from tests.prepare.test_select import rows, write
+from tests.support import tiny
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<turn>' + m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"

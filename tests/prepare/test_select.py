@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from preftree.config.prepare import SelectSettings, SourceSettings
 from preftree.data.chat import Chat
 from preftree.errors import DataError
 from preftree.prepare.scan import DUPLICATE, REFUSAL
@@ -30,12 +31,11 @@ from preftree.prepare.select import (
     benchmark_questions,
     select,
 )
-from preftree.prepare.settings import SelectSettings, SourceSettings
 from preftree.prepare.source import NO_ANSWER, NO_QUESTION, UNREADABLE, find_places
 from preftree.prepare.workers import Here
 from preftree.text.overlap import OverlapIndex
-from tests import tiny
 from tests.prepare.test_generate import Backwards
+from tests.support import tiny
 
 SYSTEMS = ["", "w20 w21", "w22"]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from preftree.config.prepare import parse_settings
 from preftree.errors import RunError, SettingsError
 from preftree.model.generate import Answer
 from preftree.prepare.engines import server as engine_module
 from preftree.prepare.generate import Request
-from preftree.prepare.settings import parse_settings
 
 KEY = "sk-a-key-that-nobody-may-see"
 

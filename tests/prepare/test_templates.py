@@ -10,7 +10,7 @@ from preftree.data.chat import Chat
 from preftree.data.record import Turn
 from preftree.errors import SettingsError
 from preftree.prepare.templates import chat_template
-from tests import tiny
+from tests.support import tiny
 
 
 def rendered(name: str, system: str, *turns: tuple[str, str]) -> str:

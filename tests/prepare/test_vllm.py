@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
+from preftree.config.prepare import parse_settings
 from preftree.model.generate import Answer
 from preftree.prepare.engines import vllm as engine_module
 from preftree.prepare.generate import Request
-from preftree.prepare.settings import parse_settings
 from tests.prepare.test_run import flags, inputs
 
 __all__ = ["inputs"]

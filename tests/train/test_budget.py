@@ -7,14 +7,14 @@ from unittest import mock
 import pytest
 import torch
 
-from preftree import device
 from preftree.errors import SettingsError
 from preftree.forest import Forest, Pair
+from preftree.hardware import device
 from preftree.model.score import attach, leaf_logprobs
 from preftree.train import budget
 from preftree.train.budget import Budget, choose_budget, kept_bytes
-from tests import tiny
-from tests.strategies import random_batch
+from tests.support import tiny
+from tests.support.strategies import random_batch
 
 
 def model():  # type: ignore[no-untyped-def]

@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from preftree.config.train import parse_settings
 from preftree.data.encode import EncodedPair
 from preftree.data.split import split_validation
 from preftree.errors import DataError
-from preftree.settings import parse_settings
 from preftree.train.inputs import Prepared, prepare_pairs
-from tests import tiny
+from tests.support import tiny
 
 
 def write(path: Path, prompts: list[int]) -> Path:

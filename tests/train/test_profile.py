@@ -13,8 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from preftree.forest import Forest
 from preftree.model.score import attach, leaf_logprobs
 from preftree.train.profile import OTHER, StepProfile, by_kind, kind_of
-from tests import tiny
-from tests.strategies import random_batch
+from tests.support import tiny
+from tests.support.strategies import random_batch
 
 
 def event(*names: str) -> SimpleNamespace:

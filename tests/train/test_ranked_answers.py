@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from preftree.cli import main_train
-from tests import tiny
-from tests.command import command, history, losses, write_inputs
+from tests.support import tiny
+from tests.support.command import command, history, losses, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 

@@ -18,7 +18,7 @@ from preftree.forest.pairs import bundles_of_pairs
 from preftree.model.score import attach
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
-from tests import tiny
+from tests.support import tiny
 
 Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
 

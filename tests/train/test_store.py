@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from preftree.cache import cache_root
 from preftree.forest import Bundle, Forest
+from preftree.io.cache import cache_root
 from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.train.reference import Reference
 from preftree.train.store import LogprobStore, weights_key
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(autouse=True)

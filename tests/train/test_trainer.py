@@ -27,7 +27,7 @@ from preftree.train.metrics import NAMES
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
-from tests import tiny
+from tests.support import tiny
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

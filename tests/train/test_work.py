@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from preftree.device import gemm_peak
+from preftree.hardware.device import gemm_peak
 from preftree.model.lora import add_lora
 from preftree.train.metrics import SpeedMeter
 from preftree.train.work import Work
-from tests import tiny
+from tests.support import tiny
 
 
 def test_work_of_a_tiny_llama() -> None:

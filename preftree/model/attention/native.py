@@ -1,4 +1,4 @@
-"""Attention over trees by a kernel of our own, compiled for this machine (`preftree.model.native`).
+"""Attention over trees by a kernel of our own, compiled for this machine (`preftree.model.cpu.kernels`).
 
 It keeps a block's weights in the processor's cache and skips all that is masked. Float32 and bfloat16; for other
 precisions, windows and softcaps, `cpu.attend` does the same in torch.
@@ -15,7 +15,7 @@ from torch import Tensor
 from preftree.forest import Forest
 from preftree.model.attention import cpu
 from preftree.model.attention.rules import Rules
-from preftree.model.native import NARROW, addresses, library
+from preftree.model.cpu.kernels import NARROW, addresses, library
 
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:

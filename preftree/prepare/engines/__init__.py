@@ -9,8 +9,8 @@ To add one, write its `make` and name it in `make_engine` and in `ENGINES` of th
 
 from __future__ import annotations
 
+from preftree.config.prepare import PrepareSettings
 from preftree.prepare.generate import Engine
-from preftree.prepare.settings import PrepareSettings
 
 
 def make_engine(settings: PrepareSettings) -> Engine:

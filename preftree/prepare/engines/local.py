@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from preftree.config.prepare import GenerateSettings, PrepareSettings
 from preftree.data.chat import Chat, Messages
-from preftree.device import Choice, kind_of
 from preftree.errors import RunError
+from preftree.hardware.device import Choice, kind_of
 from preftree.model.generate import Answer, Sampling, answer_batch
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.generate import Unit
-from preftree.prepare.settings import GenerateSettings, PrepareSettings
 from preftree.prepare.templates import chat_template
 
 

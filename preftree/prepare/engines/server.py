@@ -15,10 +15,10 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
+from preftree.config.prepare import PrepareSettings
 from preftree.errors import RunError
 from preftree.model.generate import Answer
 from preftree.prepare.generate import Request, Unit
-from preftree.prepare.settings import PrepareSettings
 
 #: What passes: time-outs and conflicts, too many requests, and everything that is the server's own fault.
 _PASSING = frozenset({408, 409, 425, 429, *range(500, 600)})

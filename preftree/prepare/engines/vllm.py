@@ -6,11 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from preftree.config.prepare import PrepareSettings
 from preftree.model.generate import Answer
 from preftree.model.load import resolve
 from preftree.prepare.engines.local import make_chat
 from preftree.prepare.generate import Unit
-from preftree.prepare.settings import PrepareSettings
 
 
 class VllmEngine:

@@ -1,0 +1,96 @@
+"""What `preftree check` can be told."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from preftree.config.parser import FlagParser, filled, one_of, refuse, within
+from preftree.data.record import PAIR_RULES
+
+
+@dataclass
+class CheckSettings:
+    """What is checked, for which lengths and tokenizer, and where the report goes."""
+
+    _argument_group_name: ClassVar[str] = "check"
+
+    dataset_name: str | None = None
+    """What to check: a local file (jsonl, json, csv, parquet), a folder of such files, or a hub id."""
+    model_name_or_path: str | None = None
+    """The model to be trained, or a folder with its tokenizer: for everything that is counted in tokens."""
+    model_revision: str = "main"
+    """Branch, tag or commit of the model on the hub."""
+    cache_dir: str | None = None
+    """Where models and data from the hub are kept."""
+    use_auth_token: bool = False
+    """Use the token that the hub's own login command has stored, for private models and data."""
+    dataset_config_name: str | None = None
+    """Configuration of the hub data set, where it has several."""
+    split: str = "train"
+    """Which split to check."""
+    streaming: bool = True
+    """Read a hub data set row by row without downloading all of it."""
+    max_length: int = 1024
+    """Longest prompt and answer together, in tokens."""
+    max_prompt_length: int = 512
+    """Longest prompt, in tokens."""
+    pair_rule: str = "best_worst"
+    """Pairs made of a prompt's ranked answers: best_worst, best_each (best against each other one) or all."""
+    min_margin: float = 0.0
+    """Make pairs only of answers whose scores differ by more than this."""
+    max_rows: int | None = None
+    """Read the first so many rows only."""
+    token_sample: int = 4000
+    """Pairs to tokenize, drawn at random; 0 tokenizes all, one to two thousand a second."""
+    eval_data: str | None = None
+    """A folder with the files of ARC, HellaSwag, MMLU or TruthfulQA: look for their questions."""
+    near_duplicates: bool = False
+    """Look for prompts that are nearly equal (MinHash): about 1 ms and 3 KB a row."""
+    json: bool = False
+    """Print the report as JSON instead of a table."""
+    html: str | None = None
+    """Also write the report, with histograms, into this HTML file."""
+    fix: str | None = None
+    """Write what is left after mending into this file (a folder, for a folder), and a log beside it."""
+
+    def __post_init__(self) -> None:
+        problems: list[str] = []
+        if not self.dataset_name:
+            problems.append("name what to check: preftree check PATH, a file, a folder or a hub id.")
+        one_of(problems, "pair_rule", self.pair_rule, PAIR_RULES)
+        within(problems, "min_margin", self.min_margin, 0)
+        within(problems, "max_rows", self.max_rows, 1)
+        within(problems, "token_sample", self.token_sample, 0)
+        within(problems, "max_prompt_length", self.max_prompt_length, 1)
+        within(problems, "max_length", self.max_length, 2)
+        if self.max_prompt_length >= self.max_length:
+            problems.append(
+                f"--max_prompt_length must be less than --max_length, or no token is left for an answer. Got"
+                f" {self.max_prompt_length} and {self.max_length}."
+            )
+        if self.fix and self.max_rows:
+            problems.append("--fix writes whole files, so it cannot be used with --max_rows: leave one of them out.")
+        refuse(problems)
+
+
+def parse_check_settings(argv: Sequence[str]) -> CheckSettings:
+    """Read `PATH --flag value …`; `--help` prints the flags and exits with 0.
+
+    Raises SettingsError with every problem found.
+    """
+    words = list(argv)
+    if words and not words[0].startswith("-") and not words[0].endswith((".yaml", ".yml")):
+        words = ["--dataset_name", *words]
+    parsed = _parser().parse(words)
+    groups: list[CheckSettings] = filled((CheckSettings,), parsed)
+    refuse(parsed.problems)
+    return groups[0]
+
+
+@functools.cache
+def _parser() -> FlagParser:
+    said = "Find what in preference data would spoil training. PATH --flag value … or a YAML file."
+    return FlagParser((CheckSettings,), prog="preftree check", description=said, old_flags={})

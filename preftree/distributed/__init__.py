@@ -1,0 +1,1 @@
+"""More than one process: launchers, rendezvous, ranks, sharding, and Gaudi's environment."""

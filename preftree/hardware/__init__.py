@@ -1,0 +1,1 @@
+"""The machine: device, precision, memory, and a report of all three."""

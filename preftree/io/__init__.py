@@ -1,0 +1,1 @@
+"""Files and the screen: atomic writes, JSON lines, the cache folder, the run folder, console and progress."""

@@ -1,0 +1,178 @@
+"""Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products.
+
+A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
+been compared on random rows. `release` takes them all back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from preftree.model.cpu import linear
+from preftree.model.cpu.kernels import NARROW, addresses, library
+
+_FUSED = "_preftree_fused"
+Forward = Callable[[Any, Tensor], Tensor]
+#: Share of the memory there is that weights in another order may take, both directions together.
+PACKED_SHARE = 1 / 8
+
+
+def pack_weights(model: nn.Module, room: int) -> str:
+    """Keep the frozen weights of linear layers in the order that the CPU's products want, if there is room; the reason.
+
+    Args:
+        room: bytes that are free, of which copies may take `PACKED_SHARE`.
+    """
+    layers = [each for each in model.modules() if type(each) is nn.Linear and _frozen(each)]
+    weights = list({id(each.weight): each.weight for each in layers if each.weight.dtype in NARROW}.values())
+    copies = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
+    if copies > PACKED_SHARE * room:
+        return f"weights in one order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
+    packed = sum(linear.pack(weight) for weight in weights)
+    return f"{packed} weights also in the order of oneDNN's products ({copies / 2**30:.2f} GiB)" if packed else ""
+
+
+def fuse(model: nn.Module) -> int:
+    """Put the kernels in wherever they give what the module gives; returns in how many modules.
+
+    Raises:
+        DeviceError: the kernels cannot be compiled here.
+    """
+    _restore(model)
+    vector = library().preftree_vector_length()
+    # A layer under an adapter is called for itself only where the adapter was merged into its weight.
+    adapted = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
+    fused = 0
+    for module in model.modules():
+        found = None if id(module) in adapted else _kernel(module, vector)
+        if found is not None and _agrees(module, *found):
+            module.forward = partial(found[0], module)
+            setattr(module, _FUSED, True)
+            fused += 1
+    return fused
+
+
+def release(model: nn.Module) -> None:
+    """Give every module its own forward back, and forget the packed weights."""
+    _restore(model)
+    for parameter in model.parameters():
+        linear.unpack(parameter)
+
+
+def _restore(model: nn.Module) -> None:
+    for module in model.modules():
+        if module.__dict__.pop(_FUSED, False):
+            del module.forward
+
+
+def _frozen(module: nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
+    """The forward that may stand in for a module's, and the width of its input."""
+    weight = getattr(module, "weight", None)
+    if _dtype(module) not in NARROW:
+        return None
+    if type(module) is nn.Linear:
+        faster = linear.packed(module.weight) is not None or linear.pays(module.weight.dtype)
+        return (linear.frozen, module.in_features) if faster and _frozen(module) else None
+    if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
+        frozen = not weight.requires_grad and weight.dim() == 1
+        return (_rms_norm, weight.shape[0]) if frozen and weight.shape[0] % vector == 0 else None
+    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
+    if all(isinstance(part, nn.Module) for part in parts) and hasattr(module, "act_fn"):
+        width, inner = (getattr(parts[0], name, None) for name in ("in_features", "out_features"))
+        return (_gated, int(width)) if width and inner and inner % vector == 0 else None
+    return None
+
+
+def _agrees(module: nn.Module, forward: Forward, width: int) -> bool:
+    """Is `forward` what the module computes? Rounding apart: another activation or offset shows in the first digits."""
+    x = torch.randn(3, width, generator=torch.Generator().manual_seed(0)).to(_dtype(module))
+    noise = 2e-2 if x.dtype == torch.bfloat16 else 1e-5
+    try:
+        with torch.no_grad():
+            expected, found = module.forward(x[None]), forward(module, x[None])
+    except Exception:  # a module that only shares a name may want anything else
+        return False
+    return bool(torch.allclose(found, expected, rtol=10 * noise, atol=noise * float(expected.abs().max())))
+
+
+def _dtype(module: nn.Module) -> torch.dtype | None:
+    return next((parameter.dtype for parameter in module.parameters()), None)
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    found = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    return float(found) if isinstance(found, float) else None
+
+
+def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    out: Tensor = _RmsNorm.apply(x, module.weight, _epsilon(module))
+    return out
+
+
+def _gated(module: Any, x: Tensor) -> Tensor:
+    out: Tensor = module.down_proj(_Swiglu.apply(module.gate_proj(x), module.up_proj(x)))
+    return out
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x (…, D) and a frozen weight (D,) to weight · x / rms(x); arXiv 1910.07467."""
+
+    @staticmethod
+    def forward(ctx, x, weight, epsilon: float):  # type: ignore[no-untyped-def]
+        x = x.contiguous()
+        size, rows = x.shape[-1], x.numel() // x.shape[-1]
+        out, scale = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+        library().preftree_rms(
+            NARROW[x.dtype], rows, size, torch.get_num_threads(), epsilon, *addresses(x, weight, out, scale)
+        )
+        ctx.save_for_backward(x, weight, scale)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight, scale = ctx.saved_tensors
+        grad = grad.contiguous()
+        x_grad, size = torch.empty_like(x), x.shape[-1]
+        library().preftree_rms_backward(
+            NARROW[x.dtype],
+            x.numel() // size,
+            size,
+            torch.get_num_threads(),
+            *addresses(x, weight, scale, grad, x_grad),
+        )
+        return x_grad, None, None
+
+
+class _Swiglu(torch.autograd.Function):
+    """silu(gate) · up, of one shape (…, I); arXiv 2002.05202. Keeps its two inputs and nothing else."""
+
+    @staticmethod
+    def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
+        gate, up = gate.contiguous(), up.contiguous()
+        out = torch.empty_like(gate)
+        library().preftree_swiglu(NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out))
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gate, up = ctx.saved_tensors
+        grad = grad.contiguous()
+        gate_grad, up_grad = torch.empty_like(gate), torch.empty_like(up)
+        library().preftree_swiglu_backward(
+            NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, grad, gate_grad, up_grad)
+        )
+        return gate_grad, up_grad

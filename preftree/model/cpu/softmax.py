@@ -1,0 +1,37 @@
+"""The softmax over the vocabulary as the head needs it: what the target gets, and the numerators of all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from preftree.model.cpu.kernels import NARROW, addresses, library, usable
+
+
+def exponentiate(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(target) (C,), exp(logit − its row's highest) (C, V) and the sum of that, (C,). Uses the logits' memory.
+
+    Sums and log-probs are in float32 at least; the exponentials may stay in the logits' dtype.
+    """
+    if logits_CV.device.type == "cpu" and logits_CV.dtype in NARROW and usable():
+        return _compiled(logits_CV.contiguous(), target_C.contiguous())
+    wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+    top_C1 = wide_CV.amax(1, keepdim=True)
+    target_logit_C1 = wide_CV.gather(1, target_C[:, None])
+    exp_CV = wide_CV.sub_(top_C1).exp_()
+    total_C1 = exp_CV.sum(1, keepdim=True)
+    return (target_logit_C1 - top_C1 - total_C1.log()).squeeze(1), exp_CV, total_C1.squeeze(1)
+
+
+def _compiled(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass for the highest logit and one for the exponentials, while a row lies in the processor's cache."""
+    rows, size = logits_CV.shape
+    logprob_C, total_C = (torch.empty(rows) for _ in range(2))
+    library().preftree_exponentiate(
+        NARROW[logits_CV.dtype],
+        rows,
+        size,
+        torch.get_num_threads(),
+        *addresses(logits_CV, target_C, logprob_C, total_C),
+    )
+    return logprob_C, logits_CV, total_C

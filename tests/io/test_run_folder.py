@@ -1,0 +1,138 @@
+"""An output folder belongs to one run, and what is in it is whole at every moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from preftree.errors import RunError
+from preftree.io.run_folder import RunFolder
+
+
+def claim(path: Path, resume: bool = False, overwrite: bool = False, fingerprint: str = "f") -> RunFolder:
+    folder = RunFolder(path)
+    folder.claim(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config={"train": {"beta": fingerprint}})
+    return folder
+
+
+def used(path: Path) -> RunFolder:
+    folder = claim(path)
+    folder.log({"step": 1})
+    (path / "checkpoint-10").mkdir()
+    (path / "adapter_model.safetensors").touch()
+    return folder
+
+
+def test_a_new_folder_is_made(tmp_path: Path) -> None:
+    folder = claim(tmp_path / "a" / "b")
+    folder.write_env({"cores": 2})
+    assert json.loads(folder.config_path.read_text()) == {
+        "fingerprint": "f",
+        "settings": {"train": {"beta": "f"}},
+    }
+    assert json.loads(folder.env_path.read_text()) == {"cores": 2}
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json"]
+
+
+def test_another_run_is_not_written_over(tmp_path: Path) -> None:
+    used(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(RunError, match=r"another run.*--resume_from_checkpoint.*--overwrite_output_dir"):
+        claim(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_other_files_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=r"other files \(thesis.tex\)"):
+        claim(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+def test_check_writes_nothing(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "new").check(resume=False, overwrite=False, fingerprint="f")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_never_started_does_not_count(tmp_path: Path) -> None:
+    claim(tmp_path).write_env({})
+    claim(tmp_path, fingerprint="g")
+    assert json.loads(RunFolder(tmp_path).config_path.read_text())["fingerprint"] == "g"
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
+    used(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-best").mkdir()
+    claim(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best", "notes.txt", "run"]
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+
+
+def test_overwrite_of_other_files_keeps_them(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-3").mkdir()
+    claim(tmp_path, overwrite=True)
+    assert (tmp_path / "checkpoint-3").exists()
+
+
+def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
+    folder = used(tmp_path)
+    with open(folder.metrics_path, "a") as file:
+        file.write('{"step": 2, "lo')  # a kill in the middle of a line
+    assert list(folder.metrics()) == [{"step": 1}]
+    claim(tmp_path, resume=True).log({"step": 2})
+    assert list(folder.metrics()) == [{"step": 1}, {"step": 2}]
+    assert (tmp_path / "checkpoint-10").exists()
+
+
+def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
+    used(tmp_path)
+    with pytest.raises(RunError, match="--beta was 'f', now 'g'"):
+        claim(tmp_path, resume=True, fingerprint="g")
+
+
+def test_resume_into_an_empty_folder_is_fine(tmp_path: Path) -> None:
+    claim(tmp_path / "new", resume=True)
+
+
+def test_a_file_is_no_output_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is a file"):
+        claim(tmp_path / "file")
+
+
+def test_records_are_plain_json_and_flushed(tmp_path: Path) -> None:
+    folder = claim(tmp_path)
+    folder.log({"loss": torch.tensor(0.5), "n": np.int64(3), "bad": math.nan, "worse": -math.inf, "path": tmp_path})
+    folder.sample({"prompt": "früh", "answers": ("a", "b")})
+    record = next(folder.metrics())
+    assert record == {"loss": 0.5, "n": 3, "bad": "nan", "worse": "-inf", "path": str(tmp_path)}
+    assert next(folder.samples()) == {"prompt": "früh", "answers": ["a", "b"]}
+    assert folder.samples_path.read_bytes().count(b"\n") == 1
+
+
+def test_json_is_replaced_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = claim(tmp_path)
+    before = folder.config_path.read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        folder.write_json(folder.config_path, {"new": 1})
+    assert folder.config_path.read_text() == before
+    assert [path.name for path in folder.folder.iterdir()] == ["config.json"]
+
+
+def test_names_that_are_no_valid_text_come_back_as_they_were(tmp_path: Path) -> None:
+    """A file's name may hold any bytes; Python has those that are not UTF-8 as lone surrogates."""
+    name = os.fsdecode(b"/data/na\xffme \xf0\x9f\x99\x82.jsonl")
+    RunFolder.write_json(tmp_path / "a.json", {"dataset_name": name})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"dataset_name": name}

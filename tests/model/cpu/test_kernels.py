@@ -1,0 +1,159 @@
+"""The compiled kernel against the specification in float64, over segments longer than its blocks."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preftree.errors import DeviceError
+from preftree.forest import Bundle, Forest
+from preftree.model.attention import Rules, cpu, dense, native
+from preftree.model.cpu import kernels
+from preftree.model.score import attach
+from tests.support.tiny import llama
+
+try:
+    kernels.library()
+except DeviceError as problem:
+    pytestmark = pytest.mark.skip(reason=str(problem))
+
+RULES = Rules(scale=0.3)
+
+
+@st.composite
+def forests(draw: st.DrawFn) -> Forest:
+    """A few trees, or one of them all, with segments shorter and longer than the blocks of 96 rows and 128 keys and the
+    pieces of 384 rows."""
+    length = st.sampled_from((1, 5, 6, 7, 31, 96, 97, 128, 130, 193, 300, 385))
+    shared = tuple(range(9000, 9000 + draw(st.sampled_from((0, 0, 12, 97, 390)))))
+    bundles, leaf, token = [], 0, 0
+    for _ in range(draw(st.integers(1, 3))):
+        parts = []
+        for size in (draw(length), *draw(st.lists(length, min_size=1, max_size=3))):
+            parts.append(tuple(range(token, token + size)))
+            token += size
+        bundles.append(Bundle(shared + parts[0], tuple(parts[1:]), tuple(range(leaf, leaf + len(parts) - 1))))
+        leaf += len(parts) - 1
+    return Forest.of(bundles)
+
+
+def qkv(
+    forest: Forest, heads: int, key_heads: int, size: int, seed: int, dtype: torch.dtype = torch.float32
+) -> list[torch.Tensor]:
+    """As projections make them: (T, heads, D) in memory."""
+    random = torch.Generator().manual_seed(seed)
+    return [
+        torch.randn(len(forest), count, size, generator=random).to(dtype).transpose(0, 1).requires_grad_()
+        for count in (heads, key_heads, key_heads)
+    ]
+
+
+def run(attend, leaves, forest: Forest, rules: Rules, seed: int) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
+    out = attend(*leaves, forest, rules)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
+    return [out.detach(), *torch.autograd.grad((out * weight.to(out.dtype)).sum(), leaves)]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(
+    forest=forests(),
+    heads=st.sampled_from(((1, 1), (3, 1), (4, 2), (2, 2))),
+    size=st.sampled_from((16, 48, 64)),
+    alibi=st.booleans(),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+    seed=st.integers(0, 99),
+)
+def test_values_and_gradients(
+    forest: Forest, heads: tuple[int, int], size: int, alibi: bool, dtype: torch.dtype, seed: int
+) -> None:
+    slopes = torch.linspace(0.0, 0.5, heads[0]) if alibi else None
+    rules = Rules(scale=size**-0.5, slopes_H=slopes)
+    leaves = qkv(forest, *heads, size, seed, dtype)
+    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+    found = run(native.attend, leaves, forest, rules, seed)
+    expected = run(dense.attend, exact, forest, rules, seed)
+    # The same in this dtype by the specification says how much rounding costs; other orders of adding up may lose a
+    # few times that in float32. A wrong block shows at tenths.
+    rounded = run(dense.attend, leaves, forest, rules, seed)
+    for have, want, own in zip(found, expected, rounded, strict=True):
+        assert have.dtype == dtype
+        noise = float((own - want).abs().max())
+        assert float((have - want).abs().max()) <= 4 * noise + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_change_nothing(dtype: torch.dtype) -> None:
+    forest = Forest.of([Bundle(tuple(range(150)), (tuple(range(40)), tuple(range(100, 590))), (0, 1))])
+    leaves, before = qkv(forest, 4, 2, 16, 0, dtype), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = run(native.attend, leaves, forest, RULES, 0)
+        torch.set_num_threads(3)
+        together = run(native.attend, leaves, forest, RULES, 0)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("rules", "dtype", "size", "compiled"),
+    [
+        (RULES, torch.float32, 16, True),
+        (Rules(scale=1.0, window=9), torch.float32, 16, True),  # no path is longer
+        (Rules(scale=1.0, window=8), torch.float32, 16, False),
+        (Rules(scale=1.0, softcap=3.0), torch.float32, 16, False),
+        (RULES, torch.bfloat16, 16, True),
+        (RULES, torch.float16, 16, False),
+        (RULES, torch.float64, 16, False),
+        (RULES, torch.float32, 3, False),
+    ],
+)
+def test_what_the_kernel_cannot_do_goes_to_tiles(rules: Rules, dtype: torch.dtype, size: int, compiled: bool) -> None:
+    forest = Forest.of([Bundle((1, 2, 3, 4, 5), ((6, 7), (8, 9, 10, 11)), (0, 1))])
+    leaves = [x.detach().to(dtype) for x in qkv(forest, 2, 1, size, 0)]
+    with mock.patch.object(cpu, "attend", side_effect=cpu.attend) as tiles:
+        found = native.attend(*leaves, forest, rules)
+    assert tiles.called is not compiled
+    tolerance = (
+        {"rtol": 1e-4, "atol": 1e-5} if dtype in (torch.float32, torch.float64) else {"rtol": 0.02, "atol": 0.02}
+    )
+    torch.testing.assert_close(found, dense.attend(*leaves, forest, rules), **tolerance)
+
+
+def test_inputs_may_lie_in_memory_as_they_like() -> None:
+    forest = Forest.of([Bundle(tuple(range(20)), (tuple(range(30)),), (0,))])
+    leaves = qkv(forest, 2, 2, 16, 0)
+    odd = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in leaves]
+    for have, want in zip(
+        run(native.attend, odd, forest, RULES, 0), run(native.attend, leaves, forest, RULES, 0), strict=True
+    ):
+        assert torch.equal(have, want)
+
+
+def test_without_a_compiler_tiles_are_used_and_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = llama()
+    assert attach(model).name == "native"
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    kernels.forget()
+    try:
+        attachment = attach(model)
+        assert attachment.name == "cpu"
+        assert "no C++ compiler (no-such-compiler)" in attachment.reason
+    finally:
+        kernels.forget()
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "broken.cpp").write_text("this is not C++\n")
+    monkeypatch.setattr(kernels, "HERE", tmp_path)
+    monkeypatch.setattr(kernels, "SOURCES", ("broken.cpp",))
+    kernels.forget()
+    try:
+        with pytest.raises(DeviceError, match=r"failed: .*error"):
+            kernels.library()
+    finally:
+        kernels.forget()
