@@ -25,7 +25,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from preftree.data import chat, encode, record
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair
-from preftree.io.cache import cache_root, replacing
+from preftree.io.atomic import atomic_path
+from preftree.io.cache import cache_root
 
 
 def remembered_pairs(
@@ -92,7 +93,7 @@ def _write(file: Path, pairs: Sequence[EncodedPair], report: EncodeReport) -> No
         "report": json.dumps({each.name: getattr(report, each.name) for each in fields(report)}),
         "sources": json.dumps(sources),
     }
-    with suppress(OSError, SafetensorError), replacing(file) as temporary:
+    with suppress(OSError, SafetensorError), atomic_path(file) as temporary:
         save_file(arrays, temporary, metadata=said)
 
 

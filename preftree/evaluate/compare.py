@@ -15,7 +15,7 @@ from rich.markdown import Markdown
 from preftree.errors import RunError, SettingsError
 from preftree.evaluate.results import Run, Scores, average, find_results
 from preftree.evaluate.statistics import Difference, average_difference, paired_difference
-from preftree.io.run_folder import RunFolder
+from preftree.io.atomic import write_json
 
 #: Fields of a task's config that decide what is asked and what counts.
 _TASK_FIELDS = (
@@ -55,7 +55,7 @@ def run(folders: Sequence[str], out: str | None) -> None:
     if targets:
         Path(out or "").mkdir(parents=True, exist_ok=True)
         targets[0].write_text(text, encoding="utf-8")
-        RunFolder.write_json(targets[1], as_json(comparisons))
+        write_json(targets[1], as_json(comparisons))
 
 
 def compare(base: Run, other: Run) -> Comparison:

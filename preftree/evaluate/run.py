@@ -26,6 +26,7 @@ from preftree.evaluate.preference import preference_table, report_pairs
 from preftree.evaluate.results import find_results, leaderboard
 from preftree.evaluate.tasks import expand, plan_tasks
 from preftree.hardware.device import environment
+from preftree.io.atomic import write_json
 from preftree.io.cache import cache_root
 from preftree.io.progress import Progress
 from preftree.io.run_folder import RunFolder, make_folder
@@ -66,7 +67,7 @@ def run(asked: Evaluation) -> None:
     )
     if lm.processes.is_main_process:
         report = report_pairs(lm.model, encoded, Progress(console, "pairs      ", "pairs"))
-        RunFolder.write_json(Path(asked.out) / "preferences.json", {"file": asked.preferences, **asdict(report)})
+        write_json(Path(asked.out) / "preferences.json", {"file": asked.preferences, **asdict(report)})
         console.print(preference_table(report))
 
 

@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,21 +22,6 @@ def cache_root() -> Path:
     if own := os.environ.get("PREFTREE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write under: it becomes `path` when the block ends well, and is deleted otherwise.
-
-    No two processes get the same name, so a kill or a second writer leaves nothing but whole files under `path`.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{uuid.uuid4().hex}.writing")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 PARTS = ("answers", "reference", "models", "tokens", "kernels")

@@ -11,7 +11,6 @@ JSON files are replaced in one piece, so a reader never sees half of one.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import shutil
@@ -20,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from preftree.errors import RunError
+from preftree.io.atomic import write_json
+from preftree.io.jsonl import append_jsonl, read_jsonl, to_json
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json")
@@ -71,45 +72,27 @@ class RunFolder:
         if self._earlier() and not resume:
             self._delete_earlier()
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.metrics_path, self.samples_path):
-            _drop_torn_line(path)
-        self.write_json(self.config_path, {"fingerprint": fingerprint, "settings": dict(config or {})})
+        write_json(self.config_path, {"fingerprint": fingerprint, "settings": dict(config or {})})
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Write env.json."""
-        self.write_json(self.env_path, environment)
+        write_json(self.env_path, environment)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl."""
-        _append(self.metrics_path, record)
+        append_jsonl(self.metrics_path, to_json(record))
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Append one record to samples.jsonl."""
-        _append(self.samples_path, record)
+        append_jsonl(self.samples_path, to_json(record))
 
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The records of metrics.jsonl, without a line that a kill tore."""
-        yield from _records(self.metrics_path)
+        yield from read_jsonl(self.metrics_path)
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """The records of samples.jsonl, without a line that a kill tore."""
-        yield from _records(self.samples_path)
-
-    @staticmethod
-    def write_json(path: Path, content: Mapping[str, Any]) -> None:
-        """Replace `path` by `content` in one piece: a temporary file beside it, then a rename."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            # A name of a file need not be valid text; what UTF-8 cannot write becomes an escape, as JSON has them.
-            with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-                json.dump(_plain(content), file, indent=2, ensure_ascii=False, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        yield from read_jsonl(self.samples_path)
 
     def _contents(self) -> list[str]:
         """Names in the output folder, the run folder first; raises RunError when it cannot be one."""
@@ -176,44 +159,3 @@ def make_folder(flag: str, folder: str) -> Path:
     except OSError as problem:
         raise RunError(f"{flag} {folder} cannot be made: {problem.strerror}. Give another folder.") from problem
     return path
-
-
-def _append(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one line in one write and flush it, so that a kill loses at most the record in hand."""
-    line = json.dumps(_plain(record), ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write(line)
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    if not path.exists():
-        return
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            if line.endswith("\n"):
-                yield json.loads(line)
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Cut a last line without its newline, or the next record would be joined to it."""
-    if path.exists():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            os.truncate(path, whole)
-
-
-def _plain(value: Any) -> Any:
-    """JSON values only: scalars of torch and numpy as numbers, NaN and infinities as the words for them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)  # JSON has no NaN; float("nan") reads the word
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)

@@ -20,7 +20,7 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from preftree.io.cache import replacing
+from preftree.io.atomic import atomic_path
 from preftree.model.digest import add_model
 
 #: Length of a key.
@@ -75,7 +75,7 @@ class LogprobStore(Mapping[bytes, Tensor]):
         """Write what is new as one shard."""
         if not self._unwritten:
             return
-        with replacing(self.folder / f"{uuid.uuid4().hex}.safetensors") as temporary:
+        with atomic_path(self.folder / f"{uuid.uuid4().hex}.safetensors") as temporary:
             save_file(_content(self._unwritten), temporary)
         self._unwritten.clear()
 

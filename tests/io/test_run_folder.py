@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -119,20 +118,14 @@ def test_records_are_plain_json_and_flushed(tmp_path: Path) -> None:
 
 def test_json_is_replaced_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = claim(tmp_path)
-    before = folder.config_path.read_text()
+    folder.write_env({"cores": 2})
+    before = folder.env_path.read_text()
 
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
     monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        folder.write_json(folder.config_path, {"new": 1})
-    assert folder.config_path.read_text() == before
-    assert [path.name for path in folder.folder.iterdir()] == ["config.json"]
-
-
-def test_names_that_are_no_valid_text_come_back_as_they_were(tmp_path: Path) -> None:
-    """A file's name may hold any bytes; Python has those that are not UTF-8 as lone surrogates."""
-    name = os.fsdecode(b"/data/na\xffme \xf0\x9f\x99\x82.jsonl")
-    RunFolder.write_json(tmp_path / "a.json", {"dataset_name": name})
-    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"dataset_name": name}
+        folder.write_env({"cores": 3})
+    assert folder.env_path.read_text() == before
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json"]
