@@ -2,5 +2,5 @@
 
 `read` passes once over the rows and keeps numbers, not texts; `rows`, `sets` and `tokens` hold the measures, each a
 function and a line in a dict; `report` judges them by the limits that stand beside each measure; `views`, `html`
-and `fix` show or mend.
+and `fix` show the report or repair the data.
 """

@@ -1,20 +1,19 @@
-"""A cleaned copy of the data: rows dropped or mended, each with its reason in a log. The input is never touched."""
+"""A cleaned copy of the data: rows dropped or repaired, each with its reason in a log. The input is never touched."""
 
 from __future__ import annotations
 
 import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from preftree.check.read import Seen
-from preftree.check.report import Report, Rows
+from preftree.check.report import Finding, FixAction, Report, Rows
 from preftree.config.check import CheckSettings
 from preftree.data.fields import RowProblem
 from preftree.data.files import READERS
@@ -26,54 +25,46 @@ LOG = ".log.jsonl"
 
 
 @dataclass(frozen=True)
-class Fix:
-    """Row -> why it is dropped, and the rows whose texts are mended."""
+class FixPlan:
+    """Which rows are dropped, each with the reason, and in which rows texts are repaired."""
 
     dropped: dict[int, str]
-    mended: frozenset[int]
+    repaired: frozenset[int]
 
     @classmethod
-    def of(cls, report: Report, seen: Seen) -> Fix:
+    def of(cls, report: Report, seen: Seen) -> FixPlan:
         """What the findings ask for.
 
-        A row of several pairs is dropped only if none of its pairs is left; a record that was put together from two
+        A row of several pairs is dropped only if none of its pairs is left. A record that was put together from two
         rows takes both along.
         """
-        left = _rows_left(seen)
         dropped: dict[int, str] = {}
-        mended: set[int] = set()
+        repaired: set[int] = set()
         for finding in report.findings:
-            rows = finding.rows
-            if finding.fix.startswith("dropped"):
-                if "no pair is left" in finding.fix:
-                    rows = rows[~np.isin(rows, left)]
-                elif finding.unit == "pairs":
-                    rows = _all_pairs_in(rows, finding.count, seen)
-                for row in rows.tolist():
+            if finding.fix is FixAction.REPAIR:
+                repaired.update(finding.rows.tolist())
+            elif finding.fix is not FixAction.NONE:
+                for row in _rows_to_drop(finding, seen).tolist():
                     dropped.setdefault(row, finding.what)
-            elif finding.fix:
-                mended.update(rows.tolist())
         for row, other in seen.other_rows.items():
             if row in dropped:
                 dropped.setdefault(other, dropped[row])
-            if row in mended:
-                mended.add(other)
-        return cls(dropped, frozenset(mended - dropped.keys()))
+            if row in repaired:
+                repaired.add(other)
+        return cls(dropped, frozenset(repaired - dropped.keys()))
 
 
-def _rows_left(seen: Seen) -> Rows:
-    """Rows with a usable pair."""
-    return np.unique(seen.pairs.row[seen.pairs.usable])
-
-
-def _all_pairs_in(rows: Rows, pairs: int, seen: Seen) -> Rows:
-    """Those of `rows` that have one pair; rows of several pairs stay, as their other pairs may be sound."""
-    there, counts = np.unique(seen.pairs.row, return_counts=True)
-    return rows[counts[np.searchsorted(there, rows)] == 1]
+def _rows_to_drop(finding: Finding, seen: Seen) -> Rows:
+    if finding.fix is FixAction.DROP_WITHOUT_PAIR:
+        return finding.rows[~np.isin(finding.rows, seen.pairs.row[seen.pairs.usable])]
+    if finding.unit == "pairs":  # a row of several pairs stays, as its other pairs may be sound
+        rows, pairs = np.unique(seen.pairs.row, return_counts=True)
+        return finding.rows[pairs[np.searchsorted(rows, finding.rows)] == 1]
+    return finding.rows
 
 
 def check_target(flag: str, target: str | None, source: str) -> None:
-    """Refuse to write over anything, or beside the point.
+    """Refuse a target that exists, that cannot be made, or whose format is not that of the source.
 
     Raises SettingsError.
     """
@@ -100,7 +91,7 @@ def _log_of(target: Path) -> Path:
     return target.with_name(target.name + LOG)
 
 
-def write_fixed(settings: CheckSettings, seen: Seen, fix: Fix, target: Path) -> list[str]:
+def write_fixed(settings: CheckSettings, seen: Seen, plan: FixPlan, target: Path) -> list[str]:
     """Write the cleaned files and the log; returns what to tell about it.
 
     Every file is written beside its place and renamed when whole.
@@ -108,7 +99,7 @@ def write_fixed(settings: CheckSettings, seen: Seen, fix: Fix, target: Path) -> 
     tables, _ = find_tables(settings.dataset_name or "", split=settings.split)
     starts = {short: start for start, short in seen.tables}
     one = Path(settings.dataset_name or "").expanduser().is_file()
-    done: Counter[str] = Counter()
+    done = _Counts()
     with _log_of(target).open("x", encoding="utf-8") as log:
         for name, short, _ in tables:
             if short not in starts:
@@ -116,51 +107,63 @@ def write_fixed(settings: CheckSettings, seen: Seen, fix: Fix, target: Path) -> 
             place = target if one else target / short
             place.parent.mkdir(parents=True, exist_ok=True)
             half = place.with_name(place.name + ".partial")
-            decide = _decider(fix, starts[short], short, log, done)
+            decide = _Decider(plan, starts[short], short, log, done)
             WRITERS[place.suffix.lower()](Path(name), half, decide)
             half.rename(place)
-    dropped = {what: count for what, count in done.items() if what not in ("kept", "mended")}
-    counts = f"{done['kept']} kept as they are, {done['mended']} mended, {sum(dropped.values())} dropped"
+    counts = f"{done.kept} kept as they are, {done.repaired} repaired, {done.dropped.total()} dropped"
     said = [f"fixed      {target}: of its rows {counts}"]
-    said += [f"           dropped {count}: {what}" for what, count in dropped.items()]
+    said += [f"           dropped {count}: {what}" for what, count in done.dropped.items()]
     return [*said, f"           what was done to which row: {_log_of(target)}"]
 
 
-Decide = Callable[[int, int, "Mapping[str, Any] | RowProblem"], "Mapping[str, Any] | None"]
-"""(place in the file from 0, row number, row) -> the row to write: the same object, a mended one, or None."""
+@dataclass
+class _Counts:
+    """What became of the rows; the dropped ones by reason."""
+
+    kept: int = 0
+    repaired: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
 
 
-def _decider(fix: Fix, start: int, short: str, log: io.TextIOBase, done: Counter[str]) -> Decide:
-    def note(number: int, did: str, why: str) -> None:
-        json.dump({"row": f"{short}:{number}", "did": did, "why": why}, log)
-        log.write("\n")
+@dataclass(frozen=True)
+class _Decider:
+    """Called with (place in the file from 0, row number, row), gives the row to write: the same object, a repaired
+    one, or None. It counts what it decides, and logs every row that does not stay as it is."""
 
-    def decide(place: int, number: int, row: Mapping[str, Any] | RowProblem) -> Mapping[str, Any] | None:
-        why = fix.dropped.get(start + place)
+    plan: FixPlan
+    start: int
+    short: str
+    log: TextIO
+    done: _Counts
+
+    def __call__(self, place: int, number: int, row: Mapping[str, Any] | RowProblem) -> Mapping[str, Any] | None:
+        why = self.plan.dropped.get(self.start + place)
         if isinstance(row, RowProblem) or why is not None:
-            done[why or "rows that cannot be read"] += 1
-            note(number, "dropped", str(row) if isinstance(row, RowProblem) else str(why))
+            self.done.dropped[why or "rows that cannot be read"] += 1
+            self._note(number, "dropped", str(row) if isinstance(row, RowProblem) else str(why))
             return None
-        if start + place in fix.mended and (better := _mended(row)) != row:
-            done["mended"] += 1
-            note(number, "mended", "encoding undone, control characters removed")
+        if self.start + place in self.plan.repaired and (better := _repaired(row)) != row:
+            self.done.repaired += 1
+            self._note(number, "repaired", "encoding undone, control characters removed")
             return better
-        done["kept"] += 1
+        self.done.kept += 1
         return row
 
-    return decide
+    def _note(self, number: int, did: str, why: str) -> None:
+        json.dump({"row": f"{self.short}:{number}", "did": did, "why": why}, self.log)
+        self.log.write("\n")
 
 
-def _mended(value: Any) -> Any:
+def _repaired(value: Any) -> Any:
     """The value with every text in it repaired."""
     if isinstance(value, str):
         return repaired(value)
     if isinstance(value, Mapping):
-        return {key: _mended(item) for key, item in value.items()}
-    return [_mended(item) for item in value] if isinstance(value, list) else value
+        return {key: _repaired(item) for key, item in value.items()}
+    return [_repaired(item) for item in value] if isinstance(value, list) else value
 
 
-def _rows(path: Path, decide: Decide) -> Iterator[tuple[int, Mapping[str, Any], bool]]:
+def _rows(path: Path, decide: _Decider) -> Iterator[tuple[int, Mapping[str, Any], bool]]:
     """The rows to write: number, row, and whether it is as it was."""
     for place, (number, row) in enumerate(READERS[path.suffix.lower()](path)):
         better = decide(place, number, row)
@@ -168,7 +171,7 @@ def _rows(path: Path, decide: Decide) -> Iterator[tuple[int, Mapping[str, Any], 
             yield number, better, better is row
 
 
-def _write_jsonl(path: Path, target: Path, decide: Decide) -> None:
+def _write_jsonl(path: Path, target: Path, decide: _Decider) -> None:
     """Rows that are as they were are copied byte for byte."""
     with path.open("rb") as lines, target.open("xb") as out:
         line, at = b"", 0
@@ -178,17 +181,17 @@ def _write_jsonl(path: Path, target: Path, decide: Decide) -> None:
             out.write((line.rstrip(b"\r\n") if same else _json(row)) + b"\n")
 
 
-def _write_json(path: Path, target: Path, decide: Decide) -> None:
+def _write_json(path: Path, target: Path, decide: _Decider) -> None:
     with target.open("xb") as out:
         out.write(_json([row for _, row, _ in _rows(path, decide)], indent=1))
 
 
 def _json(value: Any, indent: int | None = None) -> bytes:
-    """JSON in UTF-8; halves of characters, which are not mended in names of columns, stay the escapes they were."""
+    """JSON in UTF-8; lone surrogates, which are not repaired in names of columns, stay the escapes they were."""
     return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")
 
 
-def _write_csv(path: Path, target: Path, decide: Decide) -> None:
+def _write_csv(path: Path, target: Path, decide: _Decider) -> None:
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file))
     with target.open("x", encoding="utf-8", newline="") as out:
@@ -197,7 +200,7 @@ def _write_csv(path: Path, target: Path, decide: Decide) -> None:
         writer.writerows(row for _, row, _ in _rows(path, decide))
 
 
-def _write_parquet(path: Path, target: Path, decide: Decide) -> None:
+def _write_parquet(path: Path, target: Path, decide: _Decider) -> None:
     import pyarrow  # type: ignore[import-untyped]
     from pyarrow import parquet  # type: ignore[import-untyped]
 
@@ -218,7 +221,7 @@ def _batches(rows: Iterable[Mapping[str, Any]], size: int) -> Iterator[list[Mapp
         yield batch
 
 
-WRITERS: dict[str, Callable[[Path, Path, Decide], None]] = {
+WRITERS: dict[str, Callable[[Path, Path, _Decider], None]] = {
     ".jsonl": _write_jsonl,
     ".json": _write_json,
     ".csv": _write_csv,

@@ -1,6 +1,6 @@
 """One pass over a source: texts go by, numbers stay.
 
-A row leaves some 20 bytes behind (its number, what its record showed) and a pair 44 (hashes of its texts, their
+A row leaves 8 bytes behind (its number; 8 more for each check it hits) and a pair 45 (hashes of its texts, their
 lengths), so that a million pairs fit into a fraction of a gigabyte. Of the texts only a random sample is kept.
 """
 
@@ -11,13 +11,13 @@ from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from preftree.check.report import Rows
-from preftree.check.rows import flags_of, usable
+from preftree.check.rows import row_hits, usable
 from preftree.data.formats import FORMATS, NO_OPPOSITE, NO_PREFERENCE, pair_by_prompt
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.sources import Scanned, Table, TableScan, unpaired
@@ -83,8 +83,7 @@ class Seen:
 
     pairs: Pairs = field(default_factory=Pairs)
     numbers: array[int] = field(default_factory=lambda: array("q"))
-    flags: array[int] = field(default_factory=lambda: array("i"))
-    answers: array[int] = field(default_factory=lambda: array("i"))
+    hit_rows: dict[str, array[int]] = field(default_factory=dict)
     tables: list[tuple[int, str]] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -105,8 +104,11 @@ class Seen:
 
     def missing(self, reason: str) -> Rows:
         """The rows that gave no pair for this reason."""
-        rows = self.without_pair.get(reason)
-        return np.array(rows, np.int64) if rows else np.empty(0, np.int64)
+        return np.array(self.without_pair.get(reason, ()), np.int64)
+
+    def hits(self, name: str) -> Rows:
+        """The rows of which the row check `name` is true."""
+        return np.array(self.hit_rows.get(name, ()), np.int64)
 
     def leave_out(self, reason: str, row: int) -> None:
         """Note that a row gives no pair."""
@@ -158,7 +160,7 @@ def read(
             if record is None:
                 continue
             if FORMATS[scan.format].by_prompt:
-                labelled.append(_moved(record, row))
+                labelled.append(replace(record, row=row))
             else:
                 _measure(seen, record, row, rule, min_margin, hooks)
     if not seen.tables:
@@ -186,8 +188,6 @@ def _limited(scan: TableScan, limit: int | None) -> Iterator[Scanned]:
 def _take(seen: Seen, row: int, scanned: Scanned) -> PreferenceRecord | None:
     """Note a row; its record, if it makes one."""
     seen.numbers.append(scanned.number)
-    seen.flags.append(0)
-    seen.answers.append(len(scanned.record.responses) if scanned.record else 0)
     if scanned.problem is not None:
         seen.leave_out(BROKEN, row)
         if len(seen.problems) < MOST_PROBLEMS:
@@ -195,12 +195,6 @@ def _take(seen: Seen, row: int, scanned: Scanned) -> PreferenceRecord | None:
     elif scanned.skipped is not None:
         seen.leave_out(scanned.skipped, row)
     return scanned.record
-
-
-def _moved(record: PreferenceRecord, row: int) -> PreferenceRecord:
-    from dataclasses import replace
-
-    return replace(record, row=row)
 
 
 def _measure(
@@ -217,7 +211,8 @@ def _note(
 ) -> None:
     for pair in pairs:
         seen.pairs.add(row, pair)
-    seen.flags[row] = flags_of(record, pairs)
+    for name in row_hits(record, pairs):
+        seen.hit_rows.setdefault(name, array("q")).append(row)
     for hook in hooks:
         hook(row, record, pairs)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,30 @@ Rows = NDArray[np.int64]
 """Places of rows in the order of reading, from 0."""
 
 
+class FixAction(StrEnum):
+    """What --fix does with the rows of a finding."""
+
+    NONE = ""
+    DROP = "drop"
+    DROP_WITHOUT_PAIR = "drop_without_pair"
+    """Drop a row only if none of its pairs can be trained on."""
+    REPAIR = "repair"
+    """Keep the row, with its texts repaired."""
+
+
 @dataclass(frozen=True, slots=True)
 class Measure:
     """What is looked for, and how bad it is.
 
     `what` names it, `why` says what it does to training and what to do. At a share of `note` it is worth knowing, at a
-    share of `spoils` (None: never) it spoils training. `fix` is what --fix does with such rows, "" for nothing.
+    share of `spoils` (None: never) it spoils training. `fix` is what --fix does with such rows.
     """
 
     what: str
     why: str
     spoils: float | None = None
     note: float = 0.0
-    fix: str = ""
+    fix: FixAction = FixAction.NONE
 
     def level(self, share: float) -> str:
         """The level of a finding of this share (0 to 1)."""
@@ -50,8 +62,8 @@ class Finding:
     """How much of one measure was found.
 
     `count` of `total` `unit`s; `rows` are all rows concerned and `places` the first of them for people
-    ("pairs.jsonl:12"). `detail` is a sentence of its own, `sampled` says that only a random sample of so many
-    was looked at.
+    ("pairs.jsonl:12"). `detail` is a sentence of its own, `sampled` is the size of the random
+    sample that was looked at, None where all were.
     """
 
     key: str
@@ -62,7 +74,7 @@ class Finding:
     total: int = 0
     unit: str = "rows"
     detail: str = ""
-    fix: str = ""
+    fix: FixAction = FixAction.NONE
     sampled: int | None = None
     places: list[str] = field(default_factory=list)
     rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))

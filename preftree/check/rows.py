@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from preftree.check.report import Measure
+from preftree.check.report import FixAction, Measure
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.text.damage import CONTROL, MOJIBAKE, REPLACED, SURROGATE, damage
 from preftree.text.refusals import is_refusal
@@ -67,11 +67,11 @@ RowCheck = Callable[[PreferenceRecord, list[PreferencePair]], bool]
 ROW_CHECKS: dict[str, tuple[RowCheck, Measure]] = {
     "empty_answer": (
         empty_answer,
-        Measure("empty answers", "training leaves such pairs out", spoils=0.1, fix="dropped where no pair is left"),
+        Measure("empty answers", "training leaves such pairs out", spoils=0.1, fix=FixAction.DROP_WITHOUT_PAIR),
     ),
     "empty_prompt": (
         empty_prompt,
-        Measure("empty prompts", "training leaves such pairs out", spoils=0.1, fix="dropped"),
+        Measure("empty prompts", "training leaves such pairs out", spoils=0.1, fix=FixAction.DROP),
     ),
     "identical_answers": (
         identical_answers,
@@ -79,7 +79,7 @@ ROW_CHECKS: dict[str, tuple[RowCheck, Measure]] = {
             "chosen and rejected identical",
             "training leaves such pairs out",
             spoils=0.1,
-            fix="dropped where no pair is left",
+            fix=FixAction.DROP_WITHOUT_PAIR,
         ),
     ),
     "chosen_refusal": (
@@ -108,28 +108,31 @@ ROW_CHECKS: dict[str, tuple[RowCheck, Measure]] = {
 }
 """Name -> function of (record, its pairs), and what it means."""
 
-DAMAGE_CHECKS: dict[str, Measure] = {
-    MOJIBAKE: Measure(
-        MOJIBAKE, "the model learns to write it; --fix undoes what is certain", spoils=0.05, fix="repaired"
+DAMAGE_CHECKS: dict[str, tuple[str, Measure]] = {
+    "mojibake": (
+        MOJIBAKE,
+        Measure(
+            MOJIBAKE, "the model learns to write it; --fix undoes what is certain", spoils=0.05, fix=FixAction.REPAIR
+        ),
     ),
-    REPLACED: Measure(REPLACED, "the original characters are gone; read the source again as UTF-8", spoils=0.05),
-    CONTROL: Measure(CONTROL, "invisible, and tokens nobody types; --fix removes them", spoils=0.05, fix="removed"),
-    SURROGATE: Measure(
-        SURROGATE, "half a character; tokenizers refuse it or write U+FFFD", spoils=0.0001, fix="removed"
+    "characters_lost_in_decoding": (
+        REPLACED,
+        Measure(REPLACED, "the original characters are gone; read the source again as UTF-8", spoils=0.05),
+    ),
+    "control_characters": (
+        CONTROL,
+        Measure(CONTROL, "invisible, and tokens nobody types; --fix removes them", spoils=0.05, fix=FixAction.REPAIR),
+    ),
+    "lone_surrogates": (
+        SURROGATE,
+        Measure(SURROGATE, "tokenizers refuse them or write U+FFFD", spoils=0.0001, fix=FixAction.REPAIR),
     ),
 }
-"""Kind of damage -> what it means; one look at a text finds all of them."""
-
-#: The bits of a row's flags, in this order.
-FLAGS: tuple[str, ...] = (*ROW_CHECKS, *DAMAGE_CHECKS)
+"""Name -> the kind of damage as `text.damage` calls it, and what it means; one look at a text finds all of them."""
 
 
-def flags_of(record: PreferenceRecord, pairs: list[PreferencePair]) -> int:
-    """One bit for each of `FLAGS` that is true of the row."""
-    flags = 0
-    for bit, (check, _) in enumerate(ROW_CHECKS.values()):
-        flags |= check(record, pairs) << bit
-    for text in _texts(record):
-        for kind in damage(text):
-            flags |= 1 << FLAGS.index(kind)
-    return flags
+def row_hits(record: PreferenceRecord, pairs: list[PreferencePair]) -> set[str]:
+    """The names of the checks in `ROW_CHECKS` and `DAMAGE_CHECKS` that are true of a row."""
+    hits = {name for name, (check, _) in ROW_CHECKS.items() if check(record, pairs)}
+    kinds = {kind for text in _texts(record) for kind in damage(text)}
+    return hits | {name for name, (kind, _) in DAMAGE_CHECKS.items() if kind in kinds}

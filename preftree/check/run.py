@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
-from preftree.check.fix import Fix, check_target, write_fixed
+from preftree.check.fix import FixPlan, check_target, write_fixed
 from preftree.check.html import write_html
 from preftree.check.read import PairHook, Sample, Seen, read
 from preftree.check.report import SKIPPED, SPOILS, Finding, Histogram, Report, histogram
@@ -57,7 +57,7 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
         write_html(report, Path(settings.html))
         say(f"written    {settings.html}")
     if settings.fix:
-        for line in write_fixed(settings, seen, Fix.of(report, seen), Path(settings.fix)):
+        for line in write_fixed(settings, seen, FixPlan.of(report, seen), Path(settings.fix)):
             say(line)
     return int(report.spoiled)
 

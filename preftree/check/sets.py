@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftree.check.read import BROKEN, MISLABELLED, TIED, Seen
-from preftree.check.report import FINE, NOTE, SPOILS, Finding, Measure, Rows, found
-from preftree.check.rows import DAMAGE_CHECKS, FLAGS, ROW_CHECKS
+from preftree.check.report import FINE, NOTE, SPOILS, Finding, FixAction, Measure, Rows, found
+from preftree.check.rows import DAMAGE_CHECKS, ROW_CHECKS
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_SCORES, PART_EARLY
 from preftree.data.ranked import TOO_FEW
 
@@ -18,18 +18,20 @@ _LEFT_OUT = "training leaves such rows out"
 MISSING: dict[str, tuple[str, Measure]] = {
     "broken_rows": (
         BROKEN,
-        Measure("rows that cannot be read", "training refuses the whole file", spoils=1e-12, fix="dropped"),
+        Measure("rows that cannot be read", "training refuses the whole file", spoils=1e-12, fix=FixAction.DROP),
     ),
-    "score_ties": (TIED, Measure("score ties", _LEFT_OUT, spoils=0.5, fix="dropped")),
+    "score_ties": (TIED, Measure("score ties", _LEFT_OUT, spoils=0.5, fix=FixAction.DROP)),
     "mislabelled": (
         MISLABELLED,
-        Measure(MISLABELLED, f"{_LEFT_OUT}; other trainers learn them the wrong way round", spoils=0.5, fix="dropped"),
+        Measure(
+            MISLABELLED, f"{_LEFT_OUT}; other trainers learn them the wrong way round", spoils=0.5, fix=FixAction.DROP
+        ),
     ),
     "parted_early": (
         PART_EARLY,
-        Measure("conversations that part before the last answer", _LEFT_OUT, spoils=0.5, fix="dropped"),
+        Measure("conversations that part before the last answer", _LEFT_OUT, spoils=0.5, fix=FixAction.DROP),
     ),
-    "too_few": (TOO_FEW, Measure(TOO_FEW, _LEFT_OUT, spoils=0.5, fix="dropped")),
+    "too_few": (TOO_FEW, Measure(TOO_FEW, _LEFT_OUT, spoils=0.5, fix=FixAction.DROP)),
     "no_opposite": (NO_OPPOSITE, Measure("labelled answers without an opposite", _LEFT_OUT, spoils=0.9)),
     "no_margin": (NO_MARGIN, Measure("rows without a margin above min_margin", _LEFT_OUT, spoils=0.9)),
     "no_scores": (NO_SCORES, Measure(NO_SCORES, _LEFT_OUT, spoils=0.9)),
@@ -47,22 +49,17 @@ def missing_rows(seen: Seen) -> list[Finding]:
     return findings
 
 
-def row_flags(seen: Seen) -> list[Finding]:
+def single_rows(seen: Seen) -> list[Finding]:
     """What `rows.py` saw in single rows."""
-    flags = np.array(seen.flags, np.int32)
-    measures = {name: measure for name, (_, measure) in ROW_CHECKS.items()} | DAMAGE_CHECKS
-    findings = []
-    for bit, name in enumerate(FLAGS):
-        rows = np.flatnonzero(flags >> bit & 1)
-        key = name.split(" (")[0].replace(" ", "_")
-        findings.append(found(key, measures[name], len(rows), seen.rows, rows))
-    return findings
+    measures = {name: measure for name, (_, measure) in (ROW_CHECKS | DAMAGE_CHECKS).items()}
+    hits = {name: seen.hits(name) for name in measures}
+    return [found(name, measure, len(hits[name]), seen.rows, hits[name]) for name, measure in measures.items()]
 
 
 def duplicate_pairs(seen: Seen) -> list[Finding]:
     """Pairs that were there before, with the same prompt and the same two answers."""
     later = _repeated(_joint(seen, "prompt", "chosen", "rejected"))
-    measure = Measure("duplicate pairs", "they count twice in every epoch", spoils=0.2, fix="dropped, the first stays")
+    measure = Measure("duplicate pairs", "they count twice in every epoch", spoils=0.2, fix=FixAction.DROP)
     return [_of_pairs("duplicate_pairs", measure, later, seen)]
 
 
@@ -74,7 +71,7 @@ def contradictory_pairs(seen: Seen) -> list[Finding]:
         "contradictory pairs (A over B, and B over A)",
         "their gradients cancel; one label is wrong",
         spoils=0.01,
-        fix="dropped",
+        fix=FixAction.DROP,
     )
     return [_of_pairs("contradictory_pairs", measure, both, seen)]
 
@@ -153,7 +150,7 @@ def _of_pairs(key: str, measure: Measure, which: NDArray[np.bool_], seen: Seen) 
 
 SET_CHECKS: dict[str, Callable[[Seen], list[Finding]]] = {
     "missing_rows": missing_rows,
-    "row_flags": row_flags,
+    "single_rows": single_rows,
     "duplicate_pairs": duplicate_pairs,
     "contradictory_pairs": contradictory_pairs,
     "duplicate_prompts": duplicate_prompts,

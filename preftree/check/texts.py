@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from preftree.check.report import Finding, Measure, found
+from preftree.check.report import Finding, FixAction, Measure, found
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.text.duplicates import NearDuplicates, exact_key
 from preftree.text.language import language
@@ -45,7 +45,7 @@ class Overlap:
             "rows with questions of the test sets",
             "where they are the same questions, scores on them will say nothing; compare them",
             spoils=1e-12,
-            fix="dropped",
+            fix=FixAction.DROP,
         )
         rows = np.array(self.rows, np.int64)
         held = ", ".join(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preftree.check.report import Finding, Histogram, Measure, Rows, found, histogram
+from preftree.check.report import Finding, Histogram, Measure, found, histogram
 from preftree.data.encode import (
     BATCH,
     CHOSEN_EMPTY,
@@ -28,7 +28,7 @@ from preftree.forest import bundles_of_pairs, grow
 #: Pairs in a padded batch, and in a forest, when the two layouts are compared; and how many batches are made.
 BATCH_SIZES = (1, 2, 4, 8)
 MOST_BATCHES = 200
-#: Lengths are suggested in steps of so many tokens, to leave this share of the pairs whole.
+#: Suggested lengths are multiples of this many tokens, and leave this share of the pairs whole.
 STEP = 64
 WHOLE = 0.99
 
@@ -44,15 +44,15 @@ class Tokens:
     def __init__(self, encoder: PairEncoder, keep: int) -> None:
         self.encoder, self.keep = encoder, keep
         self.kept: list[EncodedPair] = []
-        self._rows = array("q")
+        self._pairs = 0
         self._sizes = array("i")
         self._used = array("i")
-        self._flags = array("b")
+        self._hit_rows: dict[str, array[int]] = {key: array("q") for key in TOKEN_CHECKS}
         self._waiting: list[tuple[int, PreferencePair]] = []
         self._begun: tuple[list[int], Callable[[], list[PairFate]]] | None = None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._pairs
 
     def add(self, row: int, pair: PreferencePair) -> None:
         """Encode one pair; really in batches, each in the background until the next is full, so `flush` at the end."""
@@ -78,18 +78,15 @@ class Tokens:
             return
         rows, fates = self._begun
         self._begun = None
-        self._rows.extend(rows)
-        for fate in fates():
+        self._pairs += len(rows)
+        for row, fate in zip(rows, fates(), strict=True):
             self._sizes.extend(fate.sizes)
             self._used.append(fate.encoded.size if fate.encoded else 0)
-            self._flags.append(sum(bool(of(fate)) << bit for bit, (of, _) in enumerate(TOKEN_CHECKS.values())))
+            for key, hit_rows in self._hit_rows.items():
+                if TOKEN_CHECKS[key][0](fate):
+                    hit_rows.append(row)
             if fate.encoded is not None and len(self.kept) < self.keep:
                 self.kept.append(fate.encoded)
-
-    @property
-    def rows(self) -> Rows:
-        """The row of each pair."""
-        return np.array(self._rows, np.int64)
 
     @property
     def sizes(self) -> NDArray[np.int32]:
@@ -99,12 +96,18 @@ class Tokens:
 
     def findings(self, sampled: int | None) -> list[Finding]:
         """One finding for each of `TOKEN_CHECKS`."""
-        flags, rows = np.array(self._flags, np.int8), self.rows
-        said = []
-        for bit, (key, (_, measure)) in enumerate(TOKEN_CHECKS.items()):
-            which = (flags >> bit & 1).astype(bool)
-            said.append(found(key, measure, int(which.sum()), len(self), rows[which], unit="pairs", sampled=sampled))
-        return said
+        return [
+            found(
+                key,
+                TOKEN_CHECKS[key][1],
+                len(rows),
+                len(self),
+                np.array(rows, np.int64),
+                unit="pairs",
+                sampled=sampled,
+            )
+            for key, rows in self._hit_rows.items()
+        ]
 
     def facts(self, pairs: int) -> dict[str, Any]:
         """Token totals (for all `pairs`, as the sample has them), what trees save, suggested lengths."""
@@ -172,7 +175,7 @@ TOKEN_CHECKS: dict[str, tuple[Callable[[PairFate], object], Measure]] = {
         Measure("answers with an end token in their text", "they are ended there", spoils=0.05),
     ),
 }
-"""Name -> function of what became of a pair, and what it means. At most seven: a pair's flags are one byte."""
+"""Name -> function of what became of a pair, and what it means."""
 
 
 def sampling_error(used: NDArray[np.int32], pairs: int) -> dict[str, str]:

@@ -42,7 +42,7 @@ class CheckSettings:
     min_margin: float = 0.0
     """Make pairs only of answers whose scores differ by more than this."""
     max_rows: int | None = None
-    """Read the first so many rows only."""
+    """Read at most this many rows, the first ones."""
     token_sample: int = 4000
     """Pairs to tokenize, drawn at random; 0 tokenizes all, one to two thousand a second."""
     eval_data: str | None = None
@@ -54,7 +54,7 @@ class CheckSettings:
     html: str | None = None
     """Also write the report, with histograms, into this HTML file."""
     fix: str | None = None
-    """Write what is left after mending into this file (a folder, for a folder), and a log beside it."""
+    """Write the cleaned data into this file (a folder, for a folder), and a log beside it."""
 
     def __post_init__(self) -> None:
         problems: list[str] = []

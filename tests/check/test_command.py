@@ -62,7 +62,7 @@ def test_json_is_json_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFix
         "share": 0.125,
         "unit": "pairs",
         "detail": "",
-        "fix": "dropped, the first stays",
+        "fix": "drop",
         "sampled": None,
         "rows": ["bad.jsonl:4"],
         "rows_in_all": 1,
@@ -94,16 +94,16 @@ def test_fix_writes_the_same_format_and_a_log(tmp_path: Path, ending: str, capsy
     assert [(p.turns[0].content, p.chosen, p.rejected) for p in load_pairs(str(target))] == LEFT
     log = [json.loads(line) for line in (tmp_path / f"clean{ending}{LOG}").read_text("utf-8").splitlines()]
     assert [(entry["row"].split(":")[1], entry["did"]) for entry in log] == [
-        ("2", "mended"),
+        ("2", "repaired"),
         ("3", "dropped"),
         ("4", "dropped"),
         ("5", "dropped"),
         ("6", "dropped"),
         ("7", "dropped"),
-        ("8", "mended"),
+        ("8", "repaired"),
     ]
     assert "empty" in log[1]["why"]
-    assert "1 kept as they are, 2 mended, 5 dropped" in capsys.readouterr().out
+    assert "1 kept as they are, 2 repaired, 5 dropped" in capsys.readouterr().out
     # What is left has nothing more to fix, and other columns are still there.
     again = tmp_path / f"again{ending}"
     assert main([str(target), "--fix", str(again)]) in (0, 1)
@@ -126,7 +126,7 @@ def test_fix_of_jsonl_copies_bytes_and_drops_broken_lines(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".json"])
-def test_fix_keeps_halves_of_characters_where_it_mends_nothing(tmp_path: Path, ending: str) -> None:
+def test_fix_keeps_lone_surrogates_where_it_repairs_nothing(tmp_path: Path, ending: str) -> None:
     odd = {**GOOD, "name \ud83d": 1}
     rows = [odd, {**odd, "question": "Who?", "chosen": "b\x07ell \ud83d"}, {**odd, "question": "When?", "chosen": ""}]
     text = json.dumps(rows) if ending == ".json" else "".join(json.dumps(row) + "\n" for row in rows)

@@ -275,3 +275,52 @@ def run_levels() -> list[Finding]:
 
     measure = Measure("x", "y", spoils=0.5, note=0.1)
     return [found("k", measure, count, 100) for count in (0, 9, 10, 49, 50, 100)]
+
+
+# --- what README invites to: one function and one line ---------------------------------------------
+
+
+def test_any_number_of_checks_of_rows_and_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forty more of each: nothing counts on their hits fitting into a byte or a word."""
+    from preftree.check.report import Measure
+    from preftree.check.rows import ROW_CHECKS
+    from preftree.check.tokens import TOKEN_CHECKS
+    from preftree.model import load
+
+    monkeypatch.setattr(load, "load_tokenizer", lambda *a, **k: tiny.word_tokenizer())
+    for n in range(40):
+        monkeypatch.setitem(
+            ROW_CHECKS, f"row_{n}", (lambda record, pairs: "7" in record.turns[0].content, Measure("r", ""))
+        )
+        monkeypatch.setitem(TOKEN_CHECKS, f"token_{n}", (lambda fate: fate.sizes[1] > 4, Measure("t", "")))
+    rows = [{**GOOD, "prompt": f"Question {n}?", "chosen": "so " * n} for n in range(1, 9)]
+    report = run(write(tmp_path / "some.jsonl", rows), "--model_name_or_path", "x")
+    found = by_key(report)
+    for n in range(40):
+        assert found[f"row_{n}"].places == ["some.jsonl:7"]
+        assert found[f"token_{n}"].places == [f"some.jsonl:{row}" for row in range(4, 9)]
+
+
+def test_what_a_finding_is_called_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and the actions of --fix do not follow from labels: other words, the same report and the same files."""
+    from dataclasses import replace
+
+    from preftree.check.rows import DAMAGE_CHECKS, ROW_CHECKS
+    from preftree.check.run import main
+
+    rows = [GOOD, {**GOOD, "chosen": "caf\u00c3\u00a9"}, {**GOOD, "prompt": "Who?", "chosen": ""}]
+    path = write(tmp_path / "in.jsonl", rows)
+    before = by_key(run(path))
+    main([str(path), "--fix", str(tmp_path / "a.jsonl")])
+    for checks in (ROW_CHECKS, DAMAGE_CHECKS):
+        for name, (test, measure) in list(checks.items()):
+            monkeypatch.setitem(
+                checks, name, (test, replace(measure, what=f"dropped (no pair is left) {name}", why=""))
+            )
+    after = by_key(run(path))
+    main([str(path), "--fix", str(tmp_path / "b.jsonl")])
+    assert before.keys() == after.keys()
+    assert all(key.isidentifier() for key in after)
+    assert [after[key].rows.tolist() for key in after] == [before[key].rows.tolist() for key in before]
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    assert "café" in (tmp_path / "b.jsonl").read_text("utf-8")
