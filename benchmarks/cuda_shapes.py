@@ -342,7 +342,7 @@ def child(shape: str, side: str, device: str, steps: int) -> dict[str, Any]:
     result = {
         **found,
         "pairs_per_second": len(timed) / found["seconds"],
-        "utilisation": useful_flops(model, timed) / found["seconds"] / peak,
+        "mfu": useful_flops(model, timed) / found["seconds"] / peak,
         "peak_gib": peak_memory(device) / 2**30,
         "gemm_peak_tflops": peak / 1e12,
     }
@@ -399,20 +399,20 @@ def _fresh(shape: str, side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Both sides of each shape, and their ratios."""
-    lines = ["", f"{'':14}{'':10}{'pairs/s':>9}{'cached':>9}{'peak GiB':>10}{'utilisation':>13}"]
+    lines = ["", f"{'':14}{'':10}{'pairs/s':>9}{'cached':>9}{'peak GiB':>10}{'mfu':>13}"]
     for shape, sides in results.items():
         for side, found in sides.items():
             cached = f"{found['pairs_per_second_cached']:.2f}" if "pairs_per_second_cached" in found else ""
             lines.append(
                 f"{shape:14}{side:10}{found['pairs_per_second']:9.2f}{cached:>9}{found['peak_gib']:10.1f}"
-                f"{100 * found['utilisation']:12.0f}%"
+                f"{100 * found['mfu']:12.0f}%"
             )
         ours, theirs = (sides[side] for side in SIDES)
         speed, memory = (a[key] / b[key] for a, b, key in
                          ((ours, theirs, "pairs_per_second"), (ours, theirs, "peak_gib")))  # fmt: skip
         lines.append(f"{'':14}{'ratio':10}{speed:9.2f}{'':9}{memory:10.2f}")
     peak = statistics.median(found["gemm_peak_tflops"] for sides in results.values() for found in sides.values())
-    return "\n".join([*lines, f"GEMM peak {peak:.1f} TFLOP/s; utilisation is useful arithmetic over it"])
+    return "\n".join([*lines, f"GEMM peak {peak:.1f} TFLOP/s; mfu is useful arithmetic over it"])
 
 
 if __name__ == "__main__":

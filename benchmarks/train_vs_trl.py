@@ -83,7 +83,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     from preftree.model.cpu.linear import product_with
     from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
-    from preftree.train.work import Work
+    from preftree.train.flops import ModelFlops
 
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(args.dtype)
     if dtype is None:
@@ -106,14 +106,14 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
         run = _run_preftree if args.child == "preftree" else _run_trl
         losses = run(args, folder, peft, tokenizer, pairs)
         seconds = time.perf_counter() - start
-    useful = Work.of(model, peak).useful(_counts(args, pairs))
+    useful = ModelFlops.of(model, peak).useful(_counts(args, pairs))
     return {
         "pairs_per_second": len(pairs) * args.epochs / seconds,
         "seconds": seconds,
         "peak_gib": memory.peak / 2**30,
         "losses": losses,
         "gemm_peak_gflops": peak / 1e9,
-        "utilisation": useful / seconds / peak,
+        "mfu": useful / seconds / peak,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -224,10 +224,10 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
         f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} a step, "
         f"{results['preftree'][0]['dtype']}, {env['cpu']}, {env['threads']['torch']} threads, "
         f"GEMM peak {median('preftree', 'gemm_peak_gflops'):.0f} GFLOP/s",
-        f"{'':12}{'pairs/s':>10}{'peak GiB':>10}{'utilisation':>13}",
+        f"{'':12}{'pairs/s':>10}{'peak GiB':>10}{'mfu':>13}",
     ]
     for side in SIDES:
-        numbers = (median(side, "pairs_per_second"), median(side, "peak_gib"), median(side, "utilisation"))
+        numbers = (median(side, "pairs_per_second"), median(side, "peak_gib"), median(side, "mfu"))
         lines.append(f"{side:12}{numbers[0]:10.4f}{numbers[1]:10.2f}{100 * numbers[2]:12.0f}%")
     lines.append(f"speed ratio  min {min(ratios):.2f}  median {statistics.median(ratios):.2f}  max {max(ratios):.2f}")
     lines.append(f"memory ratio {statistics.median(memory):.2f}; largest difference of a step's loss {apart:.1e}")

@@ -1,4 +1,4 @@
-"""How many tokens a forest may hold: as many as memory allows, up to where more brings no speed."""
+"""Tokens per forest: as many as memory allows, up to where more brings no speed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from preftree.hardware.device import Choice, available_memory, kind_of, ranks_on
 from preftree.model.cpu.linear import promised_bytes
 from preftree.model.score import leaf_logprobs
 
-#: Tokens after which a forest is no faster: GEMMs are large enough by then.
-ENOUGH = {"cpu": 2048, "cuda": 16384}
+#: Tokens per forest above which training is no faster: GEMMs are large enough by then.
+SATURATING_TOKENS = {"cpu": 2048, "cuda": 16384}
 #: Elsewhere attention takes a mask of tokens x tokens, whose cost overtakes the GEMMs'.
-ENOUGH_ELSEWHERE = 4096
+SATURATING_TOKENS_ELSEWHERE = 4096
 #: Share of the memory that is free now which activations may take.
-SHARE = 0.6
+ACTIVATION_SHARE = 0.6
 #: Of a limit that was asked for, what is left to the head's chunks, the optimizer and the allocator's gaps.
 RESERVE = 350 * 2**20
 #: What lives only for a moment while a layer is worked on, in layers of kept activations.
@@ -32,7 +32,7 @@ TRANSIENT_LAYERS = 1.5
 
 @dataclass(frozen=True)
 class Budget:
-    """Most tokens of a forest, whether activations are recomputed to keep them, and why."""
+    """Maximum tokens per forest, whether activations are recomputed to keep them, and why."""
 
     tokens: int
     checkpointing: bool
@@ -73,7 +73,7 @@ def choose_budget(
         why = f"; activations are recomputed, as the largest pair ({largest} tokens) would not fit otherwise"
     per_token = recomputed if checkpointing else plain
     fits = int(free / per_token)
-    word = f"{word}, {per_token / 2**10:.0f} KiB a token (measured)"
+    word = f"{word}, {per_token / 2**10:.0f} KiB per token (measured)"
     if fits < largest and max_memory is not None:
         more = (largest - fits) * per_token / 2**30
         raise SettingsError(
@@ -88,7 +88,7 @@ def choose_budget(
             f"out, lower --max_length{why}",
         )
     kind = kind_of(device)
-    enough = max(ENOUGH.get(kind, ENOUGH_ELSEWHERE), largest)
+    enough = max(SATURATING_TOKENS.get(kind, SATURATING_TOKENS_ELSEWHERE), largest)
     if fits < enough:
         return Budget(fits, checkpointing, word + why)
     return Budget(enough, checkpointing, f"{word} would allow {fits}; more than {enough} is no faster on {kind}{why}")
@@ -99,20 +99,20 @@ def _room(device: str, max_memory: int | None, promised: int) -> tuple[float, st
     free = max(0, available_memory(device) - promised)
     if max_memory is None:
         part = f" for each of {ranks_on_host()} ranks here" if device == "cpu" and ranks_on_host() > 1 else ""
-        return SHARE * free, f"{free / 2**30:.1f} GiB free{part}"
+        return ACTIVATION_SHARE * free, f"{free / 2**30:.1f} GiB free{part}"
     if device != "cpu":
         used = torch.get_device_module(device).memory_allocated(device)
     else:
         used = psutil.Process().memory_info().rss + promised
     left = max_memory - used - RESERVE
     word = f"--max_memory leaves {max(left, 0) / 2**30:.2f} of {max_memory / 2**30:.2f} GiB"
-    return min(left, SHARE * free), word
+    return min(left, ACTIVATION_SHARE * free), word
 
 
 def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Choice[Shape]:
-    """The one shape that forests of at most `budget` tokens are filled up to, from the sizes of `pairs`.
+    """The one shape that forests of at most `budget` tokens are padded to, from the sizes of `pairs`.
 
-    So many tokens that an average step fills its forests evenly. Room for scored tokens and answers is a little above
+    An average step fills its forests evenly. Room for scored tokens and answers is a little above
     what they need then, so that tokens are what runs out first; the largest single pair always fits.
     """
     answers = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
@@ -123,9 +123,7 @@ def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Cho
     scored = min(tokens, _rounded(max(*answers, 1.15 * tokens * sum(answers) / sum(whole))))
     most = math.ceil(1.25 * tokens * len(pairs) / sum(whole))
     shape = Shape(tokens, scored, 2 * max(1, min(most, pairs_per_step)))
-    return Choice(
-        shape, "asked for by --pad_max; every forest is filled up to it, so that there is one shape to compile"
-    )
+    return Choice(shape, "asked for by --pad_max; every forest is padded to it, so that there is one shape to compile")
 
 
 def _rounded(count: float, multiple: int = 128) -> int:
@@ -135,7 +133,7 @@ def _rounded(count: float, multiple: int = 128) -> int:
 def kept_bytes(model: PreTrainedModel) -> float:
     """Bytes that a token's activations take until the backward pass, found by scoring a small forest.
 
-    A model whose weights are shared out to ranks gathers them for the pass, so there the difference of two forests
+    A model whose weights are sharded gathers them for the pass, so there the difference of two forests
     counts, which holds no weights.
     """
     tokens = 192

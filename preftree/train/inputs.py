@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class EncodedSplits:
     """Encoded pairs, ready to train on."""
 
     train: list[EncodedPair]
@@ -49,7 +49,7 @@ def hub_options(settings: Settings) -> dict[str, Any]:
     return {"revision": model.model_revision, "cache_dir": model.cache_dir, "token": model.auth}
 
 
-def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, console: Console, say: Say) -> Prepared:
+def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, console: Console, say: Say) -> EncodedSplits:
     """Read, encode and split, saying how many pairs were kept and why others were not.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
     say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
-    return Prepared(train, validation)
+    return EncodedSplits(train, validation)
 
 
 def _has_validation(settings: Settings, name: str) -> bool:

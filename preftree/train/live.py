@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from preftree.hardware.device import peak_memory
 from preftree.io.progress import clock
 from preftree.io.run_folder import RunFolder
-from preftree.train.metrics import Pulse, SpeedMeter
+from preftree.train.metrics import LiveMetrics, SpeedMeter
 
 #: Seconds between two lines where the output is no terminal.
 QUIET_SECONDS = 10.0
@@ -24,14 +24,14 @@ LIVE_SECONDS = 0.5
 
 
 class LiveLine(TrainerCallback):
-    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, utilisation, memory and time left.
+    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, MFU, memory and time left.
 
     Args:
-        utilisation: useful arithmetic of a meter's steps, as a share of what the machine can do.
+        mfu: model FLOPs utilisation over the steps of a meter.
     """
 
-    def __init__(self, console: Console, pulse: Pulse, device: str, utilisation: Callable[[SpeedMeter], float]) -> None:
-        self.console, self.pulse, self.device, self.utilisation = console, pulse, device, utilisation
+    def __init__(self, console: Console, metrics: LiveMetrics, device: str, mfu: Callable[[SpeedMeter], float]) -> None:
+        self.console, self.metrics, self.device, self.mfu = console, metrics, device, mfu
         self.live: Live | None = None
         self.started = time.perf_counter()
         self.first_step = 0
@@ -41,7 +41,7 @@ class LiveLine(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         self.started, self.first_step = time.perf_counter(), state.global_step
-        self.pulse.speed.started = self.started
+        self.metrics.speed.started = self.started
         if self.console.is_terminal:
             self.live = Live(console=self.console, refresh_per_second=4, transient=True)
             self.live.start()
@@ -66,7 +66,7 @@ class LiveLine(TrainerCallback):
 
     def line(self, state: TrainerState) -> Text:
         """The line itself, for a state after at least one step."""
-        values, rates = self.pulse.step.means(), self.pulse.speed.rates()
+        values, rates = self.metrics.step.means(), self.metrics.speed.rates()
         done = max(state.global_step - self.first_step, 1)
         left = (state.max_steps - state.global_step) * (time.perf_counter() - self.started) / done
         parts = [
@@ -77,7 +77,7 @@ class LiveLine(TrainerCallback):
             f"{rates['pairs_per_second']:.2f} pairs/s",
             f"{rates['tokens_per_second']:.0f} tok/s",
             f"{100 * rates['tokens_saved']:.0f}% shared",
-            f"{100 * self.utilisation(self.pulse.speed):.0f}% of peak",
+            f"{100 * self.mfu(self.metrics.speed):.0f}% MFU",
             f"{peak_memory(self.device) / 2**30:.1f} GiB",
             f"{clock(left)} left",
         ]

@@ -1,4 +1,4 @@
-"""Preference losses: pure functions of log-probs, one value a pair, with the paper's equation beside each.
+"""Preference losses: pure functions of log-probs, one value per pair, with the paper's equation beside each.
 
 π is the policy, r the reference, y_w the chosen and y_l the rejected answer to prompt x. With
 
@@ -24,7 +24,7 @@ class PairLogps:
     """Summed log-probs of the answers of P pairs, and their lengths in tokens; all of shape (P,).
 
     In a forest of fixed shape the first `real` of the pairs are real, and `weight_P` is 1 for them and 0 for the
-    filling, whose log-probs are 0 and whose lengths are 1.
+    padding, whose log-probs are 0 and whose lengths are 1.
     """
 
     chosen_P: Tensor
@@ -38,7 +38,7 @@ class PairLogps:
 
     @property
     def pairs(self) -> int:
-        """How many pairs there are, filling not counted."""
+        """How many pairs there are, padding not counted."""
         return int(self.chosen_P.shape[0]) if self.real is None else self.real
 
     @property

@@ -39,7 +39,7 @@ class PairMeter:
     def add(self, logps: PairLogps, losses_P: Tensor, beta: float) -> None:
         """The pairs of one forest: losses, implicit rewards β·log π/r, and log-probs.
 
-        Filling adds zeros only.
+        Padding adds zeros only.
         """
         chosen_P, rejected_P = beta * logps.chosen_ratio_P.detach(), beta * logps.rejected_ratio_P.detach()
         columns = (
@@ -83,7 +83,7 @@ class SpeedMeter:
     started: float = field(default_factory=time.perf_counter)
 
     def add(self, forest: Forest) -> None:
-        self.tree_tokens += len(forest.tokens)  # without filling
+        self.tree_tokens += len(forest.tokens)  # without padding
         self.unrolled_tokens += forest.unrolled_tokens
         self.pairs += len(forest.leaf_ids) // 2
         self.forests += 1
@@ -138,7 +138,7 @@ class SpeedMeter:
 
 
 @dataclass
-class Pulse:
+class LiveMetrics:
     """What the live line reads: the last step's pairs, and the speed since the run began."""
 
     step: PairMeter = field(default_factory=PairMeter)

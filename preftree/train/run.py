@@ -36,16 +36,16 @@ from preftree.model.lora import add_lora
 from preftree.model.score import attach, causal_model
 from preftree.model.shard import shard_base
 from preftree.train.budget import choose_budget, choose_shape
+from preftree.train.flops import ModelFlops
 from preftree.train.hpu import optimizer, step_hook
-from preftree.train.inputs import Prepared, Say, fingerprint, hub_options, prepare_pairs
+from preftree.train.inputs import EncodedSplits, Say, fingerprint, hub_options, prepare_pairs
 from preftree.train.live import LiveLine, RunLog
-from preftree.train.metrics import Pulse
+from preftree.train.metrics import LiveMetrics
 from preftree.train.profile import StepProfile
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.store import LogprobStore, weights_key
 from preftree.train.trainer import PreferenceTrainer
-from preftree.train.work import Work
 
 
 def train(settings: Settings, console: Console | None = None) -> int:
@@ -54,7 +54,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
     Leaves in the output folder: the adapter, the tokenizer, trainer_state.json, checkpoints and `run/`.
 
     Raises:
-        PreftreeError: whatever the user can mend, before anything is written over.
+        PreftreeError: whatever the user can fix, before anything is overwritten.
     """
     console = console or Console(quiet=settings.train.process_index != 0, soft_wrap=True)
     say: Say = sayer(console)
@@ -98,9 +98,9 @@ def _ranks(settings: Settings, say: Say) -> Ranks:
     check_world_size(args.world_size)
     ranks = Ranks(args.ddp_timeout, kind_of(str(args.device)), lockstep=args.sharding.base)
     if ranks.count > 1:
-        say(f"ranks      {ranks.count}: {args.sharding.reason}; LoRA's gradients are added up once a step")
+        say(f"ranks      {ranks.count}: {args.sharding.reason}; LoRA's gradients are all-reduced once per step")
     elif args.sharding.base:
-        say("ranks      one, so there is nobody to share the base model out to")
+        say("ranks      one, so there is nothing to shard the base model over")
     return ranks
 
 
@@ -124,7 +124,7 @@ def _run(trainer: PreferenceTrainer, resume: str | None, say: Say) -> None:
         f"{reused} reused"
     )
     if ranks.count > 1:
-        more = trainer.pulse.speed.imbalance(ranks.count)
+        more = trainer.live_metrics.speed.imbalance(ranks.count)
         say(f"           the busiest rank of a step had {100 * more:.1f} % more tokens than the mean")
     last = next((record for record in reversed(trainer.state.log_history) if "eval_loss" in record), None)
     if last is not None:
@@ -157,7 +157,7 @@ def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBa
 def _model(
     settings: Settings, source: ModelSource, dtype: Any, device: str, ranks: Ranks, say: Say
 ) -> tuple[PeftModel, str]:
-    """Load, put LoRA in, switch dropout off, share out, choose how the model is scored; also the weights' hash."""
+    """Load, put LoRA in, switch dropout off, shard, choose how the model is scored; also the weights' hash."""
     lora, sharding = settings.lora, settings.train.sharding
     model = load_model(source, dtype, **hub_options(settings))
     key = weights_key(model) if settings.train.reference_cache or ranks.count > 1 else ""
@@ -200,7 +200,7 @@ def _trainer(
     model: PeftModel,
     reference: Reference,
     tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
+    prepared: EncodedSplits,
     folder: RunFolder,
     device: str,
     console: Console,
@@ -232,8 +232,8 @@ def _trainer(
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
-    work = Work.of(causal_model(model), gemm_peak(device, model.dtype, ready=product_with))
-    pulse = Pulse()
+    flops = ModelFlops.of(causal_model(model), gemm_peak(device, model.dtype, ready=product_with))
+    live_metrics = LiveMetrics()
     trainer = PreferenceTrainer(
         model,
         args,
@@ -243,12 +243,12 @@ def _trainer(
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
         budget=sizes,
         tokenizer=tokenizer,
-        pulse=pulse,
+        live_metrics=live_metrics,
         hook=step_hook(args, device),
         optimizer=chosen.value,
-        work=work,
+        flops=flops,
         callbacks=[
-            LiveLine(console, pulse, device, partial(work.utilisation, ranks=ranks.count)),
+            LiveLine(console, live_metrics, device, partial(flops.mfu, ranks=ranks.count)),
             RunLog(folder),
             *([StepProfile(console)] if args.profile else []),
         ],

@@ -21,7 +21,7 @@ class Objective:
     label_smoothing: float = 0.0
 
     def losses(self, logps: PairLogps) -> Tensor:
-        """One loss a pair, (P,); 0 for filling."""
+        """One loss per pair, (P,); 0 for padding."""
         losses_P = LOSSES[self.loss_type](logps, self.beta, self.label_smoothing)
         return losses_P if logps.weight_P is None else losses_P * logps.weight_P
 
@@ -47,19 +47,19 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
     """
     forest, device = policy.forest, policy.token_S.device
     names = len(forest.leaf_ids)
-    filling = forest.shape.leaves - names if forest.shape is not None else 0
+    padding = forest.shape.leaves - names if forest.shape is not None else 0
     # Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data.
-    # An answer in several pairs is one leaf, which stands here as often; filling comes from leaves that nothing is in.
+    # An answer in several pairs is one leaf, which stands here as often; padding comes from leaves that nothing is in.
     order = [forest.leaf_of_id[i] for i in sorted(range(names), key=forest.leaf_ids.__getitem__)]
-    lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * filling
-    order += range(names, names + filling)
+    lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * padding
+    order += range(names, names + padding)
     order_N, length_N = upload([*order, *lengths], device).split(len(order))
     policy_N = policy.sum_L.index_select(0, order_N)
     reference_N = forest.sum_by_leaf(reference_S).index_select(0, order_N)
     real, weight_P = None, None
     if forest.shape is not None:
         real = names // 2
-        weight_P = upload([1.0] * real + [0.0] * (filling // 2), device)
+        weight_P = upload([1.0] * real + [0.0] * (padding // 2), device)
     return PairLogps(
         chosen_P=policy_N[0::2],
         rejected_P=policy_N[1::2],

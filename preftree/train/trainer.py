@@ -1,7 +1,7 @@
 """transformers' Trainer with one change of unit: a dataloader batch is an optimizer step.
 
 Trainer brings the loop, schedules, checkpoints, trackers and devices. What is ours is inside a step: the
-batch of pairs is shared out to the ranks and cut into forests, each forest's loss is divided by the number of
+batch of pairs is sharded over the ranks and cut into forests, each forest's loss is divided by the number of
 pairs of the *step* on all ranks and its gradient added up, so that no way of cutting changes the objective.
 """
 
@@ -26,12 +26,12 @@ from transformers.trainer_utils import EvalLoopOutput
 from preftree.distributed.ranks import Ranks, idle_forest
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pairs
 from preftree.model.score import leaf_logprobs
+from preftree.train.flops import ModelFlops
 from preftree.train.hpu import StepHook
-from preftree.train.metrics import PairMeter, Pulse, SpeedMeter
+from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
 from preftree.train.reference import Reference
 from preftree.train.step import Objective, forest_losses
-from preftree.train.work import Work
 
 
 class PairDataset(Dataset[Pair]):
@@ -53,11 +53,11 @@ def collate(pairs: list[Pair]) -> dict[str, list[Pair]]:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One rank's part of a step: its forests, the passes it makes only to keep step, and all ranks' counts."""
+class StepPlan:
+    """One rank's part of a step: its forests, dummy passes that keep collectives in step, and all ranks' counts."""
 
     forests: list[Forest]
-    idle: int
+    dummy_passes: int
     speed: SpeedMeter
 
 
@@ -70,13 +70,13 @@ class PreferenceTrainer(Trainer):
         train_pairs, eval_pairs: encoded pairs.
         reference: log-probs of the model before training.
         objective: loss and constants.
-        budget: most tokens of a forest, or the shape that all of them are filled up to.
+        budget: most tokens of a forest, or the fixed shape that all of them are padded to.
         ranks: the processes that train together; by default those of the process group.
         tokenizer: saved beside the adapter.
-        pulse: filled in as steps go by, for a live line.
+        live_metrics: updated at each step, for a live line.
         hook: what a step adds for its device.
         optimizer: class and arguments, where it is not the one that `args` name.
-        work: what utilisation is reckoned from; without it none is logged.
+        flops: the FLOPs that MFU is computed from; without them it is not logged.
         by_prompt: keep the pairs of a prompt together (see `order`).
     """
 
@@ -92,8 +92,8 @@ class PreferenceTrainer(Trainer):
         budget: int | Shape,
         ranks: Ranks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        pulse: Pulse | None = None,
-        work: Work | None = None,
+        live_metrics: LiveMetrics | None = None,
+        flops: ModelFlops | None = None,
         callbacks: list[TrainerCallback] | None = None,
         hook: StepHook | None = None,
         optimizer: tuple[Any, dict[str, Any]] | None = None,
@@ -103,9 +103,9 @@ class PreferenceTrainer(Trainer):
         self.ranks = ranks or reference.ranks
         self.since_log = PairMeter()
         self.speed = SpeedMeter()
-        self.pulse = pulse or Pulse()
+        self.live_metrics = live_metrics or LiveMetrics()
         self.hook = hook or StepHook()
-        self.work = work
+        self.flops = flops
         self._order = PromptOrder(train_pairs, _data_seed(args)) if by_prompt else None
         super().__init__(
             model=model,
@@ -159,7 +159,7 @@ class PreferenceTrainer(Trainer):
             loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=_data_seed(args)
         )
 
-    def plan(self, pairs: Sequence[Pair]) -> Plan:
+    def plan(self, pairs: Sequence[Pair]) -> StepPlan:
         """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
         share = shares_of_pairs(pairs, self.ranks.count)[self.ranks.index]
         forests = forests_of_pairs(share, self.budget, self.args.device)
@@ -170,7 +170,7 @@ class PreferenceTrainer(Trainer):
             mine.add_reference(forest)
         counts = self.ranks.gather(mine.counts())
         most = max(SpeedMeter(*row).forests for row in counts) if self.ranks.lockstep else 0
-        return Plan(forests, max(0, most - len(forests)), SpeedMeter.of_ranks(counts))
+        return StepPlan(forests, max(0, most - len(forests)), SpeedMeter.of_ranks(counts))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -189,12 +189,12 @@ class PreferenceTrainer(Trainer):
             self.hook.after_backward()
             total += share.detach().to(total.dtype)
             meter.add(logps, losses_P, self.objective.beta)
-        for _ in range(plan.idle):
+        for _ in range(plan.dummy_passes):
             self.accelerator.backward(0 * leaf_logprobs(self.model, idle_forest(self.args.device)).token_S.sum())
         self._add_up(total, meter, pairs)
-        self.pulse.step = meter
+        self.live_metrics.step = meter
         self.since_log.merge(meter)
-        for speed in (self.pulse.speed, self.speed):
+        for speed in (self.live_metrics.speed, self.speed):
             speed.merge(plan.speed)
         return total
 
@@ -229,7 +229,7 @@ class PreferenceTrainer(Trainer):
             for forest in plan.forests:
                 losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
                 meter.add(logps, losses_P, self.objective.beta)
-            for _ in range(plan.idle):
+            for _ in range(plan.dummy_passes):
                 leaf_logprobs(self.model, idle_forest(self.args.device))
         self.ranks.add_up([meter.total])
         meter.pairs = pairs
@@ -243,8 +243,8 @@ class PreferenceTrainer(Trainer):
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
             logs.update(means)
             logs.update(self.speed.rates())
-            if self.work is not None:
-                logs["utilisation"] = self.work.utilisation(self.speed, self.ranks.count)
+            if self.flops is not None:
+                logs["mfu"] = self.flops.mfu(self.speed, self.ranks.count)
             if self.ranks.count > 1:
                 logs["rank_imbalance"] = self.speed.imbalance(self.ranks.count)
             self.since_log, self.speed = PairMeter(), SpeedMeter()

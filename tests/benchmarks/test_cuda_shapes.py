@@ -31,7 +31,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())["results"]["tiny"]
     assert set(found) == {"preftree", "trl"}
-    assert all(side["pairs_per_second"] > 0 and 0 < side["utilisation"] < 1 for side in found.values())
+    assert all(side["pairs_per_second"] > 0 and 0 < side["mfu"] < 1 for side in found.values())
     assert found["trl"]["setting"].startswith("pairs of ")
     assert "cached" in done.stdout
 
@@ -60,7 +60,7 @@ def test_an_attempt_leaves_nothing(shape: str, tmp_path: Path) -> None:
 def test_a_side_that_fails_stops_only_itself(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numbers = {"pairs_per_second": 2.0, "peak_gib": 1.0, "utilisation": 0.5, "gemm_peak_tflops": 1.0, "setting": "S"}
+    numbers = {"pairs_per_second": 2.0, "peak_gib": 1.0, "mfu": 0.5, "gemm_peak_tflops": 1.0, "setting": "S"}
 
     def fresh(command: list[str], name: str) -> dict[str, object]:
         if name == "mpt-7b, trl:":

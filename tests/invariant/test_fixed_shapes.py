@@ -128,8 +128,8 @@ def test_a_step_with_filling_is_the_step_without(tmp_path: Path, loss_type: str,
         found = one_step(filled, PAIRS)
         assert found[0] == pytest.approx(expected[0], rel=1e-6)
         assert tiny.relative_error(found[1], expected[1]) < 5e-6
-        assert filled.pulse.step.means() == pytest.approx(plain.pulse.step.means(), rel=1e-6)
-    assert filled.pulse.speed.pairs == plain.pulse.speed.pairs == 2 * len(PAIRS)
+        assert filled.live_metrics.step.means() == pytest.approx(plain.live_metrics.step.means(), rel=1e-6)
+    assert filled.live_metrics.speed.pairs == plain.live_metrics.speed.pairs == 2 * len(PAIRS)
     assert filled.reference.misses == 2 * len(PAIRS)
 
 

@@ -69,15 +69,15 @@ def test_enough_is_enough() -> None:
 
 
 def test_what_fits() -> None:
-    free = int(500 * PLAIN / budget.SHARE) + 1
+    free = int(500 * PLAIN / budget.ACTIVATION_SHARE) + 1
     assert chosen(free, 300) == Budget(500, False, mock.ANY)
 
 
 def test_activations_are_recomputed_where_the_largest_pair_needs_it() -> None:
-    free = int(500 * PLAIN / budget.SHARE) + 1
+    free = int(500 * PLAIN / budget.ACTIVATION_SHARE) + 1
     found = chosen(free, 100, 501)
     assert found.checkpointing
-    assert found.tokens == int(budget.SHARE * free / RECOMPUTED)
+    assert found.tokens == int(budget.ACTIVATION_SHARE * free / RECOMPUTED)
     assert "largest pair (501 tokens) would not fit otherwise" in found.reason
 
 

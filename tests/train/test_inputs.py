@@ -15,7 +15,7 @@ from preftree.config.train import parse_settings
 from preftree.data.encode import EncodedPair
 from preftree.data.split import split_validation
 from preftree.errors import DataError
-from preftree.train.inputs import Prepared, prepare_pairs
+from preftree.train.inputs import EncodedSplits, prepare_pairs
 from tests.support import tiny
 
 
@@ -25,7 +25,7 @@ def write(path: Path, prompts: list[int]) -> Path:
     return path
 
 
-def prepared(*flags: str) -> tuple[Prepared, list[str]]:
+def prepared(*flags: str) -> tuple[EncodedSplits, list[str]]:
     said: list[str] = []
     options = parse_settings(["--model_name_or_path", "x", "--output_dir", "y", "--use_cpu", "true", *flags])
     return prepare_pairs(options, tiny.word_tokenizer(), Console(file=io.StringIO()), said.append), said

@@ -12,7 +12,7 @@ from preftree.train.metrics import SpeedMeter
 
 
 @dataclass(frozen=True)
-class Work:
+class ModelFlops:
     """FLOPs of a model's matrix products, and the peak they are measured against.
 
     With N weights in the linear layers below the head, a tree token costs 2N forward and 2N backward (frozen weights
@@ -30,7 +30,7 @@ class Work:
     peak: float
 
     @classmethod
-    def of(cls, model: PreTrainedModel, peak: float) -> Work:
+    def of(cls, model: PreTrainedModel, peak: float) -> ModelFlops:
         head = model.get_output_embeddings()
         body = sum(
             module.weight.numel()
@@ -45,6 +45,6 @@ class Work:
         scored = 2 * speed.scored_tokens + speed.reference_scored
         return tokens * self.per_token + scored * self.per_scored
 
-    def utilisation(self, speed: SpeedMeter, ranks: int = 1) -> float:
+    def mfu(self, speed: SpeedMeter, ranks: int = 1) -> float:
         """Share of the peak of all ranks that useful arithmetic took, over the seconds of `speed`."""
         return self.useful(speed) / (speed.seconds * self.peak * ranks)
