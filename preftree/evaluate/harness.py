@@ -25,13 +25,13 @@ from transformers import PreTrainedModel
 
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.evaluate.cache import RequestCache, request_key, sampled
-from preftree.forest import Request
+from preftree.forest import ScoreRequest
 from preftree.forest.stream import split_paths
 from preftree.hardware.device import inference_dtype, kind_of, require_device
 from preftree.io.progress import Progress
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
-from preftree.model.stream import Answer, can_stream, score_requests
+from preftree.model.stream import RequestScore, can_stream, score_requests
 
 #: Tokens of a forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
 BUDGET = {"cpu": 2048}
@@ -211,7 +211,7 @@ class PreftreeLM(HFLM):
         self._check_lengths(requests)
         asked = [self._request(context, continuation) for _, context, continuation in requests]
 
-        def finished(index: int, answer: Answer) -> None:
+        def finished(index: int, answer: RequestScore) -> None:
             if (arguments := requests[index][0]) is not None:  # rolling windows have none: their sum is remembered
                 self.cache_hook.add_partial("loglikelihood", arguments, (answer.logprob, answer.greedy))
 
@@ -239,9 +239,9 @@ class PreftreeLM(HFLM):
             raise ModelError(f"{words}. Give fewer shots (--num_fewshot), or --truncate to go on as lm-eval does")
         self._say(f"note: {words}")
 
-    def _request(self, context: list[int], continuation: list[int]) -> Request:
+    def _request(self, context: list[int], continuation: list[int]) -> ScoreRequest:
         """Cut on the left to what the model can take, as lm-eval does: its input is all but the last token."""
-        return Request(tuple(context[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
+        return ScoreRequest(tuple(context[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
 
     def _say(self, text: str) -> None:
         if self.processes.is_main_process:

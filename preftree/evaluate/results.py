@@ -15,15 +15,9 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from preftree.benchmarks import BENCHMARKS
 from preftree.errors import RunError
 
-#: Columns of the leaderboard's table: lm-eval's task or group, its metric, the heading.
-COLUMNS = (
-    ("arc_challenge", "acc_norm", "ARC"),
-    ("hellaswag", "acc_norm", "HellaSwag"),
-    ("mmlu", "acc", "MMLU"),
-    ("truthfulqa_mc2", "acc", "TruthfulQA"),
-)
 _HEADLINES = ("acc_norm", "acc", "exact_match", "f1")  # of a task outside the table, the first that it has
 
 
@@ -109,7 +103,7 @@ def _all_scores(results: Mapping[str, Any], samples: dict[str, list[dict[str, An
     groups = {name: children for name, children in (results.get("group_subtasks") or {}).items() if children}
     inner = {child for children in groups.values() for child in children}
     found = {}
-    for name in [name for name, _, _ in COLUMNS] + sorted((set(samples) | set(groups)) - inner):
+    for name in [benchmark.task for benchmark in BENCHMARKS] + sorted((set(samples) | set(groups)) - inner):
         tasks = _leaves(name, groups) if name in groups else [name] if name in samples else []
         tasks = [task for task in tasks if task in samples]
         if tasks and name not in found:
@@ -122,7 +116,7 @@ def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _scores(name: str, tasks: Sequence[str], samples: dict[str, list[dict[str, Any]]]) -> Scores:
-    columns = {task: (metric, heading) for task, metric, heading in COLUMNS}
+    columns = {benchmark.task: (benchmark.metric, benchmark.heading) for benchmark in BENCHMARKS}
     rows = [(task, row) for task in tasks for row in sorted(samples[task], key=lambda row: int(row["doc_id"]))]
     known = rows[0][1].get("metrics") or []
     metric, heading = columns.get(name) or (

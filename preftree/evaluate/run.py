@@ -111,8 +111,9 @@ def _fetching() -> Iterator[None]:
         yield
     except (ConnectionError, DatasetNotFoundError) as problem:
         raise DataError(
-            f"--data hub: the questions could not be had from the hub: {problem}. Without a network give local files "
-            "by --data DIR; preftree evaluate --export-data DIR makes them where there is one (docs/evaluation.md)"
+            f"--data hub: the questions could not be downloaded from the hub: {problem}. Without a network give local "
+            "files by --data DIR, which preftree evaluate --export-data DIR writes where there is one "
+            "(docs/evaluation.md)"
         ) from problem
 
 

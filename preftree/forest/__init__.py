@@ -8,7 +8,7 @@ forest of any number of requests to be scored.
 from preftree.forest.forest import Forest, Segment, Shape, upload
 from preftree.forest.pack import pack
 from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shares_of_pairs
-from preftree.forest.stream import Request, Stream, Stretch
+from preftree.forest.stream import ScoreRequest, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
 
 __all__ = [
@@ -16,7 +16,7 @@ __all__ = [
     "Forest",
     "Node",
     "Pair",
-    "Request",
+    "ScoreRequest",
     "Segment",
     "Shape",
     "Stream",

@@ -26,7 +26,7 @@ from preftree.forest.forest import Forest, Segment
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ScoreRequest:
     """What is asked: log p(continuation | context), both as token ids, neither empty."""
 
     context: tuple[int, ...]
@@ -73,7 +73,7 @@ class Stream:
     The answers do not depend on the order of the requests, nor on where the stream is cut.
     """
 
-    def __init__(self, requests: Sequence[Request]) -> None:
+    def __init__(self, requests: Sequence[ScoreRequest]) -> None:
         paths = [_key(request) for request in requests]
         order = sorted(range(len(requests)), key=paths.__getitem__)
         shared = shared_beginnings([paths[i] for i in order])
@@ -96,7 +96,7 @@ class Stream:
             start, before = stop, length
         self._sort_scored(requests, order, rows)
 
-    def _sort_scored(self, requests: Sequence[Request], order: list[int], rows: list[Tensor]) -> None:
+    def _sort_scored(self, requests: Sequence[ScoreRequest], order: list[int], rows: list[Tensor]) -> None:
         """Scored tokens in the order of their predictors, so that a stretch's are neighbours."""
         empty = torch.zeros(0, dtype=torch.long)
         row_S = torch.cat([empty, *rows])
@@ -168,7 +168,7 @@ def shared_beginnings(sorted_paths: Sequence[bytes]) -> list[int]:
     return shared
 
 
-def _key(request: Request) -> bytes:
+def _key(request: ScoreRequest) -> bytes:
     """The tokens that must be computed for a request, so that bytes sort as token ids do."""
     path = request.context + request.continuation[:-1]
     return struct.pack(f">{len(path)}I", *path)

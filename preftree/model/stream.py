@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from preftree.forest import Forest
-from preftree.forest.stream import Request, Stream, Stretch
+from preftree.forest.stream import ScoreRequest, Stream, Stretch
 from preftree.model import families
 from preftree.model.attention import Attend, Rules, blocks, native
 from preftree.model.logprob import Head, token_scores
@@ -23,7 +23,7 @@ from preftree.model.score import attach, attached, causal_model, evaluating, pla
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RequestScore:
     """log p of a continuation (summed over its tokens, in nats), and is each of its tokens the most probable one?"""
 
     logprob: float
@@ -69,7 +69,7 @@ def can_stream(model: nn.Module) -> tuple[bool, str]:
     causal = causal_model(model)
     probe = probe_forest(causal)
     requests = [
-        Request(tuple(ids[:-n].tolist()), tuple(ids[-n:].tolist()))
+        ScoreRequest(tuple(ids[:-n].tolist()), tuple(ids[-n:].tolist()))
         for ids, n in zip(probe.unrolled(), probe.leaf_lengths, strict=True)
     ]
     with evaluating(model):
@@ -83,11 +83,11 @@ def can_stream(model: nn.Module) -> tuple[bool, str]:
 
 def score_requests(
     model: nn.Module,
-    requests: Sequence[Request],
+    requests: Sequence[ScoreRequest],
     budget: int,
-    finished: Callable[[int, Answer], None] | None = None,
+    finished: Callable[[int, RequestScore], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Answer]:
+) -> list[RequestScore]:
     """Score `requests`, each token of their trie computed once; answers in the order of the requests.
 
     Args:
@@ -113,8 +113,8 @@ def score_requests(
             left_N.index_add_(0, where_S, torch.full_like(where_S, -1))
             if finished is not None:
                 for index in where_S[left_N[where_S] == 0].unique().tolist():
-                    finished(index, Answer(float(logprob_N[index]), bool(greedy_N[index])))
+                    finished(index, RequestScore(float(logprob_N[index]), bool(greedy_N[index])))
             done += len(stretch.forest) - stretch.known
             if progress is not None:
                 progress(done, len(stream))
-    return [Answer(*pair) for pair in zip(logprob_N.tolist(), greedy_N.tolist(), strict=True)]
+    return [RequestScore(*pair) for pair in zip(logprob_N.tolist(), greedy_N.tolist(), strict=True)]

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from preftree.benchmarks import headings
 from preftree.io.console import visible
 from preftree.prepare.output import COLUMNS
 
@@ -110,9 +111,9 @@ def _stages(counts: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _decontaminated(where: str | None) -> str:
     if where is None:
-        return "**Not decontaminated**: questions of ARC, HellaSwag, MMLU or TruthfulQA may be among these.\n"
+        return f"**Not decontaminated**: questions of {headings('or')} may be among these.\n"
     return (
-        "Decontaminated against the test questions of ARC, HellaSwag, MMLU and TruthfulQA that were given: a row was"
+        f"Decontaminated against the test questions of {headings()} that were given: a row was"
         " removed where runs of 8 words in common cover half of a test question.\n"
     )
 

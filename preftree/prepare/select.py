@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from preftree.benchmarks import BENCHMARKS
 from preftree.config.prepare import PrepareSettings, SelectSettings
 from preftree.data.chat import Chat
 from preftree.data.record import Turn
@@ -304,19 +304,11 @@ def benchmark_questions(where: str | None, tell: Callable[[str], None]) -> Itera
     if where != "hub":
         yield from read_test_questions(where, tell)
         return
-    for name, config, split in HUB_TESTS:
-        ((_, short, rows),) = find_tables(name, config_name=config, split=split, streaming=True)[0]
-        for number, row in rows:
-            question: Any = question_of(row, f"{short}:{number}") if isinstance(row, dict) else None
-            if question is not None:
-                yield question
-
-
-HUB_TESTS = (
-    ("allenai/ai2_arc", "ARC-Challenge", "test"),
-    ("allenai/ai2_arc", "ARC-Easy", "test"),
-    ("Rowan/hellaswag", None, "validation"),
-    ("cais/mmlu", "all", "test"),
-    ("truthfulqa/truthful_qa", "multiple_choice", "validation"),
-)
-"""The test sets on the hub: id, configuration, split."""
+    for benchmark in BENCHMARKS:
+        name, first = benchmark.hub
+        for config in (first, *benchmark.more_configs):
+            ((_, short, rows),) = find_tables(name, config_name=config, split=benchmark.tested, streaming=True)[0]
+            for number, row in rows:
+                question = question_of(row, f"{short}:{number}") if isinstance(row, dict) else None
+                if question is not None:
+                    yield question

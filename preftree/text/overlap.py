@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from preftree.benchmarks import BENCHMARKS, headings
 from preftree.data.files import READERS
 from preftree.errors import DataError
 from preftree.text.duplicates import words
@@ -96,25 +97,15 @@ class OverlapIndex:
 
 
 def question_of(row: Mapping[str, Any], place: str = "") -> BenchmarkQuestion | None:
-    """The question of a row of ARC, HellaSwag, MMLU or TruthfulQA as the hub has them; None for another row."""
-    for benchmark, (columns, column) in BENCHMARKS.items():
-        if all(name in row for name in columns) and isinstance(row[column], str):
-            return BenchmarkQuestion(benchmark, place, row[column])
+    """The question of a row of one of the four test sets, None for another row."""
+    for benchmark in BENCHMARKS:
+        if (text := benchmark.question(row)) is not None:
+            return BenchmarkQuestion(benchmark.heading, place, text)
     return None
 
 
-BENCHMARKS: dict[str, tuple[tuple[str, ...], str]] = {
-    "ARC": (("question", "choices", "answerKey"), "question"),
-    "HellaSwag": (("ctx", "endings"), "ctx"),
-    "MMLU": (("question", "subject", "choices", "answer"), "question"),
-    "TruthfulQA": (("question", "mc1_targets"), "question"),
-    "TruthfulQA (generation)": (("question", "best_answer", "incorrect_answers"), "question"),
-}
-"""Benchmark -> the columns that tell it, and the one with the text to look for."""
-
-
 def read_test_questions(folder: str | Path, tell: Callable[[str], None] | None = None) -> Iterator[BenchmarkQuestion]:
-    """The questions of all files (jsonl, json, csv, parquet) below `folder` that hold one of `BENCHMARKS`.
+    """The questions of all files (jsonl, json, csv, parquet) below `folder` that hold questions of the test sets.
 
     Files whose name tells a training or few-shot split (train, dev) are left out: nobody is judged by them.
     `tell` is called with sentences about the files that are left out.
@@ -140,11 +131,11 @@ def read_test_questions(folder: str | Path, tell: Callable[[str], None] | None =
                 yield question
         some = some or count > 0
         if not count and tell:
-            tell(f"left out, as it holds no question of {', '.join(BENCHMARKS)}: {name}")
+            tell(f"left out, as it holds no question of {headings('or')}: {name}")
     if not_tested and tell:
         tell(f"left out, as no model is judged by training or few-shot splits: {', '.join(not_tested)}")
     if not some:
         raise DataError(
-            f"{folder} holds no test question: no file there has the columns of {', '.join(BENCHMARKS)}. "
+            f"{folder} holds no test question: no file there has the columns of {headings('or')}. "
             f"Give a folder with those test sets as the hub has them."
         )

@@ -138,7 +138,7 @@ def test_what_cannot_be_had_is_told_at_once(evaluated: Callable[..., Path], tmp_
         evaluated("file/folder")
     with pytest.raises(DeviceError, match=r"--device cdua cannot be used here: .* Here are cpu"):
         evaluated("out", tasks="truthfulqa_mc2", device="cdua")
-    with pytest.raises(DataError, match=r"could not be had from the hub: .*truthful_qa.* --data DIR"):
+    with pytest.raises(DataError, match=r"could not be downloaded from the hub: .*truthful_qa.* --data DIR"):
         evaluated("out", tasks="truthfulqa_mc2", data="hub")
 
 
@@ -154,7 +154,7 @@ def test_what_cannot_be_had_is_told_at_once(evaluated: Callable[..., Path], tmp_
         (["--tasks", "mmlu", "--limit", "0"], ["--limit", "greater than or equal to 1"]),
         (["--num_fewshot", "-1"], ["--num-fewshot", "greater than or equal to 0"]),
         (["--export_data", "{}/file", "--tasks", "mmlu"], ["--export-data", "cannot be made: File exists"]),
-        (["--export-data", "{}", "--tasks", "mmlu"], ["cais/mmlu could not be had from the hub"]),
+        (["--export-data", "{}", "--tasks", "mmlu"], ["cais/mmlu could not be downloaded from the hub"]),
         (["--export-data", "{}", "--tasks", "mmul"], ["mmul has no local form. Did you mean mmlu?"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -11,9 +11,10 @@ import datasets
 import pytest
 from lm_eval.tasks import TaskManager
 
+from preftree.benchmarks import BENCHMARKS, BY_TASK
 from preftree.errors import DataError, SettingsError
-from preftree.evaluate.data import SOURCES, export_data, read_source
-from preftree.evaluate.tasks import BENCHMARKS, OWN_TASKS, expand, plan_tasks
+from preftree.evaluate.data import export_data, read_splits
+from preftree.evaluate.tasks import OWN_TASKS, expand, plan_tasks
 
 
 def requests(task: Any, limit: int = 3) -> list[tuple[Any, ...]]:
@@ -27,7 +28,7 @@ def hub(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hub that has the shared samples, under the names that lm-eval asks for."""
 
     def load_dataset(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
-        source = next(s for s in SOURCES.values() if s.hub[0] == path)
+        source = next(b for b in BENCHMARKS if b.hub[0] == path)
         splits = {}
         for split, file in source.files.items():
             rows = [json.loads(line) for line in (shared_data / "eval" / file).read_text().splitlines()]
@@ -47,7 +48,7 @@ def test_contexts_are_those_of_lm_evals_own_task(name: str, shared_data: Path, t
     local = plan_tasks([asked], tmp_path, str(shared_data / "eval")).load([name])["tasks"][name]
     folder = {"mmlu_anatomy": "mmlu/default"}.get(name, name.partition("_")[0])
     theirs = TaskManager(include_path=str(OWN_TASKS / folder), include_defaults=False).load([name])["tasks"][name]
-    shots = BENCHMARKS[asked].shots if asked in BENCHMARKS else 0
+    shots = BY_TASK[asked].shots
     assert local.config.num_fewshot == shots
     theirs.set_config("num_fewshot", shots)
     found = requests(local)
@@ -70,7 +71,7 @@ def test_exported_files_are_read_back(shared_data: Path, tmp_path: Path) -> None
     names = ["arc_challenge", "hellaswag", "mmlu", "truthfulqa_mc2"]
     export_data(str(tmp_path), names, said.append)
     for name in names[:3]:
-        assert read_source(str(tmp_path), name) == read_source(str(shared_data / "eval"), name)
+        assert read_splits(str(tmp_path), name) == read_splits(str(shared_data / "eval"), name)
     assert (tmp_path / "truthfulqa_mc.jsonl").read_text() == "mine"
     assert "there already" in said[-1]
 
@@ -98,7 +99,7 @@ def test_missing_and_broken_files_are_named(shared_data: Path, tmp_path: Path) -
         plan_tasks(["truthfulqa_mc2"], tmp_path, str(place))
     assert [problem.partition(": ")[2][:30] for problem in caught.value.problems] == [
         "mc2_targets missing or of anot",
-        "no JSON (Expecting property na",
+        "not JSON (Expecting property n",
     ]
 
 

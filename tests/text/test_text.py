@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from preftree.benchmarks import BENCHMARKS
 from preftree.errors import DataError
 from preftree.text.damage import CONTROL, MOJIBAKE, REPLACED, SURROGATE, damage, repaired
 from preftree.text.duplicates import NearDuplicates, exact_key, jaccard, loose_key, shingles, words
@@ -228,3 +229,19 @@ def test_a_folder_without_test_sets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         list(read_test_questions(tmp_path / "b"))
     assert question_of({"question": "x"}) is None
+
+
+def test_rows_as_evaluate_exports_them_are_recognized() -> None:
+    """HellaSwag's local files hold the two parts of a context, not the whole: they are test questions all the same."""
+    for benchmark in BENCHMARKS:
+        row = dict.fromkeys(benchmark.fields, "x")
+        found = question_of(row, "f:1")
+        assert found is not None, benchmark.heading
+        assert (found.benchmark, found.place) == (benchmark.heading, "f:1")
+    exported = question_of(
+        {"activity_label": "Baking", "ctx_a": "A cook bakes.", "ctx_b": "he", "endings": [], "label": "0"}
+    )
+    whole = question_of({"ctx": "A cook bakes. he", "endings": []})
+    assert exported is not None
+    assert whole is not None
+    assert exported.text == whole.text
