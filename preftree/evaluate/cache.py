@@ -17,6 +17,7 @@ from typing import Any
 import xxhash
 from torch import nn
 
+from preftree.io.jsonl import append_jsonl, read_jsonl
 from preftree.model.digest import add_model
 
 
@@ -47,9 +48,7 @@ class RequestCache:
         if key in self._known or sampled(arguments):
             return
         self._known[key] = answer
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps([key, answer]) + "\n")
+        append_jsonl(self._path, [key, answer])
 
 
 def model_key(model: nn.Module, settings: Mapping[str, Any]) -> str:
@@ -71,10 +70,6 @@ def sampled(arguments: Iterable[Any]) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     found = {}
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            key, answer = json.loads(line)
-        except ValueError:  # torn by a kill
-            continue
+    for key, answer in read_jsonl(path, skip_damaged=True):
         found[key] = tuple(answer) if isinstance(answer, list) else answer
     return found

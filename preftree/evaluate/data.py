@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, load_dataset
 
 from preftree.benchmarks import BY_TASK, Benchmark, expand_tasks
 from preftree.errors import DataError, SettingsError, did_you_mean
+from preftree.io.atomic import atomic_file
 from preftree.io.run_folder import make_folder
 
 #: What a field must hold where that is not a string.
@@ -143,9 +144,7 @@ def export_data(folder: str, tasks: Sequence[str], say: Callable[[str], None]) -
             first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
             raise DataError(f"--export-data: {repository} could not be downloaded from the hub: {first}") from problem
         for split, file in wanted.items():
-            half = place / f".{file}.writing"
-            with open(half, "w", encoding="utf-8") as out:
+            with atomic_file(place / file, "w") as out:
                 for row in splits[split]:
                     out.write(json.dumps({field: row[field] for field in benchmark.fields}, ensure_ascii=False) + "\n")
-            half.rename(place / file)
             say(f"{place / file}: {len(splits[split])} rows of {repository}, {split}")
