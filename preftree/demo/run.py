@@ -24,8 +24,8 @@ from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.record import Turn
 from preftree.data.sources import load_pairs
-from preftree.demo.build import DATA_FOLDER, read_split
 from preftree.demo.checks import passes
+from preftree.demo.rows import DATA_FOLDER, read_split
 from preftree.evaluate.preference import PairScores, score_pairs
 from preftree.hardware.device import choose_device, choose_dtype
 from preftree.io.progress import Progress

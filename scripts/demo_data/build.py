@@ -1,13 +1,13 @@
-"""Make the demo's preference set: `python -m preftree.demo.build --out DIR`.
+"""Make the demo's preference set: `python -m scripts.demo_data.build --out DIR`.
 
-The prompts and chosen answers come from `preftree.demo.kinds`, written by construction. The rejected
+The prompts and chosen answers come from `scripts.demo_data.kinds`, written by construction. The rejected
 answer of each is what the model itself said when asked and what its check says is wrong; a prompt that
 the model never gets wrong is dropped. How that answer is drawn decides whether a short training run learns
 what was asked or something cheaper. What two earlier versions of this set taught, when the model was trained on
 them with DPO (untrained, 13 of 102 greedy held-out answers pass):
 
 - Samples at temperature 1, all longer than the chosen answers: every answer became one word, 8 of 102 passed.
-  So: temperature 0.7 among the 20 likeliest tokens, since at 1 this small model talks nonsense that greedy
+  So: temperature 0.7 among the top 20 tokens, since at 1 this small model talks nonsense that greedy
   decoding would never say; and every second prompt is put after two questions that were answered in one word.
   That helps a little only: 5 of 6 rejected answers are still longer than the chosen one.
 - Samples cut in mid-sentence to the length of the chosen answer: training mostly learned not to end, since the
@@ -36,7 +36,7 @@ from rich.console import Console
 from preftree.data.chat import Chat, Messages
 from preftree.data.record import Turn
 from preftree.demo.checks import passes
-from preftree.demo.kinds import SPLITS, Example, Split, make_examples
+from preftree.demo.rows import SPLITS, Split
 from preftree.errors import PreftreeError, RunError
 from preftree.io.progress import Progress
 from preftree.model.generate import Answer, Sampling
@@ -46,9 +46,7 @@ from preftree.prepare.generate import Plan, Prompt, Verdict, generate
 from preftree.prepare.journal import Journal, whole_file
 from preftree.prepare.judge import trim
 from preftree.prepare.workers import Here
-
-DATA_FOLDER = Path(__file__).parent / "data"
-"""Where the shipped train.jsonl and heldout.jsonl are."""
+from scripts.demo_data.kinds import Example, make_examples
 
 # What goes before the question to get a terse answer.
 _TERSE: tuple[tuple[str, str], ...] = (
@@ -131,15 +129,9 @@ def _prompt(key: str, row: int, example: Example, chat: Chat, rounds: int) -> Pr
     return Prompt(key, messages, judge)
 
 
-def read_split(split: Split, folder: Path = DATA_FOLDER) -> list[dict[str, str]]:
-    """The rows of a split as shipped (or as built into `folder`)."""
-    with (folder / f"{split}.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code, 2 for anything the user can mend."""
-    parser = argparse.ArgumentParser(prog="python -m preftree.demo.build", description="Make the demo set.")
+    """The command line; returns the exit code, 2 for anything the user can fix."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.demo_data.build", description="Make the demo set.")
     parser.add_argument("--out", type=Path, required=True, help="folder for train.jsonl and heldout.jsonl")
     parser.add_argument("--model", default="smollm2", help="smollm2 (the bundled model) or a model folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of prompts and samples")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from preftree.demo.kinds.base import Filled, Kind, Split
-from preftree.demo.kinds.pools import CATEGORIES, ECHO_SENTENCES, PHRASE_PARTS, TOPICS
+from scripts.demo_data.kinds.base import Filled, Kind, Split
+from scripts.demo_data.kinds.pools import CATEGORIES, ECHO_SENTENCES, PHRASE_PARTS, TOPICS
 
 _NUMBER_WORDS = {1: "one", 2: "two", 3: "three", 4: "four"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from preftree.demo.kinds.base import Filled, Kind, Split
-from preftree.demo.kinds.pools import CATEGORIES, OPPOSITES, SORT_WORDS, Category
+from scripts.demo_data.kinds.base import Filled, Kind, Split
+from scripts.demo_data.kinds.pools import CATEGORIES, OPPOSITES, SORT_WORDS, Category
 
 _NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),

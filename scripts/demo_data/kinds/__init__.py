@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import random
 
-from preftree.demo.kinds.base import SPLITS, Example, Filled, Kind, Split, draw
-from preftree.demo.kinds.extract import DATE, EMAIL, JSON, NAME
-from preftree.demo.kinds.form import BULLETS, LOWERCASE, REPEAT, SEMICOLONS, SENTENCES, UPPERCASE, WORD_COUNT
-from preftree.demo.kinds.reason import ARITHMETIC, ODD_ONE, OPPOSITE, SORT, UNITS, YES_NO
+from preftree.demo.rows import Split
+from scripts.demo_data.kinds.base import Example, Kind, draw
+from scripts.demo_data.kinds.extract import DATE, EMAIL, JSON, NAME
+from scripts.demo_data.kinds.form import BULLETS, LOWERCASE, REPEAT, SEMICOLONS, SENTENCES, UPPERCASE, WORD_COUNT
+from scripts.demo_data.kinds.reason import ARITHMETIC, ODD_ONE, OPPOSITE, SORT, UNITS, YES_NO
 
 KINDS: tuple[Kind, ...] = (
     EMAIL,
@@ -45,4 +46,4 @@ def make_examples(split: Split, per_kind: int, seed: int = 0) -> list[Example]:
     return examples
 
 
-__all__ = ["KINDS", "SPLITS", "Example", "Filled", "Kind", "Split", "draw", "make_examples"]
+__all__ = ["KINDS", "Example", "Kind", "make_examples"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from preftree.demo.kinds.base import Split
+from scripts.demo_data.kinds.base import Split
 
 
 class Category(NamedTuple):

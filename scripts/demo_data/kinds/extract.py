@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 
-from preftree.demo.kinds.base import Filled, Kind, Split
+from scripts.demo_data.kinds.base import Filled, Kind, Split
 
 _EMAIL_TEXTS: dict[Split, tuple[str, ...]] = {
     "train": (

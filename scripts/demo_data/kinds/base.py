@@ -10,10 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Split = Literal["train", "heldout"]
-SPLITS: tuple[Split, ...] = ("train", "heldout")
+from preftree.demo.rows import Split
 
 _SYSTEMS: dict[Split, tuple[str, ...]] = {
     "train": ("Be brief.", "Follow the format.", "Give only what is asked."),
