@@ -28,7 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "io": BASE,
     "forest": BASE,
     "distributed": BASE | {"forest"},
-    "config": BASE | {"benchmarks", "distributed", "data", "io"},
+    "config": BASE | {"benchmarks", "distributed", "io"},
     "hardware": BASE | {"distributed", "config"},
     "data": BASE | {"io"},
     "text": BASE | {"benchmarks", "data"},

@@ -17,7 +17,7 @@ from preftree.check.report import Finding, FixAction, Report, Rows
 from preftree.config.check import CheckSettings
 from preftree.data.fields import RowProblem
 from preftree.data.files import READERS
-from preftree.data.sources import find_tables, refuse_inside
+from preftree.data.sources import Source, find_tables, refuse_inside
 from preftree.errors import SettingsError
 from preftree.text.damage import repaired
 
@@ -96,7 +96,7 @@ def write_fixed(settings: CheckSettings, seen: Seen, plan: FixPlan, target: Path
 
     Every file is written beside its place and renamed when whole.
     """
-    tables, _ = find_tables(settings.dataset_name or "", split=settings.split)
+    tables, _ = find_tables(Source(settings.dataset_name or "", split=settings.split))
     starts = {short: start for start, short in seen.tables}
     one = Path(settings.dataset_name or "").expanduser().is_file()
     done = _Counts()

@@ -20,7 +20,7 @@ from preftree.check.report import Rows
 from preftree.check.rows import row_hits, usable
 from preftree.data.formats import FORMATS, NO_OPPOSITE, NO_PREFERENCE, pair_by_prompt
 from preftree.data.record import PreferencePair, PreferenceRecord
-from preftree.data.sources import Scanned, Table, TableScan, unpaired
+from preftree.data.scan import Scanned, Table, TableScan, unpaired
 from preftree.errors import DataError
 from preftree.text.duplicates import exact_key
 

@@ -22,7 +22,7 @@ from preftree.check.texts import NearPrompts, Overlap, languages
 from preftree.check.views import show
 from preftree.config.check import CheckSettings, parse_check_settings
 from preftree.data.record import PreferencePair, PreferenceRecord
-from preftree.data.sources import find_tables
+from preftree.data.sources import Source, find_tables
 from preftree.errors import DataError
 from preftree.io.console import sayer
 from preftree.io.progress import Progress
@@ -65,14 +65,15 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
 def check(settings: CheckSettings, console: Console) -> tuple[Report, Seen]:
     """Read everything once, measure and judge."""
     started = time.perf_counter()
-    tables, left_out = find_tables(
+    source = Source(
         settings.dataset_name or "",
-        config_name=settings.dataset_config_name,
         split=settings.split,
+        config=settings.dataset_config_name,
         cache_dir=settings.cache_dir,
         token=settings.use_auth_token or None,
         streaming=settings.streaming,
     )
+    tables, left_out = find_tables(source)
     notes: list[str] = []
     tokens = _tokens(settings)
     overlap = Overlap(_index(settings.eval_data, notes)) if settings.eval_data else None

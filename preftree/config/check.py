@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from preftree.config.choices import PAIR_RULES
 from preftree.config.parser import FlagParser, filled, one_of, refuse, within
-from preftree.data.record import PAIR_RULES
 
 
 @dataclass

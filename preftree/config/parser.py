@@ -48,6 +48,7 @@ OLD_FLAGS: dict[str, tuple[str | None, str]] = {
     "logging_dir": (None, "ignored: logs are in OUTPUT_DIR/run/metrics.jsonl"),
     "save_safetensors": (None, _SAFETENSORS),
     "low_cpu_mem_usage": (None, _LOADING),
+    "preprocessing_num_workers": (None, "ignored: the tokenizer uses every core while texts are rendered"),
     "group_by_length": (None, "ignored: forests are filled to a token budget, so lengths need no grouping"),
     "padding_side": (None, "ignored: forests hold no padding"),
     "dispatch_batches": (None, "gone from transformers 5 and ignored; see --accelerator_config"),

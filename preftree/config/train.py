@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from accelerate.utils import convert_file_size_to_int
 from transformers import TrainingArguments
 
+from preftree.config.choices import PAIR_RULES
 from preftree.config.parser import FlagParser, filled
 from preftree.config.parser import one_of as _one_of
 from preftree.config.parser import refuse as _raise
@@ -28,13 +29,12 @@ from preftree.distributed.sharding import Sharding, read_sharding
 from preftree.errors import DeviceError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-PAIR_RULES = ("best_worst", "best_each", "all")
 LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
 _WITHOUT_EFFECT = """
     output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
-    overwrite_cache preprocessing_num_workers tokens_per_forest max_memory profile
+    overwrite_cache tokens_per_forest max_memory profile
     gradient_checkpointing
     gradient_checkpointing_kwargs activation_checkpointing activation_checkpointing_kwargs attention
     auto_find_batch_size torch_empty_cache_steps run_name project report_to disable_tqdm debug local_rank
@@ -108,8 +108,6 @@ class DataSettings:
     """Read a hub data set row by row without downloading all of it."""
     overwrite_cache: bool = False
     """Prepare the data again even if a prepared copy exists."""
-    preprocessing_num_workers: int | None = None
-    """Processes that prepare the data."""
     max_length: int = 1024
     """Longest prompt and answer together, in tokens; longer answers are cut at their end."""
     max_prompt_length: int = 512
@@ -132,7 +130,6 @@ class DataSettings:
             problems.append("--dataset_name is missing: name a hub id, a file or a folder with preference pairs.")
         _within(problems, "validation_split_percentage", self.validation_split_percentage, 0, 99)
         for name in (
-            "preprocessing_num_workers",
             "max_train_samples",
             "max_eval_samples",
             "max_prompt_length",

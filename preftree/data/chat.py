@@ -76,14 +76,14 @@ class Chat:
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Text -> ids, with no special tokens but those that stand in the text.
 
-        Halves of characters (lone surrogates), which no tokenizer takes, count as U+FFFD.
+        Lone surrogates, which no tokenizer takes, count as U+FFFD.
         """
         ordered = list(texts)
         if not ordered:
             return {}
         try:
             ids = self._ids(ordered)
-        except (TypeError, UnicodeEncodeError):  # what tokenizers say to halves of characters; rare, so not looked for
+        except (TypeError, UnicodeEncodeError):  # what tokenizers say to lone surrogates; rare, so not looked for
             ids = self._ids([whole_characters(text) for text in ordered])
         return dict(zip(ordered, ids, strict=True))
 

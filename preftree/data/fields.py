@@ -36,7 +36,7 @@ def kind_of(value: object) -> str:
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a character (lone surrogate), which JSON can hold and UTF-8 cannot."""
+    """The text with U+FFFD for each lone surrogate, which JSON can hold and UTF-8 cannot."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

@@ -296,7 +296,7 @@ def allocate(sizes: Ints, total: int, how: str) -> Ints:
 
 def benchmark_questions(where: str | None, tell: Callable[[str], None]) -> Iterator[BenchmarkQuestion]:
     """The questions to keep out: of a local folder, of the hub's four sets, or none."""
-    from preftree.data.sources import find_tables
+    from preftree.data.sources import Source, find_tables
     from preftree.text.overlap import question_of, read_test_questions
 
     if where is None:
@@ -307,7 +307,7 @@ def benchmark_questions(where: str | None, tell: Callable[[str], None]) -> Itera
     for benchmark in BENCHMARKS:
         name, first = benchmark.hub
         for config in (first, *benchmark.more_configs):
-            ((_, short, rows),) = find_tables(name, config_name=config, split=benchmark.tested, streaming=True)[0]
+            ((_, short, rows),) = find_tables(Source(name, benchmark.tested, config, streaming=True))[0]
             for number, row in rows:
                 question = question_of(row, f"{short}:{number}") if isinstance(row, dict) else None
                 if question is not None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from preftree.config.prepare import SourceSettings
 from preftree.data.fields import RowProblem
-from preftree.data.sources import find_tables
+from preftree.data.scan import Table
+from preftree.data.sources import Source, find_tables
 from preftree.errors import DataError
 
 COLUMNS = {
@@ -68,17 +69,17 @@ def find_places(source: SourceSettings) -> list[Place]:
     return [Place(full, short, source) for full, short, _ in tables]
 
 
-def _tables(name: str, source: SourceSettings) -> list[tuple[str, str, Iterable[tuple[int, Any]]]]:
-    tables, _ = find_tables(
+def _tables(name: str, settings: SourceSettings) -> list[Table]:
+    source = Source(
         name,
-        config_name=source.dataset_config_name,
-        split=source.dataset_split,
-        revision=source.dataset_revision,
-        cache_dir=source.cache_dir,
-        token=source.auth,
+        split=settings.dataset_split,
+        config=settings.dataset_config_name,
+        revision=settings.dataset_revision,
+        cache_dir=settings.cache_dir,
+        token=settings.auth,
         streaming=True,
     )
-    return list(tables)
+    return find_tables(source)[0]
 
 
 def read_rows(place: Place) -> Iterator[SourceRow | str]:

@@ -17,7 +17,7 @@ from preftree.check.quick import quick_check
 from preftree.config.train import Settings
 from preftree.data.encode import EncodedPair
 from preftree.data.record import LoadedPairs
-from preftree.data.sources import load_pairs
+from preftree.data.sources import Source, load_pairs
 from preftree.data.split import split_validation
 from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
@@ -84,18 +84,16 @@ def _has_validation(settings: Settings, name: str) -> bool:
 
 def _load(settings: Settings, name: str, split: str, limit: int | None) -> LoadedPairs:
     data = settings.data
-    return load_pairs(
+    source = Source(
         name,
         split=split,
-        config_name=data.dataset_config_name,
+        config=data.dataset_config_name,
         cache_dir=settings.model.cache_dir,
         token=settings.model.auth,
         streaming=data.streaming,
-        limit=limit,
-        overwrite_cache=data.overwrite_cache,
-        pair_rule=data.pair_rule,
-        min_margin=data.min_margin,
+        download_again=data.overwrite_cache,
     )
+    return load_pairs(source, limit=limit, pair_rule=data.pair_rule, min_margin=data.min_margin)
 
 
 def _encoded(

@@ -154,6 +154,12 @@ def test_old_flags_are_accepted_each_with_one_note() -> None:
     assert train.per_device_train_batch_size == 3
 
 
+def test_preprocessing_num_workers_is_accepted_and_said_to_do_nothing() -> None:
+    settings = parse(f"{BASE} --preprocessing_num_workers 4")
+    assert not hasattr(settings.data, "preprocessing_num_workers")
+    assert any("ignored: the tokenizer uses every core" in note for note in settings.notes)
+
+
 def test_old_flags_that_still_exist_work() -> None:
     line = "--do_train --do_eval --overwrite_output_dir --ddp_find_unused_parameters false --gaudi_config_name G"
     train = parse(f"{BASE} {line}").train
@@ -371,7 +377,7 @@ def test_settings_check_themselves_without_a_command_line() -> None:
 
 
 def test_pair_rules_are_those_of_records() -> None:
-    from preftree.config.train import PAIR_RULES
+    from preftree.config.choices import PAIR_RULES
     from preftree.data.record import PAIR_RULES as rules
 
     assert tuple(rules) == PAIR_RULES

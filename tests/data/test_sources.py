@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preftree.data import sources
+from preftree.data import hub as hub_module
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_PREFERENCE, NO_SCORES
 from preftree.data.record import PreferencePair
-from preftree.data.sources import load_pairs, refuse_inside
+from preftree.data.sources import Source, load_pairs, refuse_inside
 from preftree.errors import DataError, SettingsError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
@@ -57,9 +57,9 @@ def triples(pairs: list[PreferencePair]) -> list[tuple[str | None, ...]]:
     return [(p.system, p.turns[-1].content, p.chosen, p.rejected) for p in pairs]
 
 
-def problems_of(name: Path | str, **options: Any) -> list[str]:
+def problems_of(name: Path | str, min_margin: float = 0.0, **options: Any) -> list[str]:
     with pytest.raises(DataError) as caught:
-        load_pairs(str(name), **options)
+        load_pairs(Source(str(name), **options), min_margin=min_margin)
     return caught.value.problems
 
 
@@ -234,7 +234,7 @@ def test_folder_reads_its_split_in_order_of_names(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [p.row for p in loaded] == list(range(5))
     assert loaded.left_out == [str(tmp_path / "test.jsonl")]
-    assert len(load_pairs(str(tmp_path), split="test")) == 5
+    assert len(load_pairs(Source(str(tmp_path), split="test"))) == 5
     assert "no file of the split 'validation'. It has: test, train" in problems_of(tmp_path, split="validation")[0]
 
 
@@ -269,7 +269,7 @@ def test_limit_takes_the_first_and_stops_reading(tmp_path: Path) -> None:
 def test_hub_rows_and_options(hub: Callable[[Any], list[tuple[Any, ...]]]) -> None:
     calls = hub(ROWS)
     options: dict[str, Any] = {"revision": "r", "cache_dir": "c", "token": "t"}
-    loaded = load_pairs("Some/pairs", config_name="cfg", split="train[:5]", overwrite_cache=True, **options)
+    loaded = load_pairs(Source("Some/pairs", config="cfg", split="train[:5]", download_again=True, **options))
     assert [p.source for p in loaded] == [f"Some/pairs:{n}" for n in range(1, 6)]
     assert loaded.format == "Orca pairs"
     ((name, passed),) = calls
@@ -297,7 +297,7 @@ def test_without_a_network_the_real_client_answers_at_once(monkeypatch: pytest.M
 
     for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(key, raising=False)
-    monkeypatch.setattr(sources, "_resolves", lambda host: False)
+    monkeypatch.setattr(hub_module, "_resolves", lambda host: False)
     before = constants.HF_HUB_OFFLINE
     (problem,) = problems_of("Intel/orca_dpo_pairs", cache_dir=str(tmp_path))
     assert "Looked on the hub" in problem
