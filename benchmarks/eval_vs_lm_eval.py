@@ -1,6 +1,6 @@
 """preftree's evaluation beside lm-eval's own `hf` model: same weights, tasks, questions, contexts and token ids.
 
-    python benchmarks/eval_vs_lm_eval.py --model smollm2 --data ../shared/data/eval --limit 4
+    python benchmarks/eval_vs_lm_eval.py --limit 4 [--data DIR]
 
 The two alternate in fresh processes, one after the other, so that a machine that drifts drifts for both. lm-eval runs
 with each of `--hf_batch_sizes` and its cache of one-token answers on; its fastest batch size counts, task by task.
@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from side_by_side import PeakMemory, answer, fresh_process
+
+# Small samples; `preftree evaluate --export-data DIR` writes the whole test sets.
+DATA = Path(__file__).parents[1] / "tests" / "samples" / "eval"
 
 
 def main() -> int:
@@ -49,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default="smollm2")
     add("--adapter")
-    add("--data", default="../shared/data/eval", help="folder of local files, or hub (%(default)s)")
+    add("--data", default=str(DATA), help="folder of local files, or hub (%(default)s)")
     add("--tasks", default="openllm")
     add("--limit", type=int, default=4, help="questions a task, of MMLU a subject (%(default)s)")
     add("--rounds", type=int, default=3)

@@ -1,6 +1,6 @@
 """preftree beside TRL's DPOTrainer: same weights, token ids, order, LoRA start and pairs per optimizer step.
 
-    python benchmarks/train_vs_trl.py --model smollm2 --data ../shared/data/pref/orca_pairs.jsonl
+    python benchmarks/train_vs_trl.py [--pairs 16] [--rounds 3] [--trl_batch 1]
 
 The two alternate in fresh processes, one after the other, so that a machine that drifts drifts for both. TRL runs in
 the setting that is fastest for it on the machine (its fused head, no checkpointing, `--trl_batch` pairs a forward).
@@ -23,6 +23,7 @@ from typing import Any
 from side_by_side import PeakMemory, answer, fresh_process
 
 SIDES = ("preftree", "trl")
+DATA = Path(__file__).parent / "data" / "orca_pairs.jsonl"
 
 
 def main() -> int:
@@ -55,7 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", default="smollm2")
-    add("--data", default="../shared/data/pref/orca_pairs.jsonl")
+    add("--data", default=str(DATA), help="preference data (%(default)s)")
     add("--pairs", type=int, default=16, help="pairs of the run, taken evenly from the file (%(default)s)")
     add("--step", type=int, default=4, help="pairs of one optimizer step (%(default)s)")
     add("--trl_batch", type=int, default=2, help="pairs TRL computes at once (%(default)s)")

@@ -1,4 +1,4 @@
-"""What all tests share: no network, two threads at most, a fixed seed, data that may not be there."""
+"""What all tests share: no network, two threads at most, a fixed seed, real samples."""
 
 from __future__ import annotations
 
@@ -38,12 +38,9 @@ def repo_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of real data samples beside the checkout; without it the test is skipped."""
-    folder = ROOT.parent / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the real data samples (../shared/data) are not here")
-    return folder
+def samples() -> Path:
+    """The folder of real samples: preference data in `pref`, test sets in `eval`; its README has their origin."""
+    return ROOT / "tests" / "samples"
 
 
 @pytest.fixture(scope="session")

@@ -29,8 +29,6 @@ from preftree.data.sources import load_pairs
 from preftree.errors import ModelError, SettingsError
 from tests.support import tiny
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
-
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -410,13 +408,12 @@ def test_the_tokenizer_runs_while_the_next_batch_is_rendered(make: MakeChat, mon
     assert encoder.report.kept == 2
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/pref is not there")
-def test_trap_scrambled_pairs_real_rows_decode_to_the_same_triples(make: MakeChat) -> None:
+def test_trap_scrambled_pairs_real_rows_decode_to_the_same_triples(samples: Path, make: MakeChat) -> None:
     tokenizer = make("SmolLM2", "ChatML")
-    path = SHARED / "mixed_pairs.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:200]
-    encoded, report = encode_pairs(load_pairs(str(path), limit=200), tokenizer, max_length=8192, max_prompt_length=4096)
-    assert report.kept + report.dropped[encode.IDENTICAL] == 200
+    path = samples / "pref" / "mixed_pairs.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    encoded, report = encode_pairs(load_pairs(str(path)), tokenizer, max_length=8192, max_prompt_length=4096)
+    assert report.kept + report.dropped[encode.IDENTICAL] == len(rows)
     for pair in encoded:
         row = rows[pair.row]
         prompt = tokenizer.decode(pair.prompt_ids)

@@ -18,9 +18,6 @@ from preftree.data.record import PreferencePair
 from preftree.data.sources import Source, load_pairs, refuse_inside
 from preftree.errors import DataError, SettingsError
 
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "pref"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/pref is not there")
-
 Row = dict[str, Any]
 ROWS: list[Row] = [
     {"system": "S", "question": f'q{i}, "quoted"\nnext line', "chosen": f"good {i} ü", "rejected": f"bad {i}"}
@@ -82,14 +79,13 @@ def test_messages_in_files(tmp_path: Path, ending: str) -> None:
     assert (pair.turns[0].content, pair.chosen, pair.rejected) == ("Hi", "Y", "N")
 
 
-@needs_shared
-def test_trap_scrambled_pairs_200_real_rows_give_the_same_200_triples() -> None:
+def test_trap_scrambled_pairs_50_real_rows_give_the_same_50_triples(samples: Path) -> None:
     # The 2023 script built sets of prompts, chosen and rejected and zipped them.
-    path = SHARED / "mixed_pairs.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:200]
-    loaded = load_pairs(str(path), limit=200)
+    path = samples / "pref" / "mixed_pairs.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line][:50]
+    loaded = load_pairs(str(path), limit=50)
     assert triples(loaded) == [(r["system"], r["question"], r["chosen"], r["rejected"]) for r in rows]
-    assert [p.source for p in loaded] == [f"mixed_pairs.jsonl:{n}" for n in range(1, 201)]
+    assert [p.source for p in loaded] == [f"mixed_pairs.jsonl:{n}" for n in range(1, 51)]
 
 
 texts = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -104,37 +100,33 @@ def test_trap_scrambled_pairs_any_texts_stay_rows_even_equal_ones(tmp_path: Path
     assert [(p.turns[0].content, p.chosen, p.rejected) for p in loaded] == rows * 2
 
 
-@needs_shared
 @pytest.mark.parametrize(
     ("name", "pairs", "known", "skipped"),
     [
-        ("orca_pairs", 180, "Orca pairs", {}),
-        ("mixed_pairs", 270, "Orca pairs", {}),
-        ("conversational", 150, "TRL conversational", {}),
-        ("ultrafeedback_scored", 266, "UltraFeedback", {NO_PREFERENCE: 34}),
+        ("orca_pairs", 60, "Orca pairs", {}),
+        ("mixed_pairs", 60, "Orca pairs", {}),
+        ("conversational", 36, "TRL conversational", {}),
+        ("ultrafeedback_scored", 50, "UltraFeedback", {NO_PREFERENCE: 10}),
     ],
 )
-def test_real_files(name: str, pairs: int, known: str, skipped: dict[str, int]) -> None:
-    loaded = load_pairs(str(SHARED / f"{name}.jsonl"))
+def test_real_files(samples: Path, name: str, pairs: int, known: str, skipped: dict[str, int]) -> None:
+    loaded = load_pairs(str(samples / "pref" / f"{name}.jsonl"))
     assert (len(loaded), loaded.format, dict(loaded.skipped)) == (pairs, known, skipped)
 
 
-@needs_shared
-def test_real_file_without_rejected_says_so() -> None:
-    (problem,) = problems_of(SHARED / "openorca_questions.jsonl")
+def test_real_file_without_rejected_says_so(samples: Path) -> None:
+    (problem,) = problems_of(samples / "pref" / "openorca_questions.jsonl")
     assert "preference training also needs `rejected` answers" in problem
 
 
-@needs_shared
-def test_real_kto_file_has_no_prompt_with_both_labels_and_says_so() -> None:
-    (problem,) = problems_of(SHARED / "kto_labelled.jsonl")
-    assert "120 rows (KTO labels)" in problem
+def test_real_kto_file_has_no_prompt_with_both_labels_and_says_so(samples: Path) -> None:
+    (problem,) = problems_of(samples / "pref" / "kto_labelled.jsonl")
+    assert "40 rows (KTO labels)" in problem
     assert NO_OPPOSITE in problem
 
 
-@needs_shared
-def test_real_pairs_unrolled_to_kto_labels_come_back(tmp_path: Path) -> None:
-    pairs = load_pairs(str(SHARED / "orca_pairs.jsonl"))
+def test_real_pairs_unrolled_to_kto_labels_come_back(samples: Path, tmp_path: Path) -> None:
+    pairs = load_pairs(str(samples / "pref" / "orca_pairs.jsonl"))
     rows = []
     for pair in pairs:
         ask = {"system": pair.system, "prompt": pair.turns[0].content}

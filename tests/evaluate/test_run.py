@@ -1,4 +1,4 @@
-"""The commands on a tiny model and the shared samples: results, comparison, refusals, several processes."""
+"""The commands on a tiny model and the samples: results, comparison, refusals, several processes."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluated(models: Path, shared_data: Path, tmp_path: Path) -> Callable[..., Path]:
+def evaluated(models: Path, samples: Path, tmp_path: Path) -> Callable[..., Path]:
     def evaluate(name: str, **more: Any) -> Path:
         options = {"tasks": TASKS, "limit": 2, "device": "cpu", "dtype": "float32", "num_fewshot": 1, **more}
-        options.setdefault("data", str(shared_data / "eval"))
+        options.setdefault("data", str(samples / "eval"))
         run(Evaluation(model=str(models / "base"), out=str(tmp_path / name), **options))
         return tmp_path / name
 
     return evaluate
 
 
-def test_results_are_lm_evals(evaluated: Callable[..., Path], models: Path, shared_data: Path, tmp_path: Path) -> None:
+def test_results_are_lm_evals(evaluated: Callable[..., Path], models: Path, samples: Path, tmp_path: Path) -> None:
     found = find_results(str(evaluated("base")))
     (tmp_path / "plan").mkdir()
-    manager = plan_tasks(TASKS.split(","), tmp_path / "plan", str(shared_data / "eval"), num_fewshot=1)
+    manager = plan_tasks(TASKS.split(","), tmp_path / "plan", str(samples / "eval"), num_fewshot=1)
     theirs = HFLM(pretrained=str(models / "base"), dtype="float32", device="cpu", batch_size=4)
     expected = simple_evaluate(theirs, tasks=TASKS.split(","), limit=2, task_manager=manager)
     assert found.results["results"].keys() == expected["results"].keys()
@@ -104,8 +104,8 @@ def test_different_settings_are_not_compared(evaluated: Callable[..., Path], tmp
         compare.run([str(base)], None)
 
 
-def test_held_out_pairs_beside_the_tasks(evaluated: Callable[..., Path], models: Path, shared_data: Path) -> None:
-    rows = (shared_data / "pref" / "orca_pairs.jsonl").read_text().splitlines()[:12]
+def test_held_out_pairs_beside_the_tasks(evaluated: Callable[..., Path], models: Path, samples: Path) -> None:
+    rows = (samples / "pref" / "orca_pairs.jsonl").read_text().splitlines()[:12]
     pairs = models / "pairs.jsonl"
     pairs.write_text("\n".join(rows))
     folder = evaluated("out", tasks="truthfulqa_mc2", adapter=str(models / "adapter"), preferences=str(pairs))
@@ -172,12 +172,12 @@ def test_the_command_says_what_is_wrong(
 
 
 def test_two_processes_give_the_results_of_one(
-    evaluated: Callable[..., Path], models: Path, shared_data: Path, tmp_path: Path
+    evaluated: Callable[..., Path], models: Path, samples: Path, tmp_path: Path
 ) -> None:
     one = find_results(str(evaluated("one")))
     launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
     flags = "--limit 2 --device cpu --dtype float32 --num-fewshot 1 --no-cache"
-    places = ["--model", str(models / "base"), "--out", str(tmp_path / "two"), "--data", str(shared_data / "eval")]
+    places = ["--model", str(models / "base"), "--out", str(tmp_path / "two"), "--data", str(samples / "eval")]
     command = f"{launch} --dynamo_backend no -m preftree evaluate --tasks {TASKS} {flags}".split()
     done = subprocess.run(
         [sys.executable, *command, *places], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}

@@ -2,9 +2,9 @@
 
     python -m tests.prepare.kills --out FOLDER [--kills 5] [--seed 0] [--] [flags of preftree prepare]
 
-Without flags: 200 prompts of ../shared/data/pref/openorca_questions.jsonl and the bundled model. Each run is a
-process of its own, forked before anything is computed (importing torch again would take longer than the work),
-and killed with SIGKILL. If it ends before it was killed so often, all starts again with earlier kills.
+Without flags: 50 prompts of tests/samples/pref/openorca_questions.jsonl, 4 answers each, and the bundled model. Each
+run is a process of its own, forked before anything is computed (importing torch again would take longer than the work),
+and killed with SIGKILL. If it ends before it was killed that many times, all starts again with earlier kills.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from preftree.prepare.folder import Folder
 from preftree.prepare.run import prepare
 
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
+DATA = ROOT / "tests" / "samples"
 FULL = f"""
     --dataset_name {DATA}/pref/openorca_questions.jsonl --decontaminate {DATA}/eval
-    --model_name_or_path smollm2 --num_samples 200 --max_new_tokens 16 --cut_answers keep --max_prompt_length 144
-    --max_answer_length 256
+    --model_name_or_path smollm2 --num_samples 50 --num_rejected 4 --max_new_tokens 16 --cut_answers keep
+    --max_prompt_length 144 --max_answer_length 256
 """.split()
 RESULTS = ("train.jsonl", "manifest.yaml", "README.md", ".prepare/selected.jsonl", ".prepare/answers.jsonl")
 

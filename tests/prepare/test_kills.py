@@ -35,7 +35,7 @@ def test_three_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.kill
-def test_the_bundled_model_killed_five_times(tmp_path: Path, shared_data: Path, smollm2_folder: Path) -> None:
+def test_the_bundled_model_killed_five_times(tmp_path: Path, samples: Path, smollm2_folder: Path) -> None:
     said = driver(tmp_path / "out", timeout=3600)
     print(said)
     assert said.count("killed after") == 5

@@ -53,9 +53,9 @@ def _answers(url: str) -> bool:
 
 
 @pytest.mark.llama_server
-def test_rejected_answers_from_a_real_server(server: str, shared_data: Path, tmp_path: Path) -> None:
+def test_rejected_answers_from_a_real_server(server: str, samples: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    source = shared_data / "pref" / "openorca_questions.jsonl"
+    source = samples / "pref" / "openorca_questions.jsonl"
     flags = [
         "--dataset_name",
         str(source),

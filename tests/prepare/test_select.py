@@ -147,8 +147,8 @@ def test_each_removal_has_its_reason(tmp_path: Path) -> None:
     assert REFUSAL not in kept.removed
 
 
-def test_rows_with_test_questions_are_removed(tmp_path: Path, shared_data: Path) -> None:
-    tests = list(benchmark_questions(str(shared_data / "eval"), lambda _: None))
+def test_rows_with_test_questions_are_removed(tmp_path: Path, samples: Path) -> None:
+    tests = list(benchmark_questions(str(samples / "eval"), lambda _: None))
     by_name = {question.benchmark: question for question in tests if len(question.text.split()) > 20}
     assert set(by_name) >= {"ARC", "HellaSwag", "MMLU"}
     source = rows(30)

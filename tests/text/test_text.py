@@ -59,9 +59,9 @@ def test_no_refusal(answer: str) -> None:
     assert not is_refusal(answer)
 
 
-def test_refusals_in_real_answers(shared_data: Path) -> None:
-    # Read by eye: the refusals among 360 answers.
-    rows = [json.loads(line) for line in (shared_data / "pref/orca_pairs.jsonl").read_text("utf-8").split("\n") if line]
+def test_refusals_in_real_answers(samples: Path) -> None:
+    # Read by eye: the refusals among 120 answers.
+    rows = [json.loads(line) for line in (samples / "pref/orca_pairs.jsonl").read_text("utf-8").split("\n") if line]
     assert sum(is_refusal(row["chosen"]) for row in rows) == 0
     refused = [row["rejected"][:60] for row in rows if is_refusal(row["rejected"])]
     assert len(refused) == 3, refused
@@ -132,9 +132,9 @@ def test_keys() -> None:
     assert exact_key("\ud800") != exact_key("?")
 
 
-def test_near_duplicates_against_jaccard(shared_data: Path) -> None:
-    rows = [json.loads(x) for x in (shared_data / "pref/openorca_questions.jsonl").read_text("utf-8").split("\n") if x]
-    texts = [row["question"] for row in rows[:150]]
+def test_near_duplicates_against_jaccard(samples: Path) -> None:
+    rows = [json.loads(x) for x in (samples / "pref/openorca_questions.jsonl").read_text("utf-8").split("\n") if x]
+    texts = [row["question"] for row in rows]
     # Variants at known distances, and what the slow comparison of all pairs says.
     texts += [f"{text} One more." for text in texts[:10]] + [text.upper() for text in texts[10:20]]
     sets = [shingles(text) for text in texts]
@@ -210,11 +210,11 @@ def test_overlap_against_the_definition(questions: list[str], text: str, run: in
     assert {hit.question.place: hit.covered for hit in index.find(text)} == expected
 
 
-def test_test_sets_in_a_folder(shared_data: Path) -> None:
+def test_test_sets_in_a_folder(samples: Path) -> None:
     said: list[str] = []
-    questions = list(read_test_questions(shared_data / "eval", said.append))
+    questions = list(read_test_questions(samples / "eval", said.append))
     index = OverlapIndex(questions)
-    assert sum(index.counts().values()) + index.too_short == len(questions) == 300 + 400 + 500 + 250
+    assert sum(index.counts().values()) + index.too_short == len(questions) == 60 + 40 + 60 + 40
     assert set(index.counts()) == {"ARC", "HellaSwag", "MMLU", "TruthfulQA"}
     assert len(said) == 1
     assert said[0].endswith("arc_challenge_train.jsonl, hellaswag_train.jsonl, mmlu_dev.jsonl")
