@@ -329,7 +329,7 @@ def gemm_peak(device: str) -> float:
 
 def child(shape: str, side: str, device: str, steps: int) -> dict[str, Any]:
     """One side on one shape, in this process."""
-    from preftree.hardware.device import peak_memory
+    from preftree.hardware.memory import peak_memory
 
     peak = gemm_peak(device)
     model = make_model(shape, device)
@@ -379,7 +379,7 @@ def main(argv: list[str]) -> int:
 
 
 def _keep(results: dict[str, dict[str, dict[str, Any]]], file: Path) -> None:
-    from preftree.hardware.device import environment
+    from preftree.hardware.environment import environment
 
     file.write_text(json.dumps({"environment": environment(), "results": results}, indent=2) + "\n")
 

@@ -168,7 +168,7 @@ def _profile(lm: Any, requests: dict[str, list[Any]]) -> None:
 
 
 def _report(args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    from preftree.hardware.device import environment
+    from preftree.hardware.environment import environment
 
     env, ours = environment(), runs["preftree"]
     others = [side for side in runs if side != "preftree"]

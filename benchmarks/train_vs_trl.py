@@ -80,7 +80,8 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 
     from preftree.data.encode import encode_pairs
     from preftree.data.sources import load_pairs
-    from preftree.hardware.device import cpu_bf16_instructions, gemm_peak
+    from preftree.hardware.device import gemm_peak
+    from preftree.hardware.precision import cpu_bf16_instructions
     from preftree.model.cpu.linear import product_with
     from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
@@ -122,7 +123,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
     from transformers import TrainingArguments
 
-    from preftree.hardware.device import keep_freed_memory, room_for
+    from preftree.hardware.memory import keep_freed_memory, room_for
     from preftree.model.score import attach, causal_model
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
@@ -207,7 +208,7 @@ def _counts(args: argparse.Namespace, pairs: list[Any]) -> Any:
 
 
 def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    from preftree.hardware.device import environment
+    from preftree.hardware.environment import environment
 
     def median(side: str, key: str) -> float:
         return statistics.median(r[key] for r in results[side])

@@ -106,7 +106,7 @@ def _check(argv: list[str]) -> int:
 @app.command()
 def env() -> None:
     """Print what this machine is and which versions are installed, as JSON."""
-    from preftree.hardware.device import environment
+    from preftree.hardware.environment import environment
 
     print(json.dumps(environment(), indent=2, ensure_ascii=False))
 

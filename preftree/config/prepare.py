@@ -120,7 +120,7 @@ class GenerateSettings:
     chat_template: str | None = None
     """llama-2, chatml or a Jinja file, for a tokenizer without a template of its own."""
     torch_dtype: str = field(default="auto", metadata={"aliases": ["--dtype"]})
-    """Precision: auto (float32 on a CPU, bfloat16 elsewhere), float32, bfloat16 or float16."""
+    """Precision of weights and computation: auto (what is fast here), float32, bfloat16 or float16."""
     use_cpu: bool = False
     """Stay off the accelerator."""
     num_rejected: int = 1

@@ -27,7 +27,8 @@ from preftree.data.sources import load_pairs
 from preftree.demo.checks import passes
 from preftree.demo.rows import DATA_FOLDER, read_split
 from preftree.evaluate.preference import PairScores, score_pairs
-from preftree.hardware.device import choose_device, choose_dtype
+from preftree.hardware.device import choose_device
+from preftree.hardware.precision import choose_dtype
 from preftree.io.progress import Progress
 from preftree.io.run_folder import RunFolder
 from preftree.model.generate import greedy_answers
@@ -78,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
     )
 
     device = choose_device(settings).value
-    base = load_model(source, choose_dtype(settings, device).value).to(device)
+    base = load_model(source, choose_dtype(device, settings.model.torch_dtype).value).to(device)
     attach(base)
     console.print(f"before     {len(rows)} held-out prompts: scoring the pairs, answering greedily …")
     before = _judge(console, base, tokenizer, rows, pairs)

@@ -27,7 +27,8 @@ from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.evaluate.cache import RequestCache, request_key, sampled
 from preftree.forest import ScoreRequest
 from preftree.forest.stream import split_paths
-from preftree.hardware.device import inference_dtype, kind_of, require_device
+from preftree.hardware.device import kind_of, require_device
+from preftree.hardware.precision import choose_dtype
 from preftree.io.progress import Progress
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
@@ -52,7 +53,7 @@ class PreftreeLM(HFLM):
     Args:
         pretrained: a folder, a hub id, `smollm2`, or a loaded transformers model.
         peft: folder of a PEFT adapter on it.
-        dtype: float32, bfloat16, float16, or auto: what is fast on the device (see `device.inference_dtype`).
+        dtype: float32, bfloat16, float16, or auto: what is fast on the device (see `precision.choose_dtype`).
         device: cpu, cuda, cuda:0, …; None takes a GPU if there is one.
         revision: of the model on the hub.
         tokens_per_forest: fresh tokens of a forward pass.
@@ -85,7 +86,7 @@ class PreftreeLM(HFLM):
             source = resolve(pretrained)
             extra = {"revision": revision} if revision else {}
             options.setdefault("tokenizer", load_tokenizer(source, **extra))
-            choice = inference_dtype(device, dtype)
+            choice = choose_dtype(device, dtype)
             self._say(f"precision  {choice}")
             model: Any = load_model(source, choice.value, **extra).to(device)
         else:

@@ -25,7 +25,7 @@ from preftree.evaluate.harness import PreftreeLM
 from preftree.evaluate.preference import preference_table, report_pairs
 from preftree.evaluate.results import find_results, leaderboard
 from preftree.evaluate.tasks import expand, plan_tasks
-from preftree.hardware.device import environment
+from preftree.hardware.environment import environment
 from preftree.io.atomic import write_json
 from preftree.io.cache import cache_root
 from preftree.io.progress import Progress

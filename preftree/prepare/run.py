@@ -19,13 +19,14 @@ from preftree.data.chat import Chat, Messages
 from preftree.data.record import Turn
 from preftree.data.sources import refuse_inside
 from preftree.errors import DataError
-from preftree.hardware.device import environment
+from preftree.hardware.environment import environment
+from preftree.hardware.precision import choose_dtype
 from preftree.io.console import sayer
 from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
-from preftree.prepare.engines.local import RenderTokens, choose_device, choose_dtype, make_chat
+from preftree.prepare.engines.local import RenderTokens, choose_device, make_chat
 from preftree.prepare.folder import Folder
 from preftree.prepare.generate import Generated, Plan, Prompt, Render, generate
 from preftree.prepare.journal import Journal, only_process, whole_file
@@ -80,8 +81,9 @@ def _claim(folder: Folder, settings: PrepareSettings, say: Callable[[str], None]
             " here on may differ from those that one machine would have made."
         )
     if settings.generate.engine == "transformers":
-        say(f"device     {choose_device(settings.generate)}")
-        say(f"precision  {choose_dtype(settings.generate)}")
+        device = choose_device(settings.generate)
+        say(f"device     {device}")
+        say(f"precision  {choose_dtype(device.value, settings.generate.torch_dtype)}")
 
 
 # --- select ---------------------------------------------------------------------------------------
@@ -283,7 +285,8 @@ def _environment(settings: PrepareSettings) -> dict[str, Any]:
     kept |= {"cpu": found["cpu"], "capability": found["cpu_capability"], "threads": torch.get_num_threads()}
     if settings.generate.engine == "openai":
         return {"preftree": kept["preftree"]}
-    device, dtype = choose_device(settings.generate).value, choose_dtype(settings.generate).value
+    device = choose_device(settings.generate).value
+    dtype = choose_dtype(device, settings.generate.torch_dtype).value
     return {**kept, "devices": found["devices"], "device": device, "dtype": str(dtype).removeprefix("torch.")}
 
 

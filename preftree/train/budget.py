@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape
-from preftree.hardware.device import Choice, available_memory, kind_of, ranks_on_host
+from preftree.hardware.device import Choice, kind_of
+from preftree.hardware.memory import available_memory, ranks_on_host
 from preftree.model.cpu.linear import promised_bytes
 from preftree.model.score import leaf_logprobs
 

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from preftree.hardware.device import peak_memory
+from preftree.hardware.memory import peak_memory
 from preftree.io.progress import clock
 from preftree.io.run_folder import RunFolder
 from preftree.train.metrics import LiveMetrics, SpeedMeter

@@ -18,15 +18,10 @@ from preftree.distributed.launcher import check_world_size
 from preftree.distributed.ranks import Ranks
 from preftree.errors import RunError
 from preftree.forest import Shape
-from preftree.hardware.device import (
-    choose_device,
-    choose_dtype,
-    environment,
-    gemm_peak,
-    keep_freed_memory,
-    kind_of,
-    room_for,
-)
+from preftree.hardware.device import choose_device, gemm_peak, kind_of
+from preftree.hardware.environment import environment
+from preftree.hardware.memory import keep_freed_memory, room_for
+from preftree.hardware.precision import choose_dtype
 from preftree.io.cache import cache_root
 from preftree.io.console import sayer
 from preftree.io.run_folder import RunFolder
@@ -70,7 +65,9 @@ def train(settings: Settings, console: Console | None = None) -> int:
     ranks = _ranks(settings, say)
     with ranks.explained("Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."):
         device = choose_device(settings)
-        dtype = choose_dtype(settings, device.value)
+        dtype = choose_dtype(
+            device.value, settings.model.torch_dtype, bf16=settings.train.bf16, fp16=settings.train.fp16
+        )
         source = resolve(settings.model.model_name_or_path or "")
         say(f"device     {device}")
         say(f"precision  {dtype}")

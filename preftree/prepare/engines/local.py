@@ -10,7 +10,8 @@ import torch
 from preftree.config.prepare import GenerateSettings, PrepareSettings
 from preftree.data.chat import Chat, Messages
 from preftree.errors import RunError
-from preftree.hardware.device import Choice, kind_of
+from preftree.hardware.device import Choice
+from preftree.hardware.precision import choose_dtype
 from preftree.model.generate import Answer, Sampling, answer_batch
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.generate import Unit
@@ -71,7 +72,8 @@ class TransformersEngine:
 def make(settings: PrepareSettings) -> TransformersEngine:
     """Load the model. Raises ModelError where it cannot be had."""
     generate = settings.generate
-    device, dtype = choose_device(generate).value, choose_dtype(generate).value
+    device = choose_device(generate).value
+    dtype = choose_dtype(device, generate.torch_dtype).value
     place = resolve(generate.model_name_or_path or "")
     revision = {"revision": generate.model_revision} if place.gguf is None else {}
     model = load_model(place, dtype, **revision, cache_dir=settings.source.cache_dir, token=settings.source.auth)
@@ -90,16 +92,3 @@ def choose_device(generate: GenerateSettings) -> Choice[str]:
     if not torch.accelerator.is_available():
         return Choice("cpu", "no GPU or other accelerator was found")
     return Choice(str(torch.accelerator.current_accelerator()), "the accelerator that torch found; --use_cpu")
-
-
-def choose_dtype(generate: GenerateSettings) -> Choice[torch.dtype]:
-    """The precision of the model, and why."""
-    if generate.torch_dtype != "auto":
-        return Choice(getattr(torch, generate.torch_dtype), f"asked for by --torch_dtype {generate.torch_dtype}")
-    device = choose_device(generate).value
-    kind = kind_of(device)
-    if kind == "cpu":
-        return Choice(torch.float32, "auto: a CPU; --torch_dtype bfloat16 is faster on some")
-    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return Choice(torch.float16, "auto: this GPU has no native bfloat16")
-    return Choice(torch.bfloat16, f"auto: native on this {device} device")

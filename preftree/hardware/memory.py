@@ -1,0 +1,127 @@
+"""How much memory this process may use, and how much it has used."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from preftree.hardware.device import kind_of
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Let this process keep the memory it frees, to use it again; returns whether its C library can (glibc).
+
+    A step frees and allocates gigabytes of activations. Given back in between, every page has to be fetched from the
+    system anew: 2 of 14 seconds of a step here, and more where that goes through a hypervisor. Kept, forests of
+    different sizes leave gaps between them. With `keep` false every tensor above 1 MiB is given back as soon as it is
+    freed, so that the process never holds more than it uses.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return False
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
+    if not keep:
+        return bool(mallopt(mmap_threshold, 2**20))
+    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))  # never shrink, map nothing apart
+
+
+def total_memory(device: str = "cpu") -> int:
+    """Bytes of memory this process may use at most; on the CPU a control group's limit counts."""
+    if (memory := _device_memory(device)) is not None:
+        return memory[1]
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
+
+
+def available_memory(device: str = "cpu") -> int:
+    """Bytes that can be allocated without pushing anything out; on a device with its allocator's reserve.
+
+    Of a host's memory each of the ranks that run on it has an equal part: all of them ask at the same time.
+    """
+    if (memory := _device_memory(device)) is not None:
+        return memory[0]
+    free = [max(0, limit - used) for limit, used in _cgroup_memory()]
+    return min([psutil.virtual_memory().available, *free]) // ranks_on_host()
+
+
+def ranks_on_host() -> int:
+    """Ranks of this run that share this host, as the launcher says; 1 without one."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+
+
+def room_for(limit: int | None) -> int:
+    """Bytes of the CPU's memory that this process may still take, of `limit` in all if there is one."""
+    free = available_memory()
+    return free if limit is None else min(free, limit - psutil.Process().memory_info().rss)
+
+
+def peak_memory(device: str = "cpu") -> int:
+    """Most bytes this process has held at once: allocated memory on devices that count it, else resident memory."""
+    peak_allocated = getattr(_backend(device), "max_memory_allocated", None)
+    if peak_allocated is not None:
+        return int(peak_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _cgroup_memory(
+    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
+) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each control group above this process that has a limit; versions 1 and 2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
+            continue
+        base, names = (root, ("memory.max", "memory.current", "inactive_file"))
+        if controllers:
+            base = root / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        here = Path(path.lstrip("/"))
+        for folder in dict.fromkeys([base / here, *(base / parent for parent in here.parents), base]):
+            pair = _limit_and_use(folder, *names)
+            if pair is not None:
+                found.append(pair)
+    return found
+
+
+def _limit_and_use(folder: Path, limit_file: str, used_file: str, cache_key: str) -> tuple[int, int] | None:
+    try:
+        limit = int((folder / limit_file).read_text())  # "max" is no number
+        used = int((folder / used_file).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return None
+    return limit, max(0, used - int(stat.get(cache_key, 0)))  # file cache can be dropped
+
+
+def _device_memory(device: str) -> tuple[int, int] | None:
+    """Free and total bytes of an accelerator, as far as torch can tell; None elsewhere."""
+    backend = _backend(device)
+    if hasattr(backend, "recommended_max_memory"):  # mps, which shares the machine's memory
+        total = int(backend.recommended_max_memory())
+        return max(0, total - int(backend.driver_allocated_memory())), total
+    if not hasattr(backend, "mem_get_info"):
+        return None
+    free, total = backend.mem_get_info(device)
+    reserve = (
+        backend.memory_reserved(device) - backend.memory_allocated(device) if hasattr(backend, "memory_reserved") else 0
+    )
+    return int(free + reserve), int(total)
+
+
+def _backend(device: str) -> Any:
+    """torch's module for a device that is not the CPU (torch.cuda, torch.xpu, torch.mps, torch.hpu), None if none."""
+    kind = kind_of(device)
+    return None if kind == "cpu" else getattr(torch, kind, None)
