@@ -46,6 +46,7 @@ def flags(inputs: Path, out: Path, **more: Any) -> list[str]:
         "batch_size": 8,
         "cut_answers": "keep",
         "use_cpu": True,
+        "torch_dtype": "float32",
         **more,
     }
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
