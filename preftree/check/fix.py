@@ -56,7 +56,7 @@ class FixPlan:
 
 def _rows_to_drop(finding: Finding, seen: Seen) -> Rows:
     if finding.fix is FixAction.DROP_WITHOUT_PAIR:
-        return finding.rows[~np.isin(finding.rows, seen.pairs.row[seen.pairs.usable])]
+        return finding.rows[~np.isin(finding.rows, seen.pairs.row[seen.pairs.trainable])]
     if finding.unit == "pairs":  # a row of several pairs stays, as its other pairs may be sound
         rows, pairs = np.unique(seen.pairs.row, return_counts=True)
         return finding.rows[pairs[np.searchsorted(rows, finding.rows)] == 1]

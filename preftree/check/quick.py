@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from preftree.check.read import Pairs, Seen
-from preftree.check.report import NOTE, SPOILS, Finding, found
+from preftree.check.report import NOTE, SPOILS, Finding, make_finding
 from preftree.check.rows import ROW_CHECKS
 from preftree.check.sets import contradictory_pairs, duplicate_pairs, length_bias
 from preftree.check.views import percent
@@ -35,4 +35,4 @@ def quick_check(pairs: Sequence[PreferencePair], name: str) -> list[str]:
 def _refusals(pairs: Sequence[PreferencePair]) -> Finding:
     some = pairs[:: -(-len(pairs) // REFUSAL_SAMPLE) or 1]
     rows = np.flatnonzero([is_refusal(pair.chosen) for pair in some])
-    return found("chosen_refusal", ROW_CHECKS["chosen_refusal"][1], len(rows), len(some), rows)
+    return make_finding("chosen_refusal", ROW_CHECKS["chosen_refusal"][1], len(rows), len(some), rows)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftree.check.report import Rows
-from preftree.check.rows import row_hits, usable
+from preftree.check.rows import row_hits, trainable
 from preftree.data.formats import FORMATS, NO_OPPOSITE, NO_PREFERENCE, pair_by_prompt
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.data.scan import Scanned, Table, TableScan, unpaired
@@ -51,7 +51,7 @@ class Pairs:
         prompt = [part for turn in pair.turns for part in (turn.role, turn.content)]
         parts = {"prompt": [pair.system or "", *prompt], "chosen": [pair.chosen], "rejected": [pair.rejected]}
         self._row.append(row)
-        self._usable.append(usable(pair))
+        self._usable.append(trainable(pair))
         for name, texts in parts.items():
             self._keys[name].append(exact_key(*texts))
         self._lengths["prompt"].append(len(pair.system or "") + sum(len(turn.content) for turn in pair.turns))
@@ -64,7 +64,7 @@ class Pairs:
         return np.frombuffer(self._row, np.int64) if self._row else np.empty(0, np.int64)
 
     @property
-    def usable(self) -> NDArray[np.bool_]:
+    def trainable(self) -> NDArray[np.bool_]:
         """Which pairs have two different answers to a prompt."""
         return np.frombuffer(self._usable, np.int8).astype(bool) if self._row else np.empty(0, bool)
 

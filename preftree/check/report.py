@@ -85,7 +85,7 @@ class Finding:
         return self.count / self.total if self.total else 0.0
 
 
-def found(key: str, measure: Measure, count: int, total: int, rows: Rows | None = None, **more: Any) -> Finding:
+def make_finding(key: str, measure: Measure, count: int, total: int, rows: Rows | None = None, **more: Any) -> Finding:
     """A finding, judged by the limits of its measure; not looked for, where there was nothing to look at."""
     kept = np.unique(rows) if rows is not None else np.empty(0, np.int64)
     finding = Finding(key, FINE, measure.what, measure.why, count, total, fix=measure.fix, rows=kept, **more)

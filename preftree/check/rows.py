@@ -18,7 +18,7 @@ _CONTROL_TOKENS = re.compile(
 _CONTROL_SIGNS = ("<|", "INST]", "SYS>>", "_of_turn>", "</s>")
 
 
-def usable(pair: PreferencePair) -> bool:
+def trainable(pair: PreferencePair) -> bool:
     """Has the pair a prompt, two answers, and do they differ? Encoding drops all others."""
     return bool(pair.chosen.strip() and pair.rejected.strip()) and pair.chosen != pair.rejected and _asks(pair)
 

@@ -199,7 +199,7 @@ def _not_done(settings: CheckSettings, seen: Seen) -> list[Finding]:
     if not settings.near_duplicates:
         said.append(("near_duplicate_prompts", "prompts nearly equal", "--near_duplicates looks for them"))
     findings = [Finding(key, SKIPPED, what, why) for key, what, why in said]
-    if not len(seen.pairs) or not np.any(seen.pairs.usable):
+    if not len(seen.pairs) or not np.any(seen.pairs.trainable):
         why = "training needs, for the same prompt, one answer that is preferred to another"
         findings.append(Finding("no_pairs", SPOILS, "no pair to train on", why, seen.rows, seen.rows))
     return findings

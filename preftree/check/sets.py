@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from preftree.check.read import BROKEN, MISLABELLED, TIED, Seen
-from preftree.check.report import FINE, NOTE, SPOILS, Finding, FixAction, Measure, Rows, found
+from preftree.check.report import FINE, NOTE, SPOILS, Finding, FixAction, Measure, Rows, make_finding
 from preftree.check.rows import DAMAGE_CHECKS, ROW_CHECKS
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_SCORES, PART_EARLY
 from preftree.data.ranked import TOO_FEW
@@ -45,7 +45,7 @@ def missing_rows(seen: Seen) -> list[Finding]:
     for key, (reason, measure) in MISSING.items():
         rows = seen.missing(reason)
         if len(rows) or key in ("broken_rows", "score_ties"):
-            findings.append(found(key, measure, len(rows), seen.rows, rows))
+            findings.append(make_finding(key, measure, len(rows), seen.rows, rows))
     return findings
 
 
@@ -53,7 +53,7 @@ def single_rows(seen: Seen) -> list[Finding]:
     """What `rows.py` saw in single rows."""
     measures = {name: measure for name, (_, measure) in (ROW_CHECKS | DAMAGE_CHECKS).items()}
     hits = {name: seen.hits(name) for name in measures}
-    return [found(name, measure, len(hits[name]), seen.rows, hits[name]) for name, measure in measures.items()]
+    return [make_finding(name, measure, len(hits[name]), seen.rows, hits[name]) for name, measure in measures.items()]
 
 
 def duplicate_pairs(seen: Seen) -> list[Finding]:
@@ -83,7 +83,7 @@ def duplicate_prompts(seen: Seen) -> list[Finding]:
     measure = Measure(
         "prompts that were there before", "they share a tree; the validation split keeps them on one side", note=0.005
     )
-    return [found("duplicate_prompts", measure, len(later), len(rows), later)]
+    return [make_finding("duplicate_prompts", measure, len(later), len(rows), later)]
 
 
 def length_bias(seen: Seen) -> list[Finding]:
@@ -91,12 +91,14 @@ def length_bias(seen: Seen) -> list[Finding]:
 
     The AUC of a pair's length as a score is the share of pairs whose chosen answer is longer, ties counting half.
     """
-    use = seen.pairs.usable
+    use = seen.pairs.trainable
     chosen, rejected = seen.pairs.length("chosen")[use], seen.pairs.length("rejected")[use]
     longer, auc = int(np.sum(chosen > rejected)), auc_longer(chosen, rejected)
     side, best = ("longer", auc) if auc >= 0.5 else ("shorter", 1 - auc)
     measure = Measure("length bias", "")
-    finding = found("length_bias", measure, longer if side == "longer" else int(np.sum(chosen < rejected)), len(chosen))
+    finding = make_finding(
+        "length_bias", measure, longer if side == "longer" else int(np.sum(chosen < rejected)), len(chosen)
+    )
     finding.unit = "pairs"
     if not len(chosen):
         return [finding]
@@ -145,7 +147,7 @@ def _repeated(keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
 
 def _of_pairs(key: str, measure: Measure, which: NDArray[np.bool_], seen: Seen) -> Finding:
     rows: Rows = seen.pairs.row[which]
-    return found(key, measure, int(which.sum()), len(seen.pairs), rows, unit="pairs")
+    return make_finding(key, measure, int(which.sum()), len(seen.pairs), rows, unit="pairs")
 
 
 SET_CHECKS: dict[str, Callable[[Seen], list[Finding]]] = {

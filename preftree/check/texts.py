@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from preftree.check.report import Finding, FixAction, Measure, found
+from preftree.check.report import Finding, FixAction, Measure, make_finding
 from preftree.data.record import PreferencePair, PreferenceRecord
 from preftree.text.duplicates import NearDuplicates, exact_key
 from preftree.text.language import language
@@ -54,7 +54,9 @@ class Overlap:
         more = f"; {self.index.too_short} questions are too short to look for" if self.index.too_short else ""
         first = sorted(place for places in self.questions.values() for place in places)[:3]
         named = f" ({', '.join(first)}{', …' if sum(map(len, self.questions.values())) > 3 else ''})" if first else ""
-        return found("test_overlap", measure, len(rows), total, rows, detail=f"questions found: {held}{named}{more}")
+        return make_finding(
+            "test_overlap", measure, len(rows), total, rows, detail=f"questions found: {held}{named}{more}"
+        )
 
 
 class NearPrompts:
@@ -81,7 +83,7 @@ class NearPrompts:
             spoils=0.5,
         )
         rows = np.array(self.rows, np.int64)
-        return found("near_duplicate_prompts", measure, len(rows), total, rows)
+        return make_finding("near_duplicate_prompts", measure, len(rows), total, rows)
 
 
 def languages(sample: Sequence[tuple[int, PreferencePair]], pairs: int) -> tuple[list[Finding], dict[str, Any]]:
@@ -103,7 +105,7 @@ def languages(sample: Sequence[tuple[int, PreferencePair]], pairs: int) -> tuple
         spoils=0.3,
         note=0.02,
     )
-    finding = found(
+    finding = make_finding(
         "language",
         measure,
         len(rows),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from preftree.check.report import Finding, Histogram, Measure, found, histogram
+from preftree.check.report import Finding, Histogram, Measure, histogram, make_finding
 from preftree.data.encode import (
     BATCH,
     CHOSEN_EMPTY,
@@ -97,7 +97,7 @@ class Tokens:
     def findings(self, sampled: int | None) -> list[Finding]:
         """One finding for each of `TOKEN_CHECKS`."""
         return [
-            found(
+            make_finding(
                 key,
                 TOKEN_CHECKS[key][1],
                 len(rows),

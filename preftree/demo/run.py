@@ -49,7 +49,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HeldoutResult:
     """One model on the held-out prompts."""
 
     scores: PairScores
@@ -121,7 +121,7 @@ def _check_free(folder: RunFolder, settings: Settings) -> None:
 
 def _judge(
     console: Console, model: Any, tokenizer: Any, rows: list[dict[str, str]], pairs: list[EncodedPair]
-) -> Verdict:
+) -> HeldoutResult:
     chat = Chat(tokenizer)
     texts = [chat.prompt(chat.messages(row["system"], [Turn("user", row["question"])])) for row in rows]
     ids = chat.tokenize(texts)
@@ -139,10 +139,10 @@ def _judge(
     ]
     passed = [passes(row["check"], answer) for row, answer in zip(rows, answers, strict=True)]
     scores = score_pairs(model, pairs, progress=Progress(console, "           scoring ", "pairs"))
-    return Verdict(scores, answers, passed)
+    return HeldoutResult(scores, answers, passed)
 
 
-def _show(console: Console, rows: list[dict[str, str]], before: Verdict, after: Verdict) -> None:
+def _show(console: Console, rows: list[dict[str, str]], before: HeldoutResult, after: HeldoutResult) -> None:
     table = Table(title="Held-out prompts, worded like none in training", title_justify="left")
     for heading, justify in (("", "left"), ("before", "right"), ("after", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
@@ -180,7 +180,7 @@ def _examples(before: Sequence[bool], after: Sequence[bool]) -> list[int]:
     return (firsts + others)[:SHOWN]
 
 
-def _record(folder: RunFolder, rows: list[dict[str, str]], before: Verdict, after: Verdict) -> None:
+def _record(folder: RunFolder, rows: list[dict[str, str]], before: HeldoutResult, after: HeldoutResult) -> None:
     """The verdicts into the run folder, where a report can find them."""
     for row, first, second, ok_first, ok_second in zip(
         rows, before.answers, after.answers, before.passed, after.passed, strict=True

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from huggingface_hub import DatasetCard, DatasetCardData
 
 from preftree.benchmarks import headings
 from preftree.io.console import visible
-from preftree.prepare.output import COLUMNS
+from preftree.prepare.output import PAIR_COLUMNS
 
 _BAR = 40
 #: Share of the questions from which on the card names a language: below it are guesses gone wrong, too.
@@ -28,7 +28,6 @@ def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file
     generate = settings["generate"]
     sampling = ", ".join(f"{name} {generate[name]}" for name in ("temperature", "top_p", "top_k"))
     parts = [
-        _front_matter(file, manifest["counts"]["pairs"], manifest["languages"]),
         "# Preference pairs\n",
         f"{manifest['counts']['pairs']} pairs for preference optimization (DPO), made by `preftree prepare`: questions"
         f" and chosen answers from {_code(source['name'])}, rejected answers by {_code(model['name'])}.\n",
@@ -49,15 +48,16 @@ def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file
         ),
         "Every row records the seed and the sampling of its rejected answer. All settings are in `manifest.yaml`.\n",
         "## Lengths in tokens\n",
-        *(f"{name}\n\n```text\n{histogram(lengths[name])}\n```\n" for name in lengths),
+        *(f"{name}\n\n```text\n{text_histogram(lengths[name])}\n```\n" for name in lengths),
         _length_verdict(lengths["chosen"], lengths["rejected"]),
         "## Columns\n",
-        _table(("column", "what it holds"), [(f"`{name}`", text) for name, text in COLUMNS.items()]),
+        _table(("column", "what it holds"), [(f"`{name}`", text) for name, text in PAIR_COLUMNS.items()]),
     ]
-    return "\n".join(parts)
+    data = _card_data(file, manifest["counts"]["pairs"], manifest["languages"])
+    return str(DatasetCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(parts)))
 
 
-def histogram(values: Sequence[int]) -> str:
+def text_histogram(values: Sequence[int]) -> str:
     """Lines of `from-to  bar  count`, in doubling bins, empty ones at the ends left out."""
     if not values:
         return "(no rows)"
@@ -75,18 +75,17 @@ def histogram(values: Sequence[int]) -> str:
     )
 
 
-def _front_matter(file: str, pairs: int, languages: Mapping[str, int]) -> str:
+def _card_data(file: str, pairs: int, languages: Mapping[str, int]) -> DatasetCardData:
     """What the hub reads: its filters and its viewer, and `datasets.load_dataset`."""
     told = sum(languages.values())
-    head = {
-        "license": "unknown",  # one of the hub's own words
-        "language": [code for code, count in languages.items() if count >= COMMON * told],
-        "task_categories": ["text-generation"],
-        "size_categories": [_size(pairs)],
-        "tags": ["preference", "dpo", "preftree"],
-        "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
-    }
-    return f"---\n{yaml.safe_dump({key: value for key, value in head.items() if value}, sort_keys=False)}---\n"
+    return DatasetCardData(
+        license="unknown",  # one of the hub's own words
+        language=[code for code, count in languages.items() if count >= COMMON * told] or None,
+        task_categories=["text-generation"],
+        size_categories=[_size(pairs)],
+        tags=["preference", "dpo", "preftree"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": file}]}],
+    )
 
 
 def _size(pairs: int) -> str:

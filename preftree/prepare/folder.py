@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from preftree.errors import RunError
-from preftree.prepare.journal import whole_file
+from preftree.io.atomic import SUFFIX, write_json
 
 
-class Folder:
+class PrepareFolder:
     """The output folder of one preparation."""
 
     def __init__(self, output_dir: str, output_format: str) -> None:
@@ -51,12 +51,18 @@ class Folder:
         except OSError as error:
             raise self._unusable(error) from None
 
+    def remove_leftovers(self) -> None:
+        """Delete what a killed process was writing; only under the lock."""
+        for folder in (self.root, self.work):
+            for leftover in folder.glob(f".*{SUFFIX}"):
+                leftover.unlink(missing_ok=True)
+
     def _unusable(self, error: OSError) -> RunError:
         return RunError(f"--output_dir {self.root} cannot be used ({error.strerror}). Give another folder.")
 
     def claim(self, settings: Mapping[str, Mapping[str, Any]], model: Mapping[str, Any], environment: Any) -> bool:
-        """Note what is asked for, or compare it with what was; whether an earlier run is gone on with. A run that
-        did not come to select anything does not count: whoever mends a flag starts again without further ado.
+        """Note what is asked for, or compare it with what was asked for earlier; returns whether an earlier run is
+        continued. A run that did not come to select anything does not count: a corrected flag needs no new folder.
 
         Raises RunError, naming what differs, where the folder's run was asked for otherwise.
         """
@@ -74,20 +80,18 @@ class Folder:
         environments = earlier.get("environments", [])
         if environment not in environments:
             environments = [*environments, environment]
-        with whole_file(self.state_path) as file:
-            text = json.dumps({**asked, "environments": environments}, indent=2, ensure_ascii=False)
-            file.write(text.encode(errors="backslashreplace") + b"\n")  # names of files need not be valid text
+        write_json(self.state_path, {**asked, "environments": environments})
         return bool(earlier)
 
     def state(self) -> dict[str, Any]:
-        """What state.json says; empty where there is none."""
+        """What `claim` has noted. Raises RunError where that cannot be read any more."""
         try:
             content = json.loads(self.state_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise damaged(self.state_path, error) from None
-        return dict(content)
+        if not isinstance(content, dict) or not {"settings", "model", "environments"} <= content.keys():
+            raise damaged(self.state_path, ValueError("it does not hold settings, model and environments"))
+        return content
 
 
 def damaged(path: Path, error: Exception) -> RunError:

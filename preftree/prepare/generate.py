@@ -21,7 +21,7 @@ from preftree.prepare.workers import Make, Workers
 from preftree.text.duplicates import exact_key
 
 #: An answer's text as it is kept, or "" and the reason why it is not.
-Verdict = tuple[str, str]
+Judgement = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class Prompt:
 
     key: str
     messages: Callable[[int, int], Messages]
-    judge: Callable[[Answer, Sequence[str]], Verdict]
+    judge: Callable[[Answer, Sequence[str]], Judgement]
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptAnswer:
     """An answer that was taken, and what it takes to ask for it again."""
 
     text: str
@@ -70,7 +70,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplingPlan:
     """How answers are asked for: `answers` for each prompt, `batch_size` at once, at most `rounds` times."""
 
     seed: int
@@ -84,30 +84,31 @@ class Generated:
     """The answers kept, by prompt, in the order of the prompts' numbers; why others were refused; how many came from
     each round's journal."""
 
-    kept: list[list[Kept]]
+    kept: list[list[KeptAnswer]]
     refused: Counter[str] = field(default_factory=Counter)
     given_up: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MissingAnswer:
     """One answer still to be had: of prompt `row`, its `number`."""
 
     row: int
     number: int
 
 
-Progress = Callable[[int, int], None]
+ReportProgress = Callable[[int, int], None]
+"""Called with (answers done, answers to do)."""
 
 
 def generate(
     prompts: Sequence[Prompt],
-    plan: Plan,
+    plan: SamplingPlan,
     render: Render,
     workers: Workers,
     make_engine: Make[Unit, list[Answer]],
     journal: Journal,
-    progress: Callable[[int, int], Progress] = lambda attempt, total: lambda done, left: None,
+    progress: Callable[[int, int], ReportProgress] = lambda attempt, total: lambda done, left: None,
 ) -> Generated:
     """Answers to all prompts, as the module's docstring says.
 
@@ -115,11 +116,11 @@ def generate(
     already has) and returns what is called with (answers done, answers to do) of the rest.
     """
     result = Generated([[] for _ in prompts])
-    wanted = [Wanted(row, number) for row in range(len(prompts)) for number in range(plan.answers)]
+    wanted = [MissingAnswer(row, number) for row in range(len(prompts)) for number in range(plan.answers)]
     for attempt in range(plan.rounds):
         asked = [_request(prompts[item.row], item.number, attempt, plan.seed, render) for item in wanted]
         answers = _answers(asked, attempt, plan.batch_size, workers, make_engine, journal, progress)
-        refused: list[Wanted] = []
+        refused: list[MissingAnswer] = []
         reasons: list[str] = []
         for item, (request, _), answer in zip(wanted, asked, answers, strict=True):
             kept = result.kept[item.row]
@@ -128,7 +129,7 @@ def generate(
                 refused.append(item)
                 reasons.append(reason)
             else:
-                kept.append(Kept(text, answer.finished, request.seed, attempt))
+                kept.append(KeptAnswer(text, answer.finished, request.seed, attempt))
         result.refused.update(reasons)
         wanted, result.given_up = refused, Counter(reasons)
     return result
@@ -151,7 +152,7 @@ def _answers(
     workers: Workers,
     make_engine: Make[Unit, list[Answer]],
     journal: Journal,
-    progress: Callable[[int, int], Progress],
+    progress: Callable[[int, int], ReportProgress],
 ) -> list[Answer]:
     """The answers to one round's requests, in their order: from the journal, and the others into it."""
     units = list(_units(asked, attempt, batch_size))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from preftree.model.generate import Answer
-from preftree.prepare.generate import Verdict
+from preftree.prepare.generate import Judgement
 from preftree.text.duplicates import jaccard, shingles
 
 EMPTY = "it is empty"
@@ -20,7 +20,7 @@ _SENTENCE_END = re.compile(r"(?<!\d)[.!?](?=\s|$)")
 _MIN_WORDS = 3
 
 
-def judge(answer: Answer, chosen: str, others: Sequence[str], *, max_similarity: float, cut_answers: str) -> Verdict:
+def judge(answer: Answer, chosen: str, others: Sequence[str], *, max_similarity: float, cut_answers: str) -> Judgement:
     """The text that is kept, or "" and why the answer is refused.
 
     Args:

@@ -11,11 +11,11 @@ import yaml
 
 from preftree.config.prepare import GenerateSettings
 from preftree.data.fields import whole_characters
-from preftree.prepare.generate import Kept
-from preftree.prepare.journal import whole_file
+from preftree.io.atomic import atomic_file
+from preftree.prepare.generate import KeptAnswer
 from preftree.prepare.select import Selected
 
-COLUMNS = {
+PAIR_COLUMNS = {
     "system": "system prompt; may be empty",
     "question": "what is asked",
     "chosen": "the source's answer",
@@ -38,7 +38,7 @@ COLUMNS = {
 
 
 def pairs(
-    selected: Sequence[Selected], kept: Sequence[Sequence[Kept]], generate: GenerateSettings, revision: str | None
+    selected: Sequence[Selected], kept: Sequence[Sequence[KeptAnswer]], generate: GenerateSettings, revision: str | None
 ) -> Iterator[dict[str, Any]]:
     """A row for each rejected answer, in the order of the prompts."""
     for row, answers in zip(selected, kept, strict=True):
@@ -62,13 +62,13 @@ def pairs(
                 generate.top_k,
                 generate.max_new_tokens,
             )
-            yield dict(zip(COLUMNS, values, strict=True))
+            yield dict(zip(PAIR_COLUMNS, values, strict=True))
 
 
 def write_pairs(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     """Write jsonl or parquet, as the path's ending says; the file appears whole or not at all."""
     rows = ({name: whole_characters(v) if isinstance(v, str) else v for name, v in row.items()} for row in rows)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         if path.suffix == ".jsonl":
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
@@ -78,12 +78,12 @@ def write_pairs(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
         integers = ("rejected_seed", "rejected_round", "top_k", "max_new_tokens")
         kinds = {**dict.fromkeys(integers, pa.int64()), **dict.fromkeys(("temperature", "top_p"), pa.float64())}
-        schema = pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
+        schema = pa.schema([(name, kinds.get(name, pa.string())) for name in PAIR_COLUMNS])
         parquet.write_table(pa.Table.from_pylist(list(rows), schema), file, compression="zstd")
 
 
 def write_manifest(content: Mapping[str, Any], path: Path) -> None:
     """As YAML: the readers of data folders take every .json file for data."""
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)
         file.write(text.encode())

@@ -21,20 +21,22 @@ from preftree.data.sources import refuse_inside
 from preftree.errors import DataError
 from preftree.hardware.environment import environment
 from preftree.hardware.precision import choose_dtype
+from preftree.io.atomic import atomic_file
 from preftree.io.console import sayer
+from preftree.io.lock import folder_lock
 from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
 from preftree.prepare.engines.local import RenderTokens, choose_device, make_chat
-from preftree.prepare.folder import Folder
-from preftree.prepare.generate import Generated, Plan, Prompt, Render, generate
-from preftree.prepare.journal import Journal, only_process, whole_file
+from preftree.prepare.folder import PrepareFolder
+from preftree.prepare.generate import Generated, Prompt, Render, SamplingPlan, generate
+from preftree.prepare.journal import Journal
 from preftree.prepare.judge import judge
 from preftree.prepare.output import pairs, write_manifest, write_pairs
 from preftree.prepare.select import Passes, Selected, Selection, benchmark_questions, make_examiner, select
 from preftree.prepare.source import UNREADABLE, find_places, unreadable
-from preftree.prepare.workers import Here, Threads, Workers
+from preftree.prepare.workers import InProcess, Threads, Workers
 from preftree.text.language import language
 
 #: Rows that cannot be read of which it is said why.
@@ -46,17 +48,18 @@ LANGUAGE_SAMPLE = 500
 def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
     """Run the stage, or what is left of it.
 
-    Raises PreftreeError for what the user can mend; what was done until then is kept.
+    Raises PreftreeError for what the user can fix; what was done until then is kept.
     """
     console = console or Console(soft_wrap=True)
     say = sayer(console)
     for note in settings.notes:
         say(f"note: {note}")
-    folder = Folder(settings.output.output_dir or "", settings.output.output_format)
+    folder = PrepareFolder(settings.output.output_dir or "", settings.output.output_format)
     refuse_inside("--output_dir", settings.output.output_dir, settings.source.dataset_name)
     folder.check()
     folder.make()
-    with only_process(folder.lock):
+    with folder_lock(folder.lock, folder.root):
+        folder.remove_leftovers()
         _claim(folder, settings, say)
         if folder.manifest.exists():
             say(f"{folder.pairs} is complete; nothing was left to do.")
@@ -69,7 +72,7 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
         _write(folder, settings, selection, generated, chat, say)
 
 
-def _claim(folder: Folder, settings: PrepareSettings, say: Callable[[str], None]) -> None:
+def _claim(folder: PrepareFolder, settings: PrepareSettings, say: Callable[[str], None]) -> None:
     """Take the folder, and say with what the answers will be made."""
     local = settings.generate.engine != "openai"
     known = _environment(settings)
@@ -89,7 +92,7 @@ def _claim(folder: Folder, settings: PrepareSettings, say: Callable[[str], None]
 # --- select ---------------------------------------------------------------------------------------
 
 
-def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> Selection:
+def _selection(folder: PrepareFolder, settings: PrepareSettings, console: Console) -> Selection:
     """The selection of this folder: as it stands there, or made now."""
     say = sayer(console)
     if folder.selected.exists():
@@ -102,7 +105,7 @@ def _selection(folder: Folder, settings: PrepareSettings, console: Console) -> S
         say(f"test sets  {', '.join(f'{name} {count}' for name, count in counts.items())}")
     places = find_places(settings.source)
     workers = _workers(settings)
-    passes = Passes(places, workers, _Reading(console)) if isinstance(workers, Here) else Passes(places, workers)
+    passes = Passes(places, workers, _Reading(console)) if isinstance(workers, InProcess) else Passes(places, workers)
     examiner = partial(make_examiner, settings, questions)
     # Its clock starts with the first row examined: passes over the whole source come before that.
     progress = cache(lambda: Progress(console, "selecting  ", "rows"))
@@ -152,10 +155,10 @@ def _told(selection: Selection, asked: int) -> list[str]:
 
 
 def _generated(
-    folder: Folder, settings: PrepareSettings, selection: Selection, chat: Chat, console: Console
+    folder: PrepareFolder, settings: PrepareSettings, selection: Selection, chat: Chat, console: Console
 ) -> Generated:
     wanted = settings.generate
-    plan = Plan(settings.select.seed, wanted.num_rejected, wanted.batch_size or 1, wanted.rounds)
+    plan = SamplingPlan(settings.select.seed, wanted.num_rejected, wanted.batch_size or 1, wanted.rounds)
     prompts = [_prompt(row, settings, chat) for row in selection.rows]
     workers: Workers = _workers(settings)
     render: Render = RenderTokens(chat)
@@ -168,8 +171,8 @@ def _generated(
             say(f"round {attempt + 1}    {there} answers are there from an earlier start")
         return Progress(console, f"round {attempt + 1}    ", "answers")
 
-    with Journal(folder.answers) as journal:
-        result = generate(prompts, plan, render, workers, partial(make_engine, settings), journal, progress)
+    journal = Journal(folder.answers)
+    result = generate(prompts, plan, render, workers, partial(make_engine, settings), journal, progress)
     for reason, count in result.refused.most_common():
         say(f"           {count} answers asked for again or given up: {reason}")
     return result
@@ -195,7 +198,7 @@ def _render_messages(messages: Messages) -> tuple[Messages, int]:
 
 def _workers(settings: PrepareSettings) -> Workers:
     if not settings.output.ray:
-        return Here()
+        return InProcess()
     from preftree.prepare.cluster import Cluster
 
     return Cluster(settings.output.ray, settings.output.ray_workers, settings.output.ray_gpus)
@@ -205,7 +208,7 @@ def _workers(settings: PrepareSettings) -> Workers:
 
 
 def _write(
-    folder: Folder,
+    folder: PrepareFolder,
     settings: PrepareSettings,
     selection: Selection,
     generated: Generated,
@@ -218,7 +221,7 @@ def _write(
         raise DataError("Not one answer was kept: see the reasons above. Change the sampling, in a new folder.")
     write_pairs(rows, folder.pairs)
     manifest = _manifest(folder, settings, selection, generated, state, len(rows))
-    with whole_file(folder.card) as file:
+    with atomic_file(folder.card) as file:
         file.write(card(manifest, _lengths(selection, generated, chat), folder.pairs.name).encode())
     write_manifest(manifest, folder.manifest)
     say(f"{folder.pairs}: {len(rows)} pairs. Beside it: manifest.yaml and README.md, the dataset card.")
@@ -226,7 +229,7 @@ def _write(
 
 
 def _manifest(
-    folder: Folder,
+    folder: PrepareFolder,
     settings: PrepareSettings,
     selection: Selection,
     generated: Generated,

@@ -22,8 +22,10 @@ from preftree.benchmarks import BENCHMARKS
 from preftree.config.prepare import PrepareSettings, SelectSettings
 from preftree.data.chat import Chat
 from preftree.data.record import Turn
+from preftree.errors import DataError
+from preftree.io.atomic import atomic_file
+from preftree.io.jsonl import read_jsonl
 from preftree.prepare.folder import damaged
-from preftree.prepare.journal import whole_file
 from preftree.prepare.scan import TOLD_EVERY, Scan, Scanner, Tell, merge, silent, strata
 from preftree.prepare.source import Place, SourceRow, read_rows
 from preftree.prepare.workers import Workers
@@ -74,7 +76,7 @@ class Selection:
     def write(self, path: Path) -> None:
         """As JSON lines, the counts first; there whole or not at all."""
         head = {**vars(self), "rows": len(self.rows)}
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             for line in (head, *(asdict(row) for row in self.rows)):
                 file.write(json.dumps(line).encode() + b"\n")
 
@@ -82,13 +84,12 @@ class Selection:
     def read(cls, path: Path) -> Selection:
         """What `write` wrote. Raises RunError where it is not that any more."""
         try:
-            with open(path, "rb") as file:
-                head, *rows = (json.loads(line) for line in file)
+            head, *rows = read_jsonl(path)
             if head["rows"] != len(rows):
                 raise ValueError(f"{len(rows)} rows of {head['rows']}")
             head |= {name: Counter(head[name]) for name in ("removed", "rejected")}
             return cls(**{**head, "rows": [Selected(**row) for row in rows]})
-        except (ValueError, KeyError, TypeError) as error:
+        except (DataError, ValueError, KeyError, TypeError) as error:
             raise damaged(path, error) from None
 
 

@@ -16,7 +16,7 @@ from preftree.data.scan import Table
 from preftree.data.sources import Source, find_tables
 from preftree.errors import DataError
 
-COLUMNS = {
+SOURCE_COLUMNS = {
     "id": ("id",),
     "system": ("system_prompt", "system"),
     "question": ("question", "instruction", "prompt"),
@@ -141,7 +141,7 @@ def _row(row: Mapping[str, Any], number: int, short: str) -> SourceRow | str:
 
 
 def _column(row: Mapping[str, Any], what: str) -> Any:
-    return next((row[name] for name in COLUMNS[what] if row.get(name) is not None), None)
+    return next((row[name] for name in SOURCE_COLUMNS[what] if row.get(name) is not None), None)
 
 
 def _text(row: Mapping[str, Any], what: str) -> str:
@@ -150,7 +150,7 @@ def _text(row: Mapping[str, Any], what: str) -> str:
 
 
 def _unknown(name: str, row: Mapping[str, Any]) -> str:
-    needs = " and ".join(f"{what} ({', '.join(COLUMNS[what])})" for what in ("question", "response"))
+    needs = " and ".join(f"{what} ({', '.join(SOURCE_COLUMNS[what])})" for what in ("question", "response"))
     empty = [str(column) for column, value in row.items() if value is None]
     nothing = f" Of these, nothing (null) is in {', '.join(empty)}." if empty else ""
     return f"{name} has no columns for {needs}. It has: {', '.join(map(str, row))}.{nothing} Rename or fill them."

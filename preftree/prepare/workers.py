@@ -23,7 +23,7 @@ class Workers(Protocol):
     def map(self, make: Make[T, R], items: Iterable[T]) -> Iterator[tuple[int, R]]: ...
 
 
-class Here:
+class InProcess:
     """One item after the other, in this process. `make` is called with the first item, not before."""
 
     def map(self, make: Make[T, R], items: Iterable[T]) -> Iterator[tuple[int, R]]:

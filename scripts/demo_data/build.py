@@ -38,14 +38,15 @@ from preftree.data.record import Turn
 from preftree.demo.checks import passes
 from preftree.demo.rows import SPLITS, Split
 from preftree.errors import PreftreeError, RunError
+from preftree.io.atomic import atomic_file
 from preftree.io.progress import Progress
 from preftree.model.generate import Answer, Sampling
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.engines.local import RenderTokens, TransformersEngine
-from preftree.prepare.generate import Plan, Prompt, Verdict, generate
-from preftree.prepare.journal import Journal, whole_file
+from preftree.prepare.generate import Judgement, Prompt, SamplingPlan, generate
+from preftree.prepare.journal import Journal
 from preftree.prepare.judge import trim
-from preftree.prepare.workers import Here
+from preftree.prepare.workers import InProcess
 from scripts.demo_data.kinds import Example, make_examples
 
 # What goes before the question to get a terse answer.
@@ -86,22 +87,20 @@ def build(
     recipe, console = recipe or Recipe(), Console(stderr=True, soft_wrap=True)
     chat = Chat(tokenizer)
     engine = TransformersEngine(model, chat, recipe.sampling, recipe.max_new_tokens)
-    plan = Plan(seed, 1, recipe.batch_size, recipe.rounds)
+    plan = SamplingPlan(seed, 1, recipe.batch_size, recipe.rounds)
     rows: dict[Split, list[dict[str, str]]] = {}
     for split in SPLITS:
         examples = make_examples(split, recipe.per_kind[split], seed)
         prompts = [_prompt(f"{split}/{row}", row, example, chat, recipe.rounds) for row, example in enumerate(examples)]
-        say = f"{split}: round {{}}, ".format
-        with Journal(folder / f"{split}.jsonl") as journal:
-            found = generate(
-                prompts,
-                plan,
-                RenderTokens(chat),
-                Here(),
-                lambda: engine,
-                journal,
-                lambda attempt, there, say=say: Progress(console, say(attempt + 1), "answers"),  # type: ignore[misc]
-            )
+        found = generate(
+            prompts,
+            plan,
+            RenderTokens(chat),
+            InProcess(),
+            lambda: engine,
+            Journal(folder / f"{split}.jsonl"),
+            lambda attempt, _: Progress(console, f"{split}: round {attempt + 1}, ", "answers"),  # noqa: B023
+        )
         rows[split] = [_row(example, kept[0].text) for example, kept in zip(examples, found.kept, strict=True) if kept]
         console.print(f"{split}: {len(rows[split])} pairs, {found.given_up.total()} prompts dropped")
     return rows
@@ -120,7 +119,7 @@ def _prompt(key: str, row: int, example: Example, chat: Chat, rounds: int) -> Pr
     def messages(number: int, attempt: int) -> Messages:
         return terse if (row % 2 == 1) != (attempt >= rounds // 2) else plain
 
-    def judge(answer: Answer, others: Sequence[str]) -> Verdict:
+    def judge(answer: Answer, others: Sequence[str]) -> Judgement:
         text = trim(answer)
         if not text:
             return "", "it has no full sentence"
@@ -148,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for split, path in paths.items():
-        with whole_file(path) as file:
+        with atomic_file(path) as file:
             for row in rows[split]:
                 file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         print(f"{path}: {len(rows[split])} pairs, {path.stat().st_size:,} bytes")

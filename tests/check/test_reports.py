@@ -271,10 +271,10 @@ def test_levels() -> None:
 
 
 def run_levels() -> list[Finding]:
-    from preftree.check.report import Measure, found
+    from preftree.check.report import Measure, make_finding
 
     measure = Measure("x", "y", spoils=0.5, note=0.1)
-    return [found("k", measure, count, 100) for count in (0, 9, 10, 49, 50, 100)]
+    return [make_finding("k", measure, count, 100) for count in (0, 9, 10, 49, 50, 100)]
 
 
 # --- what README invites to: one function and one line ---------------------------------------------

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from preftree.config.prepare import parse_settings
-from preftree.prepare.folder import Folder
+from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.run import prepare
 
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def killed(flags: Sequence[str], out: Path, at: int, delay: float) -> Kill | Non
 
 def units(out: Path) -> int:
     """Whole lines in the journal."""
-    path = Folder(str(out), "jsonl").answers
+    path = PrepareFolder(str(out), "jsonl").answers
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from preftree.errors import RunError
 from preftree.model.generate import Answer
-from preftree.prepare.generate import Generated, Plan, Prompt, Unit, generate, seed_of
+from preftree.prepare.generate import Generated, Prompt, SamplingPlan, Unit, generate, seed_of
 from preftree.prepare.journal import Journal
 from preftree.prepare.judge import judge
-from preftree.prepare.workers import Here, Threads
+from preftree.prepare.workers import InProcess, Threads
 
-PLAN = Plan(seed=3, answers=2, batch_size=3, rounds=4)
+PLAN = SamplingPlan(seed=3, answers=2, batch_size=3, rounds=4)
 
 
 def a_prompt(name: str) -> Prompt:
@@ -49,8 +49,7 @@ class Counting:
 
 
 def run(path: Path, workers=None, engine=speak, prompts=PROMPTS, plan=PLAN) -> Generated:
-    with Journal(path) as journal:
-        return generate(prompts, plan, render, workers or Here(), lambda: engine, journal)
+    return generate(prompts, plan, render, workers or InProcess(), lambda: engine, Journal(path))
 
 
 def test_what_is_kept(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_what_is_kept(tmp_path: Path) -> None:
 
 def test_batches_hold_what_is_similar_in_length_and_never_more_than_asked(tmp_path: Path) -> None:
     engine = Counting()
-    run(tmp_path / "j", engine=engine, plan=Plan(seed=3, batch_size=4, rounds=1))
+    run(tmp_path / "j", engine=engine, plan=SamplingPlan(seed=3, batch_size=4, rounds=1))
     lengths = [[len(request.prompt) for request in unit] for unit in engine.units]
     assert [len(unit) for unit in lengths] == [4, 4, 3]
     flat = [length for unit in lengths for length in unit]
@@ -98,8 +97,7 @@ def test_nothing_is_asked_twice_and_no_engine_is_made_for_nothing(tmp_path: Path
     path.write_bytes(b"".join(lines[:5]))
     run(path, engine=second)
     assert first.units[5:] == second.units
-    with Journal(path) as journal:
-        again = generate(PROMPTS, PLAN, render, Here(), lambda: pytest.fail("made"), journal)
+    again = generate(PROMPTS, PLAN, render, InProcess(), lambda: pytest.fail("made"), Journal(path))
     assert again == run(path)
 
 
@@ -123,7 +121,7 @@ def test_answers_do_not_depend_on_the_other_prompts(tmp_path: Path) -> None:
 
 
 def test_an_entry_made_for_something_else_is_not_taken(tmp_path: Path) -> None:
-    run(tmp_path / "j", plan=Plan(seed=4, answers=2, batch_size=3))
+    run(tmp_path / "j", plan=SamplingPlan(seed=4, answers=2, batch_size=3))
     assert run(tmp_path / "j").kept == run(tmp_path / "new").kept
 
 
@@ -133,9 +131,8 @@ def test_an_error_in_a_thread_comes_after_what_was_in_hand(tmp_path: Path) -> No
             raise RunError("the server is gone")
         return speak(unit)
 
-    plan = Plan(seed=3, batch_size=1, rounds=1)
+    plan = SamplingPlan(seed=3, batch_size=1, rounds=1)
     with pytest.raises(RunError, match="gone"):
         run(tmp_path / "j", Threads(2), fail_late, plan=plan)
-    with Journal(tmp_path / "j") as journal:
-        assert 0 < len(journal) < len(PROMPTS)
+    assert 0 < len(Journal(tmp_path / "j")) < len(PROMPTS)
     assert run(tmp_path / "j", plan=plan) == run(tmp_path / "new", plan=plan)

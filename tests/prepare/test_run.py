@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from preftree.cli import app
 from preftree.config.prepare import PrepareSettings, parse_settings
 from preftree.data.sources import load_pairs
-from preftree.prepare.card import _front_matter, _size, histogram
-from preftree.prepare.folder import Folder
-from preftree.prepare.output import COLUMNS
+from preftree.prepare.card import _card_data, _size, text_histogram
+from preftree.prepare.folder import PrepareFolder
+from preftree.prepare.output import PAIR_COLUMNS
 from tests.prepare.test_select import rows, write
 from tests.support import tiny
 
@@ -68,7 +68,7 @@ def test_what_a_run_leaves(inputs: Path, tmp_path: Path) -> None:
     for piece in ("device cpu: asked for by --use_cpu", "precision float32", "note: nothing is removed for being"):
         assert piece in said
     lines = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    assert all(list(line) == list(COLUMNS) for line in lines)
+    assert all(list(line) == list(PAIR_COLUMNS) for line in lines)
     source = {row["id"]: row for row in rows(60)}
     for line in lines:
         row = source[line["id"]]
@@ -116,10 +116,9 @@ def test_what_the_card_says_to_the_hub() -> None:
     assert [_size(pairs) for pairs in sizes] == [
         "n<1K", "n<1K", "1K<n<10K", "10K<n<100K", "1M<n<10M", "n>1T"
     ]  # fmt: skip
-    head = yaml.safe_load(_front_matter("train.jsonl", 5, {"en": 95, "fr": 5, "no": 4}).split("---")[1])
-    assert head["language"] == ["en"]
-    assert yaml.safe_load(_front_matter("t", 5, {"no": 1}).split("---")[1])["language"] == ["no"]  # not false
-    assert "language" not in yaml.safe_load(_front_matter("t", 5, {}).split("---")[1])
+    assert _card_data("train.jsonl", 5, {"en": 95, "fr": 5, "no": 4}).language == ["en"]
+    assert yaml.safe_load(_card_data("t", 5, {"no": 1}).to_yaml())["language"] == ["no"]  # not false
+    assert "language" not in yaml.safe_load(_card_data("t", 5, {}).to_yaml())
 
 
 def test_the_folder_is_a_dataset_for_training(inputs: Path, tmp_path: Path) -> None:
@@ -158,18 +157,37 @@ def test_whatever_is_missing_is_made_again_alike(inputs: Path, tmp_path: Path, l
     assert contents(out) == before
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff\n", b"{}\n", b"", None])
 @pytest.mark.parametrize("name", ["state.json", "selected.jsonl", "answers.jsonl"])
-@pytest.mark.parametrize("content", [b"{", b"\xff\n", b"{}\n", b""])
-def test_what_was_damaged_is_named(inputs: Path, tmp_path: Path, name: str, content: bytes) -> None:
+def test_what_was_damaged_is_named(inputs: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    """Or made again alike: what is missing, but for what was asked for; and a journal whose last line is torn."""
+    out, damaged = tmp_path / "out", tmp_path / "out/.prepare" / name
+    command(*flags(inputs, out, num_samples=2))
+    before = contents(out)
+    (out / "manifest.yaml").unlink()
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    made_again = {"state.json": (), "selected.jsonl": (None,), "answers.jsonl": (b"{", b"", None)}[name]
+    if content in made_again:
+        command(*flags(inputs, out, num_samples=2))
+        assert contents(out) == before
+    else:
+        said = command(*flags(inputs, out, num_samples=2), code=2)
+        assert f".prepare/{name} is damaged" in said
+        assert not (out / "manifest.yaml").exists()
+
+
+def test_what_a_killed_process_was_writing_is_removed(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command(*flags(inputs, out, num_samples=2))
+    before = contents(out)
     (out / "manifest.yaml").unlink()
-    (out / ".prepare" / name).write_bytes(content)
-    result = CliRunner().invoke(app, ["prepare", *flags(inputs, out, num_samples=2)])
-    if result.exit_code:  # else it was made again
-        assert result.exit_code == 2, result.exception
-        assert f".prepare/{name}" in result.output
-        assert "damaged" in result.output
+    for name in (".train.jsonl.0a.partial", ".prepare/.selected.jsonl.0b.partial"):
+        (out / name).write_bytes(b"half")
+    command(*flags(inputs, out, num_samples=2))
+    assert contents(out) == before
 
 
 def test_rows_that_cannot_be_read_are_shown(inputs: Path, tmp_path: Path) -> None:
@@ -277,7 +295,7 @@ def test_a_yaml_file_is_a_command_line(inputs: Path, tmp_path: Path) -> None:
 def test_software_that_changed_is_told(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command(*flags(inputs, out))
-    folder = Folder(str(out), "jsonl")
+    folder = PrepareFolder(str(out), "jsonl")
     state = folder.state()
     state["environments"][0]["torch"] = "1.0"
     folder.state_path.write_text(json.dumps(state))
@@ -287,8 +305,8 @@ def test_software_that_changed_is_told(inputs: Path, tmp_path: Path) -> None:
 
 
 def test_a_histogram_by_hand() -> None:
-    assert histogram([]) == "(no rows)"
-    assert histogram([1, 2, 3, 9]).splitlines() == [
+    assert text_histogram([]) == "(no rows)"
+    assert text_histogram([1, 2, 3, 9]).splitlines() == [
         " 1-1  " + "█" * 20 + " " * 20 + "  1",
         " 2-3  " + "█" * 40 + "  2",
         " 4-7  " + " " * 40 + "  0",

@@ -32,7 +32,7 @@ from preftree.prepare.select import (
     select,
 )
 from preftree.prepare.source import NO_ANSWER, NO_QUESTION, UNREADABLE, find_places
-from preftree.prepare.workers import Here
+from preftree.prepare.workers import InProcess
 from preftree.text.overlap import OverlapIndex
 from tests.prepare.test_generate import Backwards
 from tests.support import tiny
@@ -64,7 +64,7 @@ def chosen(path: Path | str, workers=None, tests=(), **options: Any) -> Selectio
     tokenizer = tiny.word_tokenizer("{% for m in messages %}{{ m['content'] + ' <eos> ' }}{% endfor %}")
     settings = SelectSettings(**{"num_samples": 50, **options})
     examiner = partial(Examiner, settings, Chat(tokenizer), OverlapIndex(tests))
-    return select(Passes(places, workers or Here()), settings, examiner)
+    return select(Passes(places, workers or InProcess()), settings, examiner)
 
 
 def kind(row: Any) -> tuple[str, str]:
