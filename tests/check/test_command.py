@@ -16,7 +16,7 @@ from preftree.check.fix import LOG
 from preftree.check.run import main
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, SettingsError
-from tests.data.test_sources import WRITERS
+from tests.support.files import WRITERS
 
 EVIL = "<script>alert(1)</script>[bold]x[/bold][/nope]"
 GOOD: dict[str, Any] = {"question": "Why?", "chosen": "It is so.", "rejected": "No, never.", "note": EVIL}

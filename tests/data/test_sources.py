@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,37 +16,13 @@ from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_PREFERENCE, NO_SCOR
 from preftree.data.record import PreferencePair
 from preftree.data.sources import Source, load_pairs, refuse_inside
 from preftree.errors import DataError, SettingsError
+from tests.support.files import WRITERS, write_csv, write_jsonl, write_parquet
 
 Row = dict[str, Any]
 ROWS: list[Row] = [
     {"system": "S", "question": f'q{i}, "quoted"\nnext line', "chosen": f"good {i} ü", "rejected": f"bad {i}"}
     for i in range(5)
 ]
-
-
-def write_jsonl(path: Path, rows: list[Row]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_json(path: Path, rows: list[Row]) -> None:
-    path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_parquet(path: Path, rows: list[Row]) -> None:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    from pyarrow import parquet  # type: ignore[import-untyped]
-
-    parquet.write_table(pa.Table.from_pylist(rows), path)
-
-
-WRITERS = {".jsonl": write_jsonl, ".json": write_json, ".csv": write_csv, ".parquet": write_parquet}
 
 
 def triples(pairs: list[PreferencePair]) -> list[tuple[str | None, ...]]:

@@ -24,7 +24,7 @@ from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
 from tests.support import tiny
 from tests.support.strategies import batches, random_batch
-from tests.train.test_trainer import PAIRS, make_model, make_trainer, one_step
+from tests.support.training import PAIRS, make_model, make_trainer, one_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

@@ -19,7 +19,7 @@ from preftree.forest import Shape
 from preftree.train.losses import PairLogps
 from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
-from tests.train.test_trainer import PAIRS, make_model, make_trainer
+from tests.support.training import PAIRS, make_model, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:accelerate.*")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from preftree.prepare.generate import Generated, Prompt, SamplingPlan, Unit, gen
 from preftree.prepare.journal import Journal
 from preftree.prepare.judge import judge
 from preftree.prepare.workers import InProcess, Threads
+from tests.support.prepare import Backwards
 
 PLAN = SamplingPlan(seed=3, answers=2, batch_size=3, rounds=4)
 
@@ -99,14 +99,6 @@ def test_nothing_is_asked_twice_and_no_engine_is_made_for_nothing(tmp_path: Path
     assert first.units[5:] == second.units
     again = generate(PROMPTS, PLAN, render, InProcess(), lambda: pytest.fail("made"), Journal(path))
     assert again == run(path)
-
-
-class Backwards:
-    """Workers that finish last what came first."""
-
-    def map(self, make, items: Iterable) -> Iterator[tuple[int, object]]:
-        work = make()
-        yield from reversed([(number, work(item)) for number, item in enumerate(items)])
 
 
 @pytest.mark.parametrize("workers", [Backwards(), Threads(3)], ids=["backwards", "threads"])

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.prepare.test_run import TEMPLATE
-from tests.prepare.test_select import rows, write
 from tests.support import tiny
+from tests.support.command import TEMPLATE
+from tests.support.prepare import rows, write
 
 
 def driver(out: Path, *flags: str, timeout: float) -> str:
     """In a process of its own: a fork of this one could hang in what other tests have started."""
-    command = [sys.executable, "-m", "tests.prepare.kills", "--out", str(out), *flags]
+    command = [sys.executable, "-m", "tests.support.kills", "--out", str(out), *flags]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=timeout)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -15,7 +15,7 @@ import pytest
 import urllib3
 import yaml
 
-from tests.prepare.test_run import command
+from tests.support.prepare import command
 
 PATIENCE = 300  # seconds until the server has loaded the model
 

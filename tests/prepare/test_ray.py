@@ -8,10 +8,7 @@ import pytest
 
 from preftree.config.prepare import parse_settings
 from preftree.errors import SettingsError
-from tests.prepare.test_run import command, contents, flags, inputs
-from tests.prepare.test_select import rows, write
-
-__all__ = ["inputs"]
+from tests.support.prepare import command, contents, flags, rows, write
 
 
 @pytest.mark.ray

@@ -6,60 +6,18 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
-from preftree.cli import app
 from preftree.config.prepare import PrepareSettings, parse_settings
 from preftree.data.sources import load_pairs
 from preftree.prepare.card import _card_data, _size, text_histogram
 from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.output import PAIR_COLUMNS
-from tests.prepare.test_select import rows, write
 from tests.support import tiny
-
-TEMPLATE = (
-    "{% for m in messages %}{{ '<turn>' + m['role'] + ' ' + m['content'] + ' <eos> ' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<turn>assistant ' }}{% endif %}"
-)
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("inputs")
-    tiny.llama(num_hidden_layers=2).save_pretrained(folder / "model")
-    tiny.word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
-    write(folder / "source.jsonl", rows(60))
-    return folder
-
-
-def flags(inputs: Path, out: Path, **more: Any) -> list[str]:
-    options = {
-        "dataset_name": inputs / "source.jsonl",
-        "model_name_or_path": inputs / "model",
-        "output_dir": out,
-        "num_samples": 20,
-        "max_new_tokens": 6,
-        "batch_size": 8,
-        "cut_answers": "keep",
-        "use_cpu": True,
-        "torch_dtype": "float32",
-        **more,
-    }
-    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
-
-
-def command(*words: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["prepare", *words])
-    assert result.exit_code == code, result.output
-    return " ".join(result.output.split())
-
-
-def contents(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+from tests.support.command import TEMPLATE
+from tests.support.prepare import command, contents, flags, rows, write
 
 
 def test_what_a_run_leaves(inputs: Path, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
-import random
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -34,29 +32,8 @@ from preftree.prepare.select import (
 from preftree.prepare.source import NO_ANSWER, NO_QUESTION, UNREADABLE, find_places
 from preftree.prepare.workers import InProcess
 from preftree.text.overlap import OverlapIndex
-from tests.prepare.test_generate import Backwards
 from tests.support import tiny
-
-SYSTEMS = ["", "w20 w21", "w22"]
-
-
-def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Rows in OpenOrca's columns whose questions have nothing in common."""
-    rng = random.Random(seed)
-    shares = {"flan": 8, "t0": 4, "cot": 2, "niv": 1}
-    made = []
-    for number in range(count):
-        (family,) = rng.choices(list(shares), list(shares.values()))
-        words = [f"w{rng.randrange(30, 97)}" for _ in range(rng.randint(8, 14))]
-        text = " ".join(words)
-        row = {"id": f"{family}.{number}", "system_prompt": rng.choice(SYSTEMS), "question": text}
-        made.append(row | {"response": " ".join(words[:4])})
-    return made
-
-
-def write(path: Path, content: list[Any]) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in content))
-    return path
+from tests.support.prepare import Backwards, rows, write
 
 
 def chosen(path: Path | str, workers=None, tests=(), **options: Any) -> Selection:

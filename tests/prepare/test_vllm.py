@@ -15,9 +15,7 @@ from preftree.config.prepare import parse_settings
 from preftree.model.generate import Answer
 from preftree.prepare.engines import vllm as engine_module
 from preftree.prepare.generate import Request
-from tests.prepare.test_run import flags, inputs
-
-__all__ = ["inputs"]
+from tests.support.prepare import flags
 
 
 def test_the_calls(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from preftree.data.encode import EncodedPair
 from preftree.forest import forests_of_pairs
 from preftree.train.order import PromptOrder
-from tests.train.test_trainer import make_model, make_trainer
+from tests.support.training import make_model, make_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),

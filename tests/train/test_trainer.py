@@ -20,7 +20,6 @@ from preftree.data.encode import EncodedPair
 from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
 from preftree.model.load import disable_dropout
-from preftree.model.lora import add_lora
 from preftree.model.score import attach
 from preftree.train import trainer as trainer_module
 from preftree.train.metrics import NAMES
@@ -28,6 +27,7 @@ from preftree.train.reference import Reference
 from preftree.train.step import Objective
 from preftree.train.trainer import PreferenceTrainer
 from tests.support import tiny
+from tests.support.training import PAIRS, Step, make_model, make_trainer, one_step
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -37,81 +37,6 @@ pytestmark = [
 ]
 
 LN2 = math.log(2)
-SYSTEM = tuple(range(3, 15))  # long enough to be shared
-
-Step = tuple[float, dict[str, Tensor]]  # loss and gradients
-
-
-def pair(row: int, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> EncodedPair:
-    return EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), row, "test")
-
-
-#: Equal prompts, a shared beginning, a prompt that begins another one, one-token answers.
-PAIRS = [
-    pair(0, (*SYSTEM, 20, 21), (30, 31, 32, 2), (40, 2)),
-    pair(1, (*SYSTEM, 20, 21), (33, 2), (41, 42, 43, 44, 45, 2)),
-    pair(2, (*SYSTEM, 22), (34, 35, 2), (46,)),
-    pair(3, (50, 51, 52), (36,), (47, 48, 2)),
-    pair(4, (50, 51, 52, 53, 54), (37, 38, 2), (49, 2)),
-    pair(5, SYSTEM, (39, 60, 61, 2), (62, 63, 64, 2)),
-]
-
-
-def make_model(*, dtype: torch.dtype = torch.float64, trained: bool = True, dropout: float = 0.0) -> PeftModel:
-    """A tiny Llama with LoRA; `trained` gives it an adapter that is not the reference."""
-    base = tiny.llama(num_hidden_layers=2).to(dtype)
-    if trained:
-        return tiny.with_lora(base, dropout=dropout)
-    torch.manual_seed(1)
-    model = add_lora(base, rank=4, alpha=8, dropout=dropout)
-    return model.to(dtype)  # type: ignore[no-any-return]
-
-
-def make_trainer(
-    model: PeftModel,
-    folder: Path,
-    pairs: Sequence[EncodedPair] = PAIRS,
-    *,
-    evaluated: Sequence[EncodedPair] = (),
-    budget: int = 64,
-    objective: Objective | None = None,
-    attention: str = "auto",
-    by_prompt: bool = False,
-    **args: Any,
-) -> PreferenceTrainer:
-    name = attach(model, attention).name
-    assert name in ("native", "cpu") if attention == "auto" else name == attention
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 4,
-        "max_steps": 1,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": [],
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "seed": 3,
-    }
-    return PreferenceTrainer(
-        model,
-        TrainingArguments(output_dir=str(folder), **{**defaults, **args}),
-        train_pairs=pairs,
-        eval_pairs=evaluated,
-        reference=Reference(model),
-        objective=objective or Objective(),
-        budget=budget,
-        by_prompt=by_prompt,
-    )
-
-
-def one_step(trainer: PreferenceTrainer, pairs: Sequence[EncodedPair]) -> Step:
-    """Loss and gradients of one optimizer step on `pairs`."""
-    trainer.model.zero_grad()
-    loss = float(trainer.training_step(trainer.model, {"pairs": list(pairs)}))
-    grads = {name: p.grad.clone() for name, p in tiny.trained(trainer.model).items() if p.grad is not None}
-    assert grads.keys() == tiny.trained(trainer.model).keys()
-    return loss, grads
 
 
 def assert_same_step(found: Step, expected: Step) -> None:

@@ -1,6 +1,6 @@
 """Kill `preftree prepare` at random moments and compare what it ends with, byte for byte, with an unharmed run.
 
-    python -m tests.prepare.kills --out FOLDER [--kills 5] [--seed 0] [--] [flags of preftree prepare]
+    python -m tests.support.kills --out FOLDER [--kills 5] [--seed 0] [--] [flags of preftree prepare]
 
 Without flags: 50 prompts of tests/samples/pref/openorca_questions.jsonl, 4 answers each, and the bundled model. Each
 run is a process of its own, forked before anything is computed (importing torch again would take longer than the work),
@@ -112,7 +112,7 @@ def compare(flags: Sequence[str], folder: Path, kills: int, seed: int) -> tuple[
 
 def main(argv: Sequence[str]) -> int:
     """The command line: 0 where both ends are equal."""
-    parser = argparse.ArgumentParser(prog="python -m tests.prepare.kills", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.support.kills", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="an empty folder")
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
