@@ -1,4 +1,4 @@
-"""The cheap part of the check, which training runs by itself: some 50 µs a pair, no tokenizer, no second reading."""
+"""The cheap part of the check, which training runs by itself: about 50 µs per pair, no tokenizer, no second reading."""
 
 from __future__ import annotations
 

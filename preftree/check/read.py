@@ -1,4 +1,4 @@
-"""One pass over a source: texts go by, numbers stay.
+"""One pass over a source that keeps numbers, not texts.
 
 A row leaves 8 bytes behind (its number; 8 more for each check it hits) and a pair 45 (hashes of its texts, their
 lengths), so that a million pairs fit into a fraction of a gigabyte. Of the texts only a random sample is kept.
@@ -28,14 +28,14 @@ BROKEN = "broken"
 TIED = "score ties"
 MISLABELLED = "scores that say the opposite of the columns"
 #: Messages about broken rows that are kept.
-MOST_PROBLEMS = 1000
+MAX_PROBLEMS = 1000
 
 PairHook = Callable[[int, PreferenceRecord, list[PreferencePair]], None]
-"""Told of every record: its row, the record, its pairs."""
+"""Called with every record: its row, the record, its pairs."""
 
 
 class Pairs:
-    """A column for each thing remembered of a pair, in the order of reading."""
+    """What is remembered of the pairs, a column per value, in the order of reading."""
 
     def __init__(self) -> None:
         self._row = array("q")
@@ -140,7 +140,7 @@ def read(
     limit: int | None = None,
     hooks: Sequence[PairHook] = (),
 ) -> Seen:
-    """Read all rows once. `hooks` are told of every record; `limit` is the most rows to read.
+    """Read all rows once. `hooks` are called with every record; at most `limit` rows are read.
 
     Raises DataError where no file has a known format.
     """
@@ -190,7 +190,7 @@ def _take(seen: Seen, row: int, scanned: Scanned) -> PreferenceRecord | None:
     seen.numbers.append(scanned.number)
     if scanned.problem is not None:
         seen.leave_out(BROKEN, row)
-        if len(seen.problems) < MOST_PROBLEMS:
+        if len(seen.problems) < MAX_PROBLEMS:
             seen.problems.append(scanned.problem)
     elif scanned.skipped is not None:
         seen.leave_out(scanned.skipped, row)

@@ -182,14 +182,14 @@ class Report:
         whole = asdict(self)
         for finding, plain in zip(self.findings, whole["findings"], strict=True):
             plain["share"] = finding.share
-            plain["rows"] = places(finding.rows[:MOST_ROWS])
+            plain["rows"] = places(finding.rows[:MAX_ROWS])
             plain["rows_in_all"] = len(finding.rows)
             del plain["places"]
         return {"verdict": self.verdict(), "spoiled": self.spoiled, **whole}
 
 
 #: Rows of one finding that the JSON lists.
-MOST_ROWS = 1000
+MAX_ROWS = 1000
 
 
 def _things(findings: list[Finding]) -> str:

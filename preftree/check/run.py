@@ -44,7 +44,7 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
     settings = parse_check_settings(argv)
     for flag, target in (("--html", settings.html), ("--fix", settings.fix)):
         check_target(flag, target, settings.dataset_name or "")
-    # Words go to stderr where stdout is for a machine.
+    # With --json, stdout holds the report and nothing else.
     console = console or Console(stderr=settings.json, soft_wrap=False)
     say = sayer(console)
     report, seen = check(settings, console)
@@ -126,7 +126,7 @@ def _each_pair(add: Any) -> PairHook:
 
 
 class _Clock:
-    """Says how far the reading is; how many rows there are is not known before the end."""
+    """Reports the rows read so far; how many there are is not known before the end."""
 
     def __init__(self, console: Console) -> None:
         self.say = sayer(console)
@@ -138,7 +138,7 @@ class _Clock:
         if self.rows % 1000 == 0 and (now := time.perf_counter()) - self.said > 5:
             self.said = now
             rate = self.rows / (now - self.started)
-            self.say(f"reading    {self.rows} rows, {rate:.0f} a second")
+            self.say(f"reading    {self.rows} rows, {rate:.0f} per second")
 
 
 def _index(folder: str, notes: list[str]) -> OverlapIndex:
@@ -153,7 +153,7 @@ def _index(folder: str, notes: list[str]) -> OverlapIndex:
 def _tokens(settings: CheckSettings) -> Tokens | None:
     if not settings.model_name_or_path:
         return None
-    # These bring torch and transformers, which take longer to import than ten thousand pairs to read.
+    # Importing torch and transformers takes longer than reading ten thousand pairs.
     from preftree.check.tokens import Tokens
     from preftree.data.encode import PairEncoder
     from preftree.model.load import load_tokenizer, resolve

@@ -1,4 +1,4 @@
-"""What shows only in all pairs together. To add a measure: a function of `Seen`, and a line in `SET_CHECKS`."""
+"""What can be seen only in all pairs together. To add a measure: a function of `Seen`, and a line in `SET_CHECKS`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MISSING: dict[str, tuple[str, Measure]] = {
             MISLABELLED, f"{_LEFT_OUT}; other trainers learn them the wrong way round", spoils=0.5, fix=FixAction.DROP
         ),
     ),
-    "parted_early": (
+    "diverge_early": (
         PART_EARLY,
-        Measure("conversations that part before the last answer", _LEFT_OUT, spoils=0.5, fix=FixAction.DROP),
+        Measure("conversations that diverge before the last answer", _LEFT_OUT, spoils=0.5, fix=FixAction.DROP),
     ),
     "too_few": (TOO_FEW, Measure(TOO_FEW, _LEFT_OUT, spoils=0.5, fix=FixAction.DROP)),
     "no_opposite": (NO_OPPOSITE, Measure("labelled answers without an opposite", _LEFT_OUT, spoils=0.9)),

@@ -1,4 +1,4 @@
-"""Measures that read the texts and are told of every record as it goes by: test sets, near duplicates, languages."""
+"""Measures that need the texts, so they see every record while it is read: test sets, near duplicates, languages."""
 
 from __future__ import annotations
 

@@ -25,16 +25,16 @@ from preftree.data.encode import (
 from preftree.data.record import PreferencePair
 from preftree.forest import bundles_of_pairs, grow
 
-#: Pairs in a padded batch, and in a forest, when the two layouts are compared; and how many batches are made.
+#: Pairs per batch in the comparison of padded batches and forests, and the most batches of each size.
 BATCH_SIZES = (1, 2, 4, 8)
-MOST_BATCHES = 200
+MAX_BATCHES = 200
 #: Suggested lengths are multiples of this many tokens, and leave this share of the pairs whole.
 STEP = 64
 WHOLE = 0.99
 
 
 class Tokens:
-    """A column for each thing remembered of an encoded pair; the pairs themselves only while they are `kept`.
+    """What is remembered of encoded pairs: their sizes, the rows that hit a check, and up to `keep` pairs themselves.
 
     Args:
         encoder: tokenizer, template and lengths.
@@ -117,7 +117,7 @@ class Tokens:
         encoder, report = self.encoder, self.encoder.report
         scale = pairs / max(report.read, 1)
         return {
-            "prompt tokens (each prompt once a pair)": round(report.prompt_tokens * scale),
+            "prompt tokens (once per pair)": round(report.prompt_tokens * scale),
             "answer tokens": round(report.response_tokens * scale),
             **sampling_error(np.array(self._used), pairs),
             "answers end with": report.terminator,
@@ -191,16 +191,16 @@ def sampling_error(used: NDArray[np.int32], pairs: int) -> dict[str, str]:
 
 
 def padded_over_tree(pairs: Sequence[EncodedPair], seed: int = 0) -> dict[str, Any]:
-    """Tokens of padded batches over tokens of the trees of the same batches, for random batches of `pairs`."""
+    """Tokens of padded batches divided by the tokens of their trees, for random batches of `pairs`."""
     order = list(pairs)
     random.Random(seed).shuffle(order)
     saved: dict[str, Any] = {}
     for size in BATCH_SIZES:
-        batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)][:MOST_BATCHES]
+        batches = [order[i : i + size] for i in range(0, len(order) - size + 1, size)][:MAX_BATCHES]
         padded = sum(_padded(batch) for batch in batches)
         trees = sum(tree.size for batch in batches for tree in grow(bundles_of_pairs(batch)))
         if trees:
-            saved[f"padded tokens for one of a tree, {size} {'pair' if size == 1 else 'pairs'} a batch"] = round(
+            saved[f"padded tokens per tree token, {size} {'pair' if size == 1 else 'pairs'} per batch"] = round(
                 padded / trees, 2
             )
     return saved
@@ -212,7 +212,7 @@ def _padded(batch: Sequence[EncodedPair]) -> int:
 
 
 def suggestions(sizes: NDArray[np.int32], max_length: int, max_prompt_length: int) -> dict[str, Any]:
-    """Lengths that leave 99 % of the prompts, and of the pairs, as they are; and how many the chosen ones leave."""
+    """Lengths that leave 99 % of the prompts and pairs uncut, and how many the given lengths leave uncut."""
     whole = sizes[:, 0] + sizes[:, 1:].max(axis=1)
     prompt = _rounded(sizes[:, 0])
     length = max(_rounded(whole), prompt + STEP)

@@ -44,11 +44,11 @@ class CheckSettings:
     max_rows: int | None = None
     """Read at most this many rows, the first ones."""
     token_sample: int = 4000
-    """Pairs to tokenize, drawn at random; 0 tokenizes all, one to two thousand a second."""
+    """Pairs to tokenize, drawn at random; 0 tokenizes all, one to two thousand per second."""
     eval_data: str | None = None
     """A folder with the files of ARC, HellaSwag, MMLU or TruthfulQA: look for their questions."""
     near_duplicates: bool = False
-    """Look for prompts that are nearly equal (MinHash): about 1 ms and 3 KB a row."""
+    """Look for prompts that are nearly equal (MinHash): about 1 ms and 3 KB per row."""
     json: bool = False
     """Print the report as JSON instead of a table."""
     html: str | None = None

@@ -72,7 +72,7 @@ class SelectSettings:
     stratify_by: list[str] = field(default_factory=lambda: list(STRATA))
     """Of family (the id's flan, t0, cot, niv), teacher (gpt-4, gpt-3.5) and system (the system prompt); none: not."""
     allocation: str = "proportional"
-    """Rows a stratum gives: proportional to its size, or equal as far as each has them."""
+    """Rows per stratum: proportional to its size, or equal as far as it has that many."""
     min_prompt_length: int = 1
     """Shortest prompt under the chat template, in tokens."""
     max_prompt_length: int = 512
@@ -122,7 +122,7 @@ class GenerateSettings:
     torch_dtype: str = field(default="auto", metadata={"aliases": ["--dtype"]})
     """Precision of weights and computation: auto (what is fast here), float32, bfloat16 or float16."""
     use_cpu: bool = False
-    """Stay off the accelerator."""
+    """Compute on the CPU, even where there is a GPU."""
     num_rejected: int = 1
     """Rejected answers for each prompt; each makes a row of its own."""
     max_new_tokens: int = 512
@@ -130,11 +130,11 @@ class GenerateSettings:
     cut_answers: str = "trim"
     """An answer that reaches the limit: trim it to its last full sentence, keep it as it is, or drop it."""
     temperature: float = 0.7
-    """Sampling temperature; 0 takes the likeliest token each time."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = 0.95
-    """Sample among the fewest tokens that hold this probability."""
+    """Sample among the fewest tokens that together have this probability (nucleus sampling)."""
     top_k: int = 0
-    """Sample among so many likeliest tokens; 0: all."""
+    """Sample among the top-k tokens; 0: all."""
     max_rounds: int = 4
     """How often an answer is asked for before it is given up."""
     max_similarity: float = 0.8
@@ -186,11 +186,11 @@ class ServerSettings:
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; the key itself is never written anywhere."""
     concurrency: int = 16
-    """Requests under way at once."""
+    """Requests in flight at once."""
     timeout: float = 120
     """Seconds to wait for an answer."""
     max_retries: int = 8
-    """How often a request is repeated, with growing pauses, when the server is busy, fails or cuts it off."""
+    """How often a request is repeated, with exponential backoff, when the server is busy or fails."""
     skip_failed: bool = False
     """Drop prompts whose requests fail to the end, rather than stop there."""
 

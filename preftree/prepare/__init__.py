@@ -3,6 +3,6 @@
     source → select → generate → write
 
 Each stage is a function of its input and the settings. What it found is kept below OUTPUT_DIR/.prepare: the selection
-as one file that is there whole or not at all, the answers as a journal that only grows. So a run that was killed
-goes on where it was, and ends with the bytes that it would have ended with.
+as one file that is there whole or not at all, the answers as a journal that only grows. So a run that was
+killed continues where it was, and its files are byte for byte those of an undisturbed run.
 """

@@ -12,7 +12,7 @@ from preftree.io.console import visible
 from preftree.prepare.output import PAIR_COLUMNS
 
 _BAR = 40
-#: Share of the questions from which on the card names a language: below it are guesses gone wrong, too.
+#: The card names languages with at least this share of the questions; rarer ones are often wrong guesses.
 COMMON = 0.05
 
 
@@ -42,7 +42,7 @@ def card(manifest: Mapping[str, Any], lengths: Mapping[str, Sequence[int]], file
                 ("model", _code(f"{model['name']} ({model['revision'] or 'revision unknown'})")),
                 ("engine", generate["engine"]),
                 ("sampling", sampling),
-                ("longest", f"{generate['max_new_tokens']} tokens; a cut answer: {generate['cut_answers']}"),
+                ("max_new_tokens", f"{generate['max_new_tokens']} tokens; a cut answer: {generate['cut_answers']}"),
                 ("seed", settings["select"]["seed"]),
             ],
         ),

@@ -83,7 +83,7 @@ def write_pairs(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 
 
 def write_manifest(content: Mapping[str, Any], path: Path) -> None:
-    """As YAML: the readers of data folders take every .json file for data."""
+    """Write YAML, since a .json file in the folder would be read as data."""
     with atomic_file(path) as file:
         text = yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)
         file.write(text.encode())

@@ -1,4 +1,4 @@
-"""The stage: settings in, a folder with pairs, manifest and card out; called again after a kill, it goes on."""
+"""The stage: settings in, a folder with pairs, manifest and card out; called again after a kill, it continues."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
-from preftree.prepare.engines.local import RenderTokens, choose_device, make_chat
+from preftree.prepare.engines.local import RenderTokens, generation_device, make_chat
 from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.generate import Generated, Prompt, Render, SamplingPlan, generate
 from preftree.prepare.journal import Journal
@@ -62,7 +62,7 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
         folder.remove_leftovers()
         _claim(folder, settings, say)
         if folder.manifest.exists():
-            say(f"{folder.pairs} is complete; nothing was left to do.")
+            say(f"{folder.pairs} is complete; nothing is left to do.")
             return
         chat = make_chat(settings)
         for line in chat.notes:
@@ -73,7 +73,7 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
 
 
 def _claim(folder: PrepareFolder, settings: PrepareSettings, say: Callable[[str], None]) -> None:
-    """Take the folder, and say with what the answers will be made."""
+    """Claim the folder, and say on which device and in which precision answers are generated."""
     local = settings.generate.engine != "openai"
     known = _environment(settings)
     model = {"name": settings.generate.model_name_or_path, "revision": model_revision(settings) if local else None}
@@ -84,7 +84,7 @@ def _claim(folder: PrepareFolder, settings: PrepareSettings, say: Callable[[str]
             " here on may differ from those that one machine would have made."
         )
     if settings.generate.engine == "transformers":
-        device = choose_device(settings.generate)
+        device = generation_device(settings.generate)
         say(f"device     {device}")
         say(f"precision  {choose_dtype(device.value, settings.generate.torch_dtype)}")
 
@@ -97,7 +97,7 @@ def _selection(folder: PrepareFolder, settings: PrepareSettings, console: Consol
     say = sayer(console)
     if folder.selected.exists():
         selection = Selection.read(folder.selected)
-        say(f"selected   {len(selection.rows)} rows, by an earlier start")
+        say(f"selected   {len(selection.rows)} rows, by an earlier run")
         return selection
     questions = list(benchmark_questions(settings.select.decontaminate, say))
     counts = Counter(question.benchmark for question in questions)
@@ -107,10 +107,10 @@ def _selection(folder: PrepareFolder, settings: PrepareSettings, console: Consol
     workers = _workers(settings)
     passes = Passes(places, workers, _Reading(console)) if isinstance(workers, InProcess) else Passes(places, workers)
     examiner = partial(make_examiner, settings, questions)
-    # Its clock starts with the first row examined: passes over the whole source come before that.
+    # Made with the first row examined, so that its rate leaves out the passes over the whole source before that.
     progress = cache(lambda: Progress(console, "selecting  ", "rows"))
     selection = select(passes, settings.select, examiner, lambda done, total: progress()(done, total))
-    for line in _told(selection, settings.select.num_samples):
+    for line in _counts(selection, settings.select.num_samples):
         say(line)
     for line in unreadable(places, min(selection.removed[UNREADABLE], SHOWN)):
         say(f"           cannot be read: {line}")
@@ -121,7 +121,7 @@ def _selection(folder: PrepareFolder, settings: PrepareSettings, console: Consol
 
 
 class _Reading:
-    """Says how far each pass over the source is, over all its files."""
+    """Progress of each pass over all files of the source."""
 
     def __init__(self, console: Console) -> None:
         self.console, self.rows, self.last = console, 0, 0
@@ -138,7 +138,7 @@ class _Reading:
             self.progress, self.rows = None, 0
 
 
-def _told(selection: Selection, asked: int) -> list[str]:
+def _counts(selection: Selection, asked: int) -> list[str]:
     lines = [f"source     {selection.source_rows} rows, {selection.strata} strata"]
     lines += [f"           − {count}: {reason}" for reason, count in selection.removed.most_common()]
     lines.append(f"examined   {selection.examined} candidates")
@@ -168,7 +168,7 @@ def _generated(
 
     def progress(attempt: int, there: int) -> Progress:
         if there:
-            say(f"round {attempt + 1}    {there} answers are there from an earlier start")
+            say(f"round {attempt + 1}    {there} answers are there from an earlier run")
         return Progress(console, f"round {attempt + 1}    ", "answers")
 
     journal = Journal(folder.answers)
@@ -288,7 +288,7 @@ def _environment(settings: PrepareSettings) -> dict[str, Any]:
     kept |= {"cpu": found["cpu"], "capability": found["cpu_capability"], "threads": torch.get_num_threads()}
     if settings.generate.engine == "openai":
         return {"preftree": kept["preftree"]}
-    device = choose_device(settings.generate).value
+    device = generation_device(settings.generate).value
     dtype = choose_dtype(device, settings.generate.torch_dtype).value
     return {**kept, "devices": found["devices"], "device": device, "dtype": str(dtype).removeprefix("torch.")}
 

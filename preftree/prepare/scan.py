@@ -23,10 +23,10 @@ from preftree.text.refusals import is_refusal
 
 REFUSAL = "the chosen answer is a refusal"
 DUPLICATE = "the question is that of an earlier row"
-#: System prompts that make strata of their own, the commonest; the others share one. OpenOrca has 17.
+#: The most common system prompts make a stratum each, the others share one. OpenOrca has 17 system prompts.
 SYSTEMS = 32
-#: Rows between two words about how far the reading is.
-TOLD_EVERY = 5000
+#: Rows between two progress reports.
+REPORT_EVERY = 5000
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,12 @@ class Scan:
         return len(self.key)
 
 
-Tell = Callable[[int, int | None], None]
-"""Called while a place is read with (further rows read, None), and once all is read with (rows, rows)."""
+ReadProgress = Callable[[int, int | None], None]
+"""Called with (further rows read, None) while a place is read, and with (rows, rows) when all is read."""
 
 
-def silent(rows: int, total: int | None) -> None:
-    """Tells nobody."""
+def no_progress(rows: int, total: int | None) -> None:
+    """Reports nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Scanner:
     """Scans a place."""
 
     select: SelectSettings
-    tell: Tell = silent
+    tell: ReadProgress = no_progress
 
     def __call__(self, place: Place) -> Scan:
         number, kind = array("I"), array("I")
@@ -76,8 +76,8 @@ class Scanner:
         digest = xxhash.xxh3_128()
         position = -1
         for position, row in enumerate(read_rows(place)):
-            if position % TOLD_EVERY == TOLD_EVERY - 1:
-                self.tell(TOLD_EVERY, None)
+            if position % REPORT_EVERY == REPORT_EVERY - 1:
+                self.tell(REPORT_EVERY, None)
             if isinstance(row, str):
                 removed[row] += 1
                 digest.update(row.encode())

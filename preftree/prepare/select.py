@@ -26,7 +26,7 @@ from preftree.errors import DataError
 from preftree.io.atomic import atomic_file
 from preftree.io.jsonl import read_jsonl
 from preftree.prepare.folder import damaged
-from preftree.prepare.scan import TOLD_EVERY, Scan, Scanner, Tell, merge, silent, strata
+from preftree.prepare.scan import REPORT_EVERY, ReadProgress, Scan, Scanner, merge, no_progress, strata
 from preftree.prepare.source import Place, SourceRow, read_rows
 from preftree.prepare.workers import Workers
 from preftree.text.duplicates import NearDuplicates, exact_key
@@ -95,11 +95,11 @@ class Selection:
 
 @dataclass
 class Passes:
-    """Reads the places, through workers, and says how far it is."""
+    """Reads the places through workers and reports its progress."""
 
     places: Sequence[Place]
     workers: Workers
-    tell: Tell = silent
+    tell: ReadProgress = no_progress
 
     def scan(self, select: SelectSettings) -> Scan:
         """The first pass over everything."""
@@ -126,15 +126,15 @@ class Passes:
 class Fetcher:
     """Reads a place again for the rows with the given positions -> indices, and no further than the last of them."""
 
-    tell: Tell = silent
+    tell: ReadProgress = no_progress
 
     def __call__(self, job: tuple[Place, dict[int, int]]) -> list[tuple[int, SourceRow]]:
         place, wanted = job
         last = max(wanted)
         found = []
         for number, row in enumerate(read_rows(place)):
-            if number % TOLD_EVERY == TOLD_EVERY - 1:
-                self.tell(TOLD_EVERY, None)
+            if number % REPORT_EVERY == REPORT_EVERY - 1:
+                self.tell(REPORT_EVERY, None)
             if number in wanted and isinstance(row, SourceRow):
                 found.append((wanted[number], row))
             if number == last:

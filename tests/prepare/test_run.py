@@ -100,7 +100,7 @@ def test_a_second_call_changes_nothing(inputs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command(*flags(inputs, out))
     before = contents(out)
-    assert "is complete; nothing was left to do" in command(*flags(inputs, out))
+    assert "is complete; nothing is left to do" in command(*flags(inputs, out))
     assert contents(out) == before
 
 
@@ -207,7 +207,7 @@ def test_a_name_that_is_no_valid_text(inputs: Path, tmp_path: Path) -> None:
     write(name, rows(9))
     for _ in range(2):
         said = command(*flags(inputs, tmp_path / "out", dataset_name=name))
-    assert "nothing was left to do" in said
+    assert "nothing is left to do" in said
     assert yaml.safe_load((tmp_path / "out/manifest.yaml").read_text("utf-8"))["source"]["name"] == str(name)
 
 

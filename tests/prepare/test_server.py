@@ -71,8 +71,9 @@ class _Handler(BaseHTTPRequestHandler):
     def misbehave(self, fault: str, question: str, seed: int) -> None:
         content = {"role": "assistant", "content": f" {question} {seed} "}
         answer = json.dumps({"choices": [{"message": content, "finish_reason": "stop"}]})
-        if fault.isdigit():
-            self.send(int(fault), json.dumps({"error": {"message": f"no, and your key is {KEY}"}}))
+        status, _, retry_after = fault.partition(" retry after ")
+        if status.isdigit():
+            self.send(int(status), json.dumps({"error": {"message": f"no, and your key is {KEY}"}}), retry_after)
         elif fault == "slow":
             threading.Event().wait(1.0)  # not time.sleep, which the tests shorten
             self.send(200, answer)
@@ -92,10 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.send(200, answer)
 
-    def send(self, status: int, text: str) -> None:
+    def send(self, status: int, text: str, retry_after: str = "") -> None:
         self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0")
+        if retry_after:
+            self.send_header("Retry-After", retry_after)
         self.send_header("Content-Length", str(len(text.encode())))
         self.end_headers()
         self.wfile.write(text.encode())
@@ -136,7 +137,8 @@ def ask(question: str, seed: int = 5) -> list[Request]:
 
 NONSENSE = ["{", "[]", '{"choices": []}', '{"choices": [{"message": null}]}', "<html>", ""]
 FAULTS = [
-    "429",
+    "429 retry after 0",
+    "429 retry after soon",
     "500",
     "503",
     "408",
@@ -153,6 +155,14 @@ def test_what_passes_is_waited_for(fault: str) -> None:
         assert engine(server)(ask("why")) == [Answer("why 5", True)]
         assert server.tries["why"] == 3
         assert server.bodies[0] == server.bodies[-1]
+
+
+def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", slept.append)
+    with serving(lambda question, number: "503 retry after 90" if number <= 2 else "") as server:
+        assert engine(server)(ask("why")) == [Answer("why 5", True)]
+    assert slept == [90, 90]
 
 
 def test_what_is_sent() -> None:
@@ -218,7 +228,7 @@ def test_no_server_at_all() -> None:
 
 def test_many_at_once_through_all_faults() -> None:
     """Sixty questions, each with troubles of its own, eight at a time: every answer comes, to its own question."""
-    faults = ["429", "500", "slow", "cut at once", "cut in the middle", "says {", ""]
+    faults = ["429 retry after 0", "500", "slow", "cut at once", "cut in the middle", "says {", ""]
 
     def fault(question: str, number: int) -> str:
         return faults[(int(question) + number) % len(faults)] if number <= 2 else ""

@@ -72,7 +72,7 @@ class TransformersEngine:
 def make(settings: PrepareSettings) -> TransformersEngine:
     """Load the model. Raises ModelError where it cannot be had."""
     generate = settings.generate
-    device = choose_device(generate).value
+    device = generation_device(generate).value
     dtype = choose_dtype(device, generate.torch_dtype).value
     place = resolve(generate.model_name_or_path or "")
     revision = {"revision": generate.model_revision} if place.gguf is None else {}
@@ -85,7 +85,7 @@ def sampling(generate: GenerateSettings) -> Sampling:
     return Sampling(generate.temperature, generate.top_k, generate.top_p)
 
 
-def choose_device(generate: GenerateSettings) -> Choice[str]:
+def generation_device(generate: GenerateSettings) -> Choice[str]:
     """Where the model computes, and why."""
     if generate.use_cpu:
         return Choice("cpu", "asked for by --use_cpu")

@@ -1,5 +1,5 @@
-"""Answers from vLLM's offline engine. Each request has its seed; equal bytes are vLLM's to keep, and it does not
-promise them across versions or other loads."""
+"""Answers from vLLM's offline engine. Each request has its seed, but vLLM does not promise equal answers across
+versions or batches."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from preftree.config.prepare import PrepareSettings
+from preftree.hardware.precision import choose_dtype
 from preftree.model.generate import Answer
 from preftree.model.load import resolve
-from preftree.prepare.engines.local import make_chat
+from preftree.prepare.engines.local import generation_device, make_chat
 from preftree.prepare.generate import Unit
 
 
@@ -37,10 +38,11 @@ def make(settings: PrepareSettings) -> VllmEngine:
 
     generate, place = settings.generate, resolve(settings.generate.model_name_or_path or "")
     chat = make_chat(settings)
+    dtype = choose_dtype(generation_device(generate).value, generate.torch_dtype).value
     llm = LLM(
         model=str(Path(place.place) / place.gguf) if place.gguf else place.place,
         revision=None if place.local else generate.model_revision,
-        dtype=generate.torch_dtype,
+        dtype=str(dtype).removeprefix("torch."),
         download_dir=settings.source.cache_dir,
         trust_remote_code=False,
     )
