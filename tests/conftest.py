@@ -22,6 +22,11 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 ROOT = Path(__file__).parents[1]
 
+# Compiled once for all processes of the suite, and kept for the next run; their folder's name is made of their source.
+KERNELS = ROOT / "build" / "test-kernels"
+KERNELS.mkdir(parents=True, exist_ok=True)
+Path(os.environ["PREFTREE_CACHE"], "kernels").symlink_to(KERNELS, target_is_directory=True)
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -157,3 +161,21 @@ def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path)
             kernels.library()
     finally:
         kernels.forget()
+
+
+def test_processes_that_need_them_at_once_compile_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Threads stand for processes: each takes the lock by a file of its own."""
+    built: list[Path] = []
+    compiled = kernels.library()._name
+
+    def build(compiler: str, target: Path) -> None:
+        built.append(target)
+        time.sleep(0.2)  # long enough for the other to come
+        shutil.copy(compiled, target)
+
+    monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_build", build)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: kernels._load(), range(2))
+    assert len(built) == 1
+    assert first._name == second._name == str(built[0])

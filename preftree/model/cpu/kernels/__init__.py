@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import xxhash
+from filelock import FileLock
 from torch import Tensor
 
 from preftree.errors import DeviceError
@@ -88,7 +89,9 @@ def _load() -> ctypes.CDLL:
     target = folder / "kernels.so"
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _build(compiler, target)
+        with FileLock(folder / "lock"):  # one of several ranks compiles, the others wait for it
+            if not target.is_file():
+                _build(compiler, target)
     try:
         kernel = ctypes.CDLL(str(target))
     except OSError as error:
@@ -120,7 +123,7 @@ def _processor() -> str:
 
 
 def _build(compiler: str, target: Path) -> None:
-    """Compile and link beside the target and rename: processes that build at once do not disturb each other."""
+    """Compile and link beside the target and rename: a build that is killed leaves no half library."""
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         objects = {HERE / source: f"{scratch}/{source}.o" for source in SOURCES}
         linked = Path(scratch) / target.name
