@@ -173,17 +173,17 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
     """Two epochs: the reference is computed in the first and remembered in the second."""
     from transformers import TrainingArguments
 
-    from preftree.model.score import attach, causal_model
+    from preftree.model.score import attach
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
     from preftree.train.step import Objective
     from preftree.train.trainer import PreferenceTrainer
 
-    attachment = attach(model)
-    budget = choose_budget(causal_model(model), pairs, device=device, checkpointing=False, asked=None)
+    scorer = attach(model)
+    budget = choose_budget(scorer, pairs, device=device, checkpointing=False, asked=None)
     steps, watch = len(pairs) // STEP, clock(device)
     trainer = PreferenceTrainer(
-        model,
+        scorer,
         TrainingArguments(
             **arguments(folder, 2 * steps, device),
             per_device_train_batch_size=STEP,
@@ -191,7 +191,7 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
         ),
         train_pairs=pairs,
         eval_pairs=[],
-        reference=Reference(model),
+        reference=Reference(scorer),
         objective=Objective(),
         budget=budget.tokens,
         callbacks=[watch],
@@ -200,9 +200,9 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
     return {
         "seconds": watch.seconds(1, steps),
         "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
-        "setting": f"{attachment.name}, forests of {budget.tokens} tokens"
+        "setting": f"{scorer.name}, forests of {budget.tokens} tokens"
         f"{', activations recomputed' if budget.checkpointing else ''}",
-        "attention": attachment.reason,
+        "attention": scorer.reason,
     }
 
 

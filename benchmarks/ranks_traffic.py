@@ -75,16 +75,16 @@ def main() -> None:
     gradient = torch.zeros(base)
     measure(ranks, "all gradients (full fine-tuning)", ring * 4 * base, lambda: dist.all_reduce(gradient))
     shard_base(model, "cpu")
-    attach(model)
+    scorer = attach(model)
     forest = Forest.of([Bundle(tuple(range(5, 25)), ((3, 4), (6, 7)), (0, 1))])
     gathered = ring / 2 * 4 * (base - embedding)
     with torch.no_grad():
-        measure(ranks, "shared-out base, a forward pass", gathered, lambda: leaf_logprobs(model, forest))
+        measure(ranks, "shared-out base, a forward pass", gathered, lambda: leaf_logprobs(scorer, forest))
     measure(
         ranks,
         "and a forward and backward pass",
         2 * gathered,
-        lambda: leaf_logprobs(model, forest).token_S.sum().backward(),
+        lambda: leaf_logprobs(scorer, forest).token_S.sum().backward(),
     )
     dist.destroy_process_group()
 

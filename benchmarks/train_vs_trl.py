@@ -124,21 +124,21 @@ def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: A
     from transformers import TrainingArguments
 
     from preftree.hardware.memory import keep_freed_memory, room_for
-    from preftree.model.score import attach, causal_model
+    from preftree.model.score import attach
     from preftree.train.budget import choose_budget
     from preftree.train.reference import Reference
     from preftree.train.step import Objective
     from preftree.train.trainer import PreferenceTrainer
 
-    attach(peft, room=room_for(None))
+    scorer = attach(peft, room=room_for(None))
     keep_freed_memory()  # as `preftree train` does
-    budget = choose_budget(causal_model(peft), pairs, device=args.device)
+    budget = choose_budget(scorer, pairs, device=args.device)
     trainer = PreferenceTrainer(
-        peft,
+        scorer,
         TrainingArguments(**_training(args, folder), per_device_train_batch_size=args.step),
         train_pairs=pairs,
         eval_pairs=[],
-        reference=Reference(peft),
+        reference=Reference(scorer),
         objective=Objective(),
         budget=budget.tokens,
     )

@@ -32,6 +32,7 @@ from preftree.hardware.precision import choose_dtype
 from preftree.io.progress import Progress
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
+from preftree.model.score import attach
 from preftree.model.stream import RequestScore, can_stream, score_requests
 
 #: Tokens of a forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
@@ -101,7 +102,8 @@ class PreftreeLM(HFLM):
         self.cache: RequestCache | None = None
         self.on_truncation, self.truncated = on_truncation, 0
         self._encoded: dict[str, list[int]] = {}
-        self.streams, reason = can_stream(self.model)
+        self.scorer = attach(self.model)
+        self.streams, reason = can_stream(self.scorer)
         way = f"token trees, {self.budget} tokens a forward pass" if self.streams else "lm-eval's own batches"
         self._say(f"scoring    {way}: {reason}")
 
@@ -217,7 +219,7 @@ class PreftreeLM(HFLM):
                 self.cache_hook.add_partial("loglikelihood", arguments, (answer.logprob, answer.greedy))
 
         progress = Progress(self.console, "scoring    ", "tokens") if self.processes.is_main_process else None
-        answers = score_requests(self.model, asked, self.budget, finished, progress)
+        answers = score_requests(self.scorer, asked, self.budget, finished, progress)
         return [(answer.logprob, answer.greedy) for answer in answers]
 
     def _check_lengths(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> None:

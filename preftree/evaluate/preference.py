@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from peft import PeftModel
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from preftree.forest import Pair, forests_of_pairs
-from preftree.model.score import evaluating, leaf_logprobs
+from preftree.model.score import Scorer, evaluating, leaf_logprobs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ class PairScores:
 
 
 def score_pairs(
-    model: nn.Module,
+    scorer: Scorer,
     pairs: Sequence[Pair],
     budget: int = 2048,
     progress: Callable[[int, int], None] | None = None,
@@ -41,14 +41,14 @@ def score_pairs(
     """Score `pairs` in forests of at most `budget` tokens.
 
     Args:
-        model: as `leaf_logprobs` takes it; its training mode is restored.
+        scorer: of the model; its training mode is restored.
         progress: called with (pairs done, pairs in all) after each forest.
     """
-    device = next(model.parameters()).device
+    device = scorer.causal.device
     sums: dict[int, Tensor] = {}
-    with evaluating(model):
+    with evaluating(scorer.model):
         for forest in forests_of_pairs(pairs, budget, device):
-            scores = leaf_logprobs(model, forest)
+            scores = leaf_logprobs(scorer, forest)
             sum_L = scores.sum_L.double().cpu()
             sums |= {name: sum_L[leaf] for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True)}
             if progress is not None:
@@ -136,17 +136,17 @@ def _stderr(value_P: Tensor) -> float:
 
 
 def report_pairs(
-    model: nn.Module, pairs: Sequence[Pair], progress: Callable[[int, int], None] | None = None
+    scorer: Scorer, pairs: Sequence[Pair], progress: Callable[[int, int], None] | None = None
 ) -> PreferenceReport:
-    """Score pairs under `model`, and without its adapter if it has one."""
+    """Score pairs under a model, and without its adapter if it has one."""
     lengths = [
         torch.tensor([len(ids) for ids in side])
         for side in zip(*((p.chosen_ids, p.rejected_ids) for p in pairs), strict=True)
     ]
-    scores, without = score_pairs(model, pairs, progress=progress), None
-    if isinstance(model, PeftModel):
-        with model.disable_adapter():
-            without = score_pairs(model, pairs, progress=progress)
+    scores, without = score_pairs(scorer, pairs, progress=progress), None
+    if isinstance(scorer.model, PeftModel):
+        with scorer.model.disable_adapter():
+            without = score_pairs(scorer, pairs, progress=progress)
     return preference_report(scores, lengths[0], lengths[1], without)
 
 

@@ -66,7 +66,7 @@ def run(asked: Evaluation) -> None:
         pairs, lm.tokenizer, max_length=lm.max_length, max_prompt_length=max(1, lm.max_length // 2)
     )
     if lm.processes.is_main_process:
-        report = report_pairs(lm.model, encoded, Progress(console, "pairs      ", "pairs"))
+        report = report_pairs(lm.scorer, encoded, Progress(console, "pairs      ", "pairs"))
         write_json(Path(asked.out) / "preferences.json", {"file": asked.preferences, **asdict(report)})
         console.print(preference_table(report))
 

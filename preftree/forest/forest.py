@@ -12,14 +12,17 @@ Shape suffixes: T tokens of the forest, S scored tokens, L leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from preftree.forest.tree import Bundle, Node, grow
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ class Forest:
     leaf_S: Tensor
     tokens: tuple[int, ...]
     shape: Shape | None = None
+    _derived: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
     def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu", shape: Shape | None = None) -> Forest:
@@ -97,6 +101,17 @@ class Forest:
     @property
     def device(self) -> torch.device:
         return self.input_ids_T.device
+
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returns, computed once per forest: masks, tiles and hashes that several layers or passes need.
+
+        Args:
+            key: unique among all callers; by convention (who, what it depends on besides the forest).
+        """
+        if key not in self._derived:
+            self._derived[key] = make()
+        found: T = self._derived[key]
+        return found
 
     def dense_mask(self, window: int | None = None) -> Tensor:
         """The specification, (T, T) booleans: may query row q attend key column k?

@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from preftree.errors import ModelError, did_you_mean
-from preftree.model.cpu.lora_linear import quicken
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -52,9 +51,7 @@ def add_lora(
         **options,
     )
     with _without_chatter():
-        peft = get_peft_model(model, config)
-    quicken(peft)
-    return peft
+        return get_peft_model(model, config)
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
@@ -76,7 +73,6 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
             f"the adapter {folder} does not fit {type(model).__name__} {model.name_or_path} or cannot be read; give "
             f"the model that it was trained on ({'; '.join(lines[:2])})"
         ) from problem
-    quicken(peft)
     return peft
 
 

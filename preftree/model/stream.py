@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.forest.stream import ScoreRequest, Stream, Stretch
-from preftree.model import families
-from preftree.model.attention import Attend, Rules, blocks, native
+from preftree.model.attention import Attend, AttendFresh, Rules
 from preftree.model.logprob import Head, token_scores
-from preftree.model.score import attach, attached, causal_model, evaluating, plain_truth, probe_forest
+from preftree.model.paths import TreePath
+from preftree.model.score import Scorer, evaluating
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,20 +32,15 @@ class RequestScore:
 
 
 class Memory:
-    """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers.
+    """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers."""
 
-    Args:
-        compiled: use the CPU's compiled attention where it can be.
-    """
-
-    def __init__(self, compiled: bool) -> None:
-        self.compiled = compiled
+    def __init__(self, attend_fresh: AttendFresh) -> None:
+        self._attend_fresh = attend_fresh
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     def attend(self, stretch: Stretch) -> Attend:
         """Attention for one forward pass over `stretch.fresh`."""
         before, self._kept = self._kept, []
-        plans: dict[int | None, list[blocks.Block]] = {}
 
         def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, fresh: Forest, rules: Rules) -> Tensor:
             if stretch.known:
@@ -52,37 +48,29 @@ class Memory:
                 key_KTD = torch.cat([key_KKD, key_KTD], dim=1)
                 value_KTD = torch.cat([value_KKD, value_KTD], dim=1)
             self._kept.append((key_KTD[:, stretch.keep], value_KTD[:, stretch.keep]))
-            if self.compiled and native.can_attend(query_HTD, stretch.forest, rules):
-                return native.attend_fresh(query_HTD, key_KTD, value_KTD, stretch.forest, rules)
-            if rules.window not in plans:
-                plans[rules.window] = blocks.plan(stretch, rules.window)
-            return blocks.attend(query_HTD, key_KTD, value_KTD, plans[rules.window], rules)
+            return self._attend_fresh(query_HTD, key_KTD, value_KTD, stretch, rules)
 
         return attend
 
 
-def can_stream(model: nn.Module) -> tuple[bool, str]:
+def can_stream(scorer: Scorer) -> tuple[bool, str]:
     """Is a stream, cut at awkward places, scored as the model's own forward scores single sequences? And why?"""
-    attachment = attached(model) or attach(model)
-    if not attachment.shares_prompts:
-        return False, attachment.reason
-    causal = causal_model(model)
-    probe = probe_forest(causal)
+    if not scorer.shares_prompts:
+        return False, scorer.reason
+    truth, probe = scorer.truth, scorer.truth.probe
     requests = [
         ScoreRequest(tuple(ids[:-n].tolist()), tuple(ids[-n:].tolist()))
         for ids, n in zip(probe.unrolled(), probe.leaf_lengths, strict=True)
     ]
-    with evaluating(model):
-        expected_S, noise = plain_truth(causal, probe)
-        expected = [float(part.sum()) for part in expected_S.split(probe.leaf_lengths)]
-    found = score_requests(model, requests, budget=7)
+    expected = [float(part.sum()) for part in truth.expected_S.split(probe.leaf_lengths)]
+    found = score_requests(scorer, requests, budget=7)
     error = max(abs(a.logprob - e) / n for a, e, n in zip(found, expected, probe.leaf_lengths, strict=True))
-    reason = f"log-probs off by {error:.1g} a token on a test stream (allowed {noise:.1g})"
-    return error <= noise, reason
+    reason = f"log-probs off by {error:.1g} a token on a test stream (allowed {truth.tolerance:.1g})"
+    return error <= truth.tolerance, reason
 
 
 def score_requests(
-    model: nn.Module,
+    scorer: Scorer,
     requests: Sequence[ScoreRequest],
     budget: int,
     finished: Callable[[int, RequestScore], None] | None = None,
@@ -91,21 +79,25 @@ def score_requests(
     """Score `requests`, each token of their trie computed once; answers in the order of the requests.
 
     Args:
-        model: a transformers causal language model, or a PEFT model around one, whose `can_stream` is true.
+        scorer: one whose `can_stream` is true.
         budget: fresh tokens of a forward pass: memory grows with it, and overhead shrinks.
         finished: called with (index, answer) as soon as a request is done.
         progress: called with (tokens done, tokens in all) after each forward pass.
+
+    Raises:
+        ModelError: the scorer does not share prompts.
     """
-    causal = causal_model(model)
-    attachment = attached(model) or attach(model)
-    stream, body, memory = Stream(requests), families.prepare(causal), Memory(attachment.name == "native")
+    causal, path = scorer.causal, scorer.path
+    if not isinstance(path, TreePath):
+        raise ModelError(f"a stream of requests needs token trees, and this model is scored by {scorer.name}")
+    stream, memory = Stream(requests), Memory(path.backend.attend_fresh)
     logprob_N = torch.zeros(len(requests), dtype=torch.float64)
     greedy_N = torch.ones(len(requests), dtype=torch.bool)
     left_N = torch.tensor([len(request.continuation) for request in requests])
     done = 0
-    with evaluating(model):
+    with evaluating(scorer.model):
         for stretch in stream.cut(budget, causal.device):
-            hidden_RD = body(stretch.fresh, memory.attend(stretch))[stretch.row_R]
+            hidden_RD = path.body(stretch.fresh, memory.attend(stretch))[stretch.row_R]
             logprob_S, greedy_S = token_scores(hidden_RD, stretch.slot_S, stretch.target_S, Head.of(causal))
             where_S = stretch.request_S
             logprob_N.index_add_(0, where_S, logprob_S.double().cpu())

@@ -17,7 +17,7 @@ from preftree.forest import Bundle, Forest, Pair, Shape
 from preftree.hardware.device import Choice, kind_of
 from preftree.hardware.memory import available_memory, ranks_on_host
 from preftree.model.cpu.linear import promised_bytes
-from preftree.model.score import leaf_logprobs
+from preftree.model.score import Scorer, leaf_logprobs
 
 #: Tokens per forest above which training is no faster: GEMMs are large enough by then.
 SATURATING_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -41,7 +41,7 @@ class Budget:
 
 
 def choose_budget(
-    model: PreTrainedModel,
+    scorer: Scorer,
     pairs: Sequence[Pair],
     *,
     device: str,
@@ -52,7 +52,7 @@ def choose_budget(
     """How large a forest may be, from what a token of this model keeps (measured) and the memory there is.
 
     Args:
-        model: attached, with its adapter.
+        scorer: of the model with its adapter.
         pairs: only say how large the largest single pair is, which cannot be cut.
         checkpointing: recompute activations in any case; without it that is done where the largest pair needs it.
         asked: tokens that the user asked for.
@@ -64,8 +64,9 @@ def choose_budget(
     if asked is not None:
         return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     largest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    model = scorer.causal
     free, word = _room(device, max_memory, promised_bytes(model))
-    kept = kept_bytes(model)
+    kept = kept_bytes(scorer)
     layers = int(model.config.get_text_config().num_hidden_layers)
     plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
     why = ""
@@ -131,20 +132,21 @@ def _rounded(count: float, multiple: int = 128) -> int:
     return math.ceil(count / multiple) * multiple
 
 
-def kept_bytes(model: PreTrainedModel) -> float:
+def kept_bytes(scorer: Scorer) -> float:
     """Bytes that a token's activations take until the backward pass, found by scoring a small forest.
 
     A model whose weights are sharded gathers them for the pass, so there the difference of two forests
     counts, which holds no weights.
     """
     tokens = 192
-    kept = _kept_of_forest(model, tokens)
-    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
-        return (kept - _kept_of_forest(model, tokens // 2)) / (tokens // 2)
+    kept = _kept_of_forest(scorer, tokens)
+    if any(isinstance(parameter, DTensor) for parameter in scorer.causal.parameters()):
+        return (kept - _kept_of_forest(scorer, tokens // 2)) / (tokens // 2)
     return kept / tokens
 
 
-def _kept_of_forest(model: PreTrainedModel, tokens: int) -> int:
+def _kept_of_forest(scorer: Scorer, tokens: int) -> int:
+    model = scorer.causal
     vocabulary = model.config.get_text_config().vocab_size
     ids = (torch.arange(tokens) % vocabulary).tolist()
     forest = Forest.of([Bundle(tuple(ids[: tokens // 3]), (tuple(ids[tokens // 3 :]),), (0,))], device=model.device)
@@ -161,7 +163,7 @@ def _kept_of_forest(model: PreTrainedModel, tokens: int) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scores = leaf_logprobs(model, forest)  # held, so that no two storages have one address
+        scores = leaf_logprobs(scorer, forest)  # held, so that no two storages have one address
     del scores
     return sum(found.values())
 

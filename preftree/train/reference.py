@@ -7,7 +7,6 @@ own share of a step, tells the others, and writes its own part to disk: no answe
 
 from __future__ import annotations
 
-import weakref
 from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -19,7 +18,7 @@ from torch import Tensor
 from preftree.distributed.ranks import Ranks, idle_forest
 from preftree.errors import ModelError
 from preftree.forest import Forest, upload
-from preftree.model.score import LeafLogprobs, evaluating, leaf_logprobs
+from preftree.model.score import LeafLogprobs, Scorer, evaluating, leaf_logprobs
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
 
@@ -27,7 +26,7 @@ class Reference:
     """Reference log-probs of forests, remembered by content.
 
     Args:
-        model: PEFT model. Adapter-off is the reference only while nothing but the adapter is trained.
+        scorer: of a PEFT model. Adapter-off is the reference only while nothing but the adapter is trained.
         store: where they are kept on disk; None keeps them in memory.
         ranks: the processes that share the work.
 
@@ -35,7 +34,8 @@ class Reference:
         ModelError: the base model's own weights are trained too.
     """
 
-    def __init__(self, model: PeftModel, store: LogprobStore | None = None, ranks: Ranks | None = None) -> None:
+    def __init__(self, scorer: Scorer, store: LogprobStore | None = None, ranks: Ranks | None = None) -> None:
+        model: PeftModel = scorer.model  # type: ignore[assignment]
         foreign = [
             name
             for name, parameter in model.named_parameters()
@@ -46,7 +46,7 @@ class Reference:
                 f"the reference is the model without its adapter, but {len(foreign)} other weights are "
                 f"trained too (first: {foreign[0]}), so switching the adapter off is not the starting model"
             )
-        self.model = model
+        self.scorer, self.model = scorer, model
         self.store = store
         self.ranks = ranks or Ranks()
         self.hits = 0
@@ -105,17 +105,16 @@ class Reference:
 
     def _compute(self, forest: Forest) -> LeafLogprobs:
         with evaluating(self.model), self.model.disable_adapter():
-            return leaf_logprobs(self.model, forest)
-
-
-_hashed: weakref.WeakKeyDictionary[Forest, list[bytes]] = weakref.WeakKeyDictionary()
+            return leaf_logprobs(self.scorer, forest)
 
 
 def _keys(forest: Forest) -> list[bytes]:
-    """The key of each leaf, in layout order; all tokens are hashed once a forest."""
-    if forest not in _hashed:
-        _hashed[forest] = [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
-    return _hashed[forest]
+    """The key of each leaf, in layout order; all tokens are hashed once per forest."""
+
+    def hashed() -> list[bytes]:
+        return [_key(ids, n) for ids, n in zip(forest.unrolled_ids(), forest.leaf_lengths, strict=True)]
+
+    return forest.cached("reference", hashed)
 
 
 def _key(sequence: list[int], scored: int) -> bytes:

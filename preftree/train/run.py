@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from peft import PeftModel
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
@@ -28,7 +27,7 @@ from preftree.io.run_folder import RunFolder
 from preftree.model.cpu.linear import product_with
 from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
-from preftree.model.score import attach, causal_model
+from preftree.model.score import Scorer, attach
 from preftree.model.shard import shard_base
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.flops import ModelFlops
@@ -76,12 +75,12 @@ def train(settings: Settings, console: Console | None = None) -> int:
         if ranks.count > 1:  # every rank takes its share of the same steps
             ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
         set_seed(settings.train.seed)
-        model, key = _model(settings, source, dtype.value, device.value, ranks, say)
+        scorer, key = _model(settings, source, dtype.value, device.value, ranks, say)
         if device.value == "cpu":
             # From here on: what loading has freed is given back in any case.
             keep_freed_memory(settings.train.max_memory is None)
-        reference = _reference(settings, model, key, ranks, say)
-        trainer = _trainer(settings, model, reference, tokenizer, prepared, folder, device.value, console, say)
+        reference = _reference(settings, scorer, key, ranks, say)
+        trainer = _trainer(settings, reference, tokenizer, prepared, folder, device.value, console, say)
         if settings.train.should_save:
             folder.claim(**claim)
             folder.write_env(environment())
@@ -153,7 +152,7 @@ def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBa
 
 def _model(
     settings: Settings, source: ModelSource, dtype: Any, device: str, ranks: Ranks, say: Say
-) -> tuple[PeftModel, str]:
+) -> tuple[Scorer, str]:
     """Load, put LoRA in, switch dropout off, shard, choose how the model is scored; also the weights' hash."""
     lora, sharding = settings.lora, settings.train.sharding
     model = load_model(source, dtype, **hub_options(settings))
@@ -175,26 +174,25 @@ def _model(
         say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
     if ranks.lockstep:
         say(f"sharded    {shard_base(peft, device, sharding.layers)}")
-    attachment = attach(
+    scorer = attach(
         peft, settings.model.attention, fixed_shapes=settings.train.pad_max, room=room_for(settings.train.max_bytes)
     )
-    what = "token trees, every prompt once" if attachment.shares_prompts else "single sequences, prompts not shared"
-    say(f"attention  {attachment.name} ({what}): {attachment.reason}")
-    return peft, key
+    what = "token trees, every prompt once" if scorer.shares_prompts else "single sequences, prompts not shared"
+    say(f"attention  {scorer.name} ({what}): {scorer.reason}")
+    return scorer, key
 
 
-def _reference(settings: Settings, model: PeftModel, key: str, ranks: Ranks, say: Say) -> Reference:
+def _reference(settings: Settings, scorer: Scorer, key: str, ranks: Ranks, say: Say) -> Reference:
     if not settings.train.reference_cache:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
-        return Reference(model, ranks=ranks)
+        return Reference(scorer, ranks=ranks)
     store = LogprobStore(cache_root() / "reference" / key)
     say(f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}")
-    return Reference(model, store, ranks)
+    return Reference(scorer, store, ranks)
 
 
 def _trainer(
     settings: Settings,
-    model: PeftModel,
     reference: Reference,
     tokenizer: PreTrainedTokenizerBase,
     prepared: EncodedSplits,
@@ -203,9 +201,9 @@ def _trainer(
     console: Console,
     say: Say,
 ) -> PreferenceTrainer:
-    args, ranks = settings.train, reference.ranks
+    args, ranks, scorer = settings.train, reference.ranks, reference.scorer
     budget = choose_budget(
-        causal_model(model),
+        scorer,
         prepared.train + prepared.validation,
         device=device,
         checkpointing=bool(args.activation_checkpointing),
@@ -229,10 +227,10 @@ def _trainer(
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
-    flops = ModelFlops.of(causal_model(model), gemm_peak(device, model.dtype, ready=product_with))
+    flops = ModelFlops.of(scorer.causal, gemm_peak(device, scorer.causal.dtype, ready=product_with))
     live_metrics = LiveMetrics()
     trainer = PreferenceTrainer(
-        model,
+        scorer,
         args,
         train_pairs=prepared.train,
         eval_pairs=prepared.validation,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from preftree.forest import Forest, upload
-from preftree.model.score import LeafLogprobs, leaf_logprobs
+from preftree.model.score import LeafLogprobs, Scorer, leaf_logprobs
 from preftree.train.losses import LOSSES, PairLogps
 from preftree.train.reference import Reference
 
@@ -27,14 +27,14 @@ class Objective:
 
 
 def forest_losses(
-    model: nn.Module, forest: Forest, reference: Reference, objective: Objective
+    scorer: Scorer, forest: Forest, reference: Reference, objective: Objective
 ) -> tuple[Tensor, PairLogps]:
     """Losses (P,) and log-probs of the pairs of a forest from `forests_of_pairs`, differentiable.
 
     The reference has been filled in for this forest (`Reference.fill`): a step does that for all its forests
     before the first of them keeps activations for its backward pass.
     """
-    logps = pair_logps(leaf_logprobs(model, forest), reference.known(forest))
+    logps = pair_logps(leaf_logprobs(scorer, forest), reference.known(forest))
     return objective.losses(logps), logps
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
@@ -25,7 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from preftree.distributed.ranks import Ranks, idle_forest
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pairs
-from preftree.model.score import leaf_logprobs
+from preftree.model.score import Scorer, leaf_logprobs
 from preftree.train.flops import ModelFlops
 from preftree.train.hpu import StepHook
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
@@ -65,7 +64,7 @@ class PreferenceTrainer(Trainer):
     """Trains a PEFT model on pairs.
 
     Args:
-        model: PEFT model, attached (`score.attach`).
+        scorer: of the PEFT model to train.
         args: training arguments as the user gave them; batch size × accumulation become one batch.
         train_pairs, eval_pairs: encoded pairs.
         reference: log-probs of the model before training.
@@ -82,7 +81,7 @@ class PreferenceTrainer(Trainer):
 
     def __init__(
         self,
-        model: PeftModel,
+        scorer: Scorer,
         args: TrainingArguments,
         *,
         train_pairs: Sequence[Pair],
@@ -99,6 +98,7 @@ class PreferenceTrainer(Trainer):
         optimizer: tuple[Any, dict[str, Any]] | None = None,
         by_prompt: bool = False,
     ) -> None:
+        self.scorer = scorer
         self.reference, self.objective, self.budget = reference, objective, budget
         self.ranks = ranks or reference.ranks
         self.since_log = PairMeter()
@@ -108,7 +108,7 @@ class PreferenceTrainer(Trainer):
         self.flops = flops
         self._order = PromptOrder(train_pairs, _data_seed(args)) if by_prompt else None
         super().__init__(
-            model=model,
+            model=scorer.model,
             args=_one_batch_a_step(args),
             data_collator=collate,
             train_dataset=PairDataset(train_pairs),
@@ -183,14 +183,14 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         self.hook.before_forests(self._trained())
         for forest in plan.forests:
-            losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
+            losses_P, logps = forest_losses(self.scorer, forest, self.reference, self.objective)
             share = losses_P.sum() / len(pairs)
             self.accelerator.backward(share)
             self.hook.after_backward()
             total += share.detach().to(total.dtype)
             meter.add(logps, losses_P, self.objective.beta)
         for _ in range(plan.dummy_passes):
-            self.accelerator.backward(0 * leaf_logprobs(self.model, idle_forest(self.args.device)).token_S.sum())
+            self.accelerator.backward(0 * leaf_logprobs(self.scorer, idle_forest(self.args.device)).token_S.sum())
         self._add_up(total, meter, pairs)
         self.live_metrics.step = meter
         self.since_log.merge(meter)
@@ -227,10 +227,10 @@ class PreferenceTrainer(Trainer):
             plan = self.plan(batch["pairs"])
             pairs += len(batch["pairs"])
             for forest in plan.forests:
-                losses_P, logps = forest_losses(self.model, forest, self.reference, self.objective)
+                losses_P, logps = forest_losses(self.scorer, forest, self.reference, self.objective)
                 meter.add(logps, losses_P, self.objective.beta)
             for _ in range(plan.dummy_passes):
-                leaf_logprobs(self.model, idle_forest(self.args.device))
+                leaf_logprobs(self.scorer, idle_forest(self.args.device))
         self.ranks.add_up([meter.total])
         meter.pairs = pairs
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in meter.means().items()}

@@ -164,7 +164,7 @@ def test_what_is_sampled_is_not_remembered(tmp_path: Path) -> None:
 
 
 def test_models_without_trees_go_lm_evals_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("preftree.evaluate.harness.can_stream", lambda model: (False, "no"))
+    monkeypatch.setattr("preftree.evaluate.harness.can_stream", lambda scorer: (False, "no"))
     ours, theirs = both("llama")
     same(ours.loglikelihood(questions()), theirs.loglikelihood(questions(), disable_tqdm=True))
 

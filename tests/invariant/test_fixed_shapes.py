@@ -104,9 +104,10 @@ def test_the_shape_comes_from_the_data() -> None:
 def test_filling_changes_no_log_prob(family: str, path: str) -> None:
     model = tiny.with_lora(tiny.FAMILIES[family]())
     batch = random_batch(1, bundles=3)
-    assert attach(model, path).name == path
-    small = leaf_logprobs(model, Forest.of(batch))
-    filled = leaf_logprobs(model, Forest.of(batch, shape=Shape(len(small.forest) + 9, len(small.token_S) + 7, 30)))
+    scorer = attach(model, path)
+    assert scorer.name == path
+    small = leaf_logprobs(scorer, Forest.of(batch))
+    filled = leaf_logprobs(scorer, Forest.of(batch, shape=Shape(len(small.forest) + 9, len(small.token_S) + 7, 30)))
     for name, token_S in small.by_leaf().items():
         torch.testing.assert_close(filled.by_leaf()[name], token_S, rtol=1e-5, atol=1e-4)
     assert filled.sum_L[len(small.leaf_ids) :].tolist() == [0.0] * (30 - len(small.leaf_ids))

@@ -107,13 +107,14 @@ def run_trl(
 def run_ours(
     folder: Path, model: PeftModel, pairs: list[EncodedPair], loss_type: str, schedule: str
 ) -> list[dict[str, float]]:
-    assert attach(model).shares_prompts
+    scorer = attach(model)
+    assert scorer.shares_prompts
     trainer = PreferenceTrainer(
-        model,
+        scorer,
         TrainingArguments(**shared_arguments(folder, schedule)),
         train_pairs=pairs,
         eval_pairs=[],
-        reference=Reference(model),
+        reference=Reference(scorer),
         objective=Objective(loss_type, BETA),
         budget=60,  # several forests a step
     )

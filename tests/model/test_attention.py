@@ -104,7 +104,7 @@ def test_the_specification_is_attention_in_single_sequences(
 ) -> None:
     forest, qkv, rule, seed = problem
     expected = values_and_gradients(unrolled(*qkv, forest, rule), qkv, seed)
-    found = values_and_gradients(spread(BACKENDS["dense"](*qkv, forest, rule), forest), qkv, seed)
+    found = values_and_gradients(spread(BACKENDS["dense"].attend(*qkv, forest, rule), forest), qkv, seed)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -116,10 +116,10 @@ def test_backend_matches_the_specification(
     name: str, problem: tuple[Forest, QKV, Rules, int], tile_rows: int, keep_keys: int
 ) -> None:
     forest, qkv, rule, seed = problem
-    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, seed)
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, seed)
     # The plan of tiles is kept under the forest, which is new in each example.
     with mock.patch.object(cpu, "TILE_ROWS", tile_rows), mock.patch.object(cpu, "KEEP_KEYS", keep_keys):
-        found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, seed)
+        found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, seed)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -152,8 +152,8 @@ def test_real_tiles(name: str, rule: Rules, keep_keys: int, monkeypatch: pytest.
     forest = long_forest()
     assert max(s.end - s.start for s in forest.segments) > 2 * cpu.TILE_ROWS
     qkv = inputs(forest, 4, 2, 0, torch.float64)
-    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
-    found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, 0)
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
+    found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, 0)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -164,9 +164,9 @@ def test_a_window_as_long_as_the_tile_and_longer_than_the_path() -> None:
     qkv = inputs(forest, 2, 1, 3, torch.float64)
     for window in (1, 2, 127, 128, 129, 130, 440, 443, 444, 1000):
         rule = Rules(0.5, window=window)
-        expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 3)
+        expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 3)
         for name in FAST:
-            found = values_and_gradients(BACKENDS[name](*qkv, forest, rule), qkv, 3)
+            found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, 3)
             for have, want in zip(found, expected, strict=True):
                 torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT, msg=f"window {window}")
 
@@ -180,10 +180,10 @@ def test_low_precision_is_as_good_as_the_specification_in_it(name: str, dtype: t
     rounded = inputs(forest, 4, 2, 0, dtype)
     query, key, value = (x.detach().double().requires_grad_() for x in rounded)
     exact = (query, key, value)
-    oracle = values_and_gradients(BACKENDS["dense"](*exact, forest, rule), exact, 0)
+    oracle = values_and_gradients(BACKENDS["dense"].attend(*exact, forest, rule), exact, 0)
     low = rule if rule.slopes_H is None else replace(rule, slopes_H=rule.slopes_H.float())
-    dense = values_and_gradients(BACKENDS["dense"](*rounded, forest, low), rounded, 0)
-    found = values_and_gradients(BACKENDS[name](*rounded, forest, low), rounded, 0)
+    dense = values_and_gradients(BACKENDS["dense"].attend(*rounded, forest, low), rounded, 0)
+    found = values_and_gradients(BACKENDS[name].attend(*rounded, forest, low), rounded, 0)
     for have, spec, want in zip(found, dense, oracle, strict=True):
         assert have.dtype == dtype
         allowed = (spec.double() - want).abs()
@@ -217,7 +217,7 @@ class _Skewed(Forest):
 
 def _skewed(skew: str) -> _Skewed:
     forest = Forest.of(random_batch(1))
-    fields = {name: getattr(forest, name) for name in Forest.__dataclass_fields__}
+    fields = {name: getattr(forest, name) for name, field in Forest.__dataclass_fields__.items() if field.init}
     wrong = _Skewed(**fields)
     object.__setattr__(wrong, "skew", skew)
     return wrong
@@ -230,7 +230,7 @@ def test_a_wrong_mask_is_noticed(skew: str) -> None:
     wrong, rule = _skewed(skew), Rules(0.5)
     qkv = inputs(wrong, 2, 2, 0, torch.float64)
     expected = unrolled(*qkv, wrong, rule)
-    found = spread(BACKENDS["dense"](*qkv, wrong, rule), wrong)
+    found = spread(BACKENDS["dense"].attend(*qkv, wrong, rule), wrong)
     assert float((found - expected).detach().abs().max()) > 1e6 * EXACT
 
 
@@ -239,7 +239,7 @@ def test_a_window_off_by_one_is_noticed(step: int) -> None:
     forest, rule = Forest.of(random_batch(1)), Rules(0.5, window=5)
     qkv = inputs(forest, 2, 2, 0, torch.float64)
     expected = unrolled(*qkv, forest, rule)
-    for attend in BACKENDS.values():
+    for attend in (backend.attend for backend in BACKENDS.values()):
         found = spread(attend(*qkv, forest, Rules(0.5, window=5 + step)), forest)
         assert float((found - expected).detach().abs().max()) > 1e6 * EXACT
 
@@ -287,7 +287,7 @@ def planned() -> Iterator[list[int | None]]:
 def test_layers_share_a_plan_for_each_window(planned: list[int | None]) -> None:
     forest = Forest.of(random_batch(3))
     qkv = inputs(forest, 2, 1, 0, torch.float64)
-    attend: Attend = BACKENDS["cpu"]
+    attend: Attend = BACKENDS["cpu"].attend
     for window in (None, 4, None, 4):
         attend(*qkv, forest, Rules(0.5, window)).sum().backward()
     assert planned == [None, 4]
@@ -330,7 +330,7 @@ def test_the_real_flex_attention() -> None:
     """The stand-in stands in rightly: PyTorch's own code, uncompiled, whose check of the device is left out."""
     forest, rule = Forest.of(random_batch(3)), replace(NAMED_RULES["all"], window=4)
     qkv = inputs(forest, 4, 2, 0, torch.float64)
-    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
     with (
         mock.patch.object(flex, "_kernel", return_value=torch.nn.attention.flex_attention.flex_attention),
         mock.patch.object(torch.nn.attention.flex_attention, "_validate_device"),
@@ -393,7 +393,7 @@ def test_gaudis_fused_attention_gets_the_mask(monkeypatch: pytest.MonkeyPatch) -
 
     forest, rule = Forest.of(random_batch(3)), NAMED_RULES["alibi"]
     qkv = inputs(forest, 4, 2, 0, torch.float64)
-    expected = values_and_gradients(BACKENDS["dense"](*qkv, forest, rule), qkv, 0)
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
     monkeypatch.setattr(masked, "fused_sdpa", lambda device: fused)
     found = values_and_gradients(masked.attend(*qkv, forest, rule), qkv, 0)
     for have, want in zip(found, expected, strict=True):

@@ -39,22 +39,22 @@ def test_all_that_agree_are_timed_on_a_layer(family: str, monkeypatch: pytest.Mo
 
     def seconds(attend: Any, query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Any) -> float:
         timed.append((attend, tuple(query.shape), rules))
-        return {BACKENDS["flex"]: 0.002}.get(attend, 0.003)
+        return {BACKENDS["flex"].attend: 0.002}.get(attend, 0.003)
 
     monkeypatch.setattr(timing, "seconds", seconds)
     model, oracle = (tiny.FAMILIES[family]().double() for _ in range(2))
     with kernels.on_cpu():
-        attachment = attach(model)
-        assert attachment.name == "flex"
-        assert "varlen 3.00 ms, flex 2.00 ms, masked 3.00 ms" in attachment.reason
-        assert "agrees with the model's plain forward" in attachment.reason
-        assert [attend for attend, _, _ in timed] == [BACKENDS[name] for name in LADDER]
+        scorer = attach(model)
+        assert scorer.name == "flex"
+        assert "varlen 3.00 ms, flex 2.00 ms, masked 3.00 ms" in scorer.reason
+        assert "agrees with the model's plain forward" in scorer.reason
+        assert [attend for attend, _, _ in timed] == [BACKENDS[name].attend for name in LADDER]
         size = getattr(model.config, "head_dim", None) or 8
         assert {shape for _, shape, _ in timed} == {(4, 2048, size)}
         assert all((rules.slopes_H is None) == (family != "mpt") for _, _, rules in timed)
         forest = Forest.of(random_batch(1))
         with torch.no_grad():
-            found, expected = leaf_logprobs(model, forest).token_S, tiny.plain_logprobs(oracle, forest)
+            found, expected = leaf_logprobs(scorer, forest).token_S, tiny.plain_logprobs(oracle, forest)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -63,11 +63,9 @@ def test_what_cannot_run_is_passed_over_with_its_reason() -> None:
     """Without any stand-in: varlen has no kernel on a CPU, and the compiled kernel of flex cannot be had."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("preftree.model.attention.flex._kernel", lambda device: None)
-        attachment = attach(tiny.llama())
-    assert attachment.name == "masked"
-    assert attachment.reason.startswith(
-        "varlen: NotImplementedError: no variable-length attention on cpu; flex: TypeError"
-    )
+        scorer = attach(tiny.llama())
+    assert scorer.name == "masked"
+    assert scorer.reason.startswith("varlen: NotImplementedError: no variable-length attention on cpu; flex: TypeError")
 
 
 def test_fixed_shapes_take_the_mask() -> None:
@@ -76,7 +74,7 @@ def test_fixed_shapes_take_the_mask() -> None:
 
 def test_a_device_that_nobody_has_named_takes_the_mask() -> None:
     model = tiny.llama().to("meta")
-    assert score._candidates(model, "auto", False) == (("masked",), score.PADDED)
+    assert score._candidates(model, "auto", False) == ("masked", "padded", "plain")
 
 
 def test_ranks_should_choose_alike() -> None:

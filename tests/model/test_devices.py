@@ -56,7 +56,7 @@ def test_attention(device: str, dtype: torch.dtype, rule: str) -> None:
 
     def run(name: str, where: Forest, inputs: list[Tensor], slopes: Tensor | None) -> list[Tensor]:
         leaves = [x.detach().requires_grad_() for x in inputs]
-        out = BACKENDS[name](leaves[0], leaves[1], leaves[2], where, Rules(0.125, slopes_H=slopes, **made))
+        out = BACKENDS[name].attend(leaves[0], leaves[1], leaves[2], where, Rules(0.125, slopes_H=slopes, **made))
         return [out.detach(), *torch.autograd.grad((out * weight.to(out)).sum(), leaves)]
 
     expected = run("dense", forest_cpu, [x.double() for x in rounded], slopes_H)
@@ -76,13 +76,13 @@ def test_families(device: str, family: str, filled: bool) -> None:
     """Log-probs and LoRA gradients of the path that the device chooses by itself."""
     model, oracle = tiny.with_lora(tiny.FAMILIES[family]()), tiny.with_lora(tiny.FAMILIES[family]().double())
     model = model.to(device)
-    attachment = attach(model, fixed_shapes=filled)
-    assert attachment.shares_prompts, attachment.reason
+    scorer = attach(model, fixed_shapes=filled)
+    assert scorer.shares_prompts, scorer.reason
     batch = random_batch(1)
     forest = Forest.of(batch)
     expected = tiny.plain_logprobs(oracle, forest)
     shape = Shape(len(forest) + 10, len(forest.target_S) + 5, len(forest.leaf_ids) + 4) if filled else None
-    token_S = leaf_logprobs(model, Forest.of(batch, device, shape)).token_S[: len(expected)]
+    token_S = leaf_logprobs(scorer, Forest.of(batch, device, shape)).token_S[: len(expected)]
     assert float((token_S.cpu().double() - expected).detach().abs().max()) < 0.05
     found, wanted = tiny.gradients(model, token_S.cpu()), tiny.gradients(oracle, expected)
     assert tiny.relative_error({name: x.cpu().double() for name, x in found.items()}, wanted) < 0.05

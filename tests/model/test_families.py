@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from preftree.forest import Bundle, Forest
 from preftree.model.attention import FOR_DEVICE
-from preftree.model.score import attach, leaf_logprobs
+from preftree.model.score import Scorer, attach, leaf_logprobs
 from tests.support import tiny
 from tests.support.strategies import random_batch
 
@@ -64,9 +64,10 @@ def forests() -> list[Forest]:
     return [Forest.of(bundles) for bundles in (*map(random_batch, SEEDS), long_tail())]
 
 
-def assert_conforms(model: nn.Module, oracle: nn.Module, family: str, trees: list[Forest]) -> None:
+def assert_conforms(scorer: Scorer, oracle: nn.Module, family: str, trees: list[Forest]) -> None:
+    model = scorer.model
     for forest in trees:
-        found = leaf_logprobs(model, forest).token_S
+        found = leaf_logprobs(scorer, forest).token_S
         expected = tiny.plain_logprobs(oracle, forest)
         assert float(expected.detach().std()) > 0.1  # no flat model, to which masks are all one
         tolerance = value_tolerance(family)
@@ -78,11 +79,11 @@ def assert_conforms(model: nn.Module, oracle: nn.Module, family: str, trees: lis
 @families
 def test_the_tree_is_the_model(family: str) -> None:
     model, oracle = pair_of_models(family)
-    attachment = attach(model)
-    assert attachment.name == "cpu", attachment.reason
-    assert attachment.shares_prompts
-    assert attachment.reason.startswith("agrees with the model's plain forward")
-    assert_conforms(model, oracle, family, forests())
+    scorer = attach(model)
+    assert scorer.name == "cpu", scorer.reason
+    assert scorer.shares_prompts
+    assert scorer.reason.startswith("agrees with the model's plain forward")
+    assert_conforms(scorer, oracle, family, forests())
 
 
 @families
@@ -91,17 +92,18 @@ def test_named_targets(family: str) -> None:
     model, oracle = pair_of_models(family, target_modules=targets)
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tiny.trained(model)}
     assert adapted == set(targets)
-    assert attach(model).name == "cpu"
-    assert_conforms(model, oracle, family, [Forest.of(random_batch(2))])
+    scorer = attach(model)
+    assert scorer.name == "cpu"
+    assert_conforms(scorer, oracle, family, [Forest.of(random_batch(2))])
 
 
 @families
 def test_checkpointing_changes_nothing(family: str) -> None:
     model, _ = pair_of_models(family)
-    attach(model)
+    scorer = attach(model)
     model.train()
     forest = Forest.of(random_batch(1))
-    plain = leaf_logprobs(model, forest).token_S
+    plain = leaf_logprobs(scorer, forest).token_S
     plain_gradients = tiny.gradients(model, plain)
 
     ran: list[int] = []
@@ -109,7 +111,7 @@ def test_checkpointing_changes_nothing(family: str) -> None:
     # On something inside the layer: its own hooks stay outside of what is replayed.
     next(layers[0].children()).register_forward_pre_hook(lambda *_: ran.append(1))
     tiny.checkpoint(model)
-    checkpointed = leaf_logprobs(model, forest).token_S
+    checkpointed = leaf_logprobs(scorer, forest).token_S
     found = tiny.gradients(model, checkpointed)
     assert len(ran) == 2  # in the forward pass and again in the backward: it was switched on indeed
     assert torch.equal(checkpointed, plain)
@@ -138,8 +140,8 @@ def test_the_model_itself_stays_as_it_was(family: str) -> None:
         return [logits, padded, words]
 
     before = outputs()
-    attach(model)
-    leaf_logprobs(model, Forest.of(random_batch(0))).token_S.sum().backward()
+    scorer = attach(model)
+    leaf_logprobs(scorer, Forest.of(random_batch(0))).token_S.sum().backward()
     # Kernels may stand in for norms and activations, which is the same to rounding.
     torch.testing.assert_close(outputs(), before, rtol=1e-4, atol=1e-4)
 
@@ -156,11 +158,11 @@ def test_every_path_gives_the_same(family: str, path: str) -> None:
     if (family, path) == ("gemma2", "padded"):
         # In float64 stock eager attention makes NaN of the padding's fully masked rows (window < padding).
         model, oracle = model.float(), oracle.float()
-    attachment = attach(model, path)
-    assert attachment.name == path, attachment.reason
-    assert attachment.shares_prompts == (path == "dense")
+    scorer = attach(model, path)
+    assert scorer.name == path, scorer.reason
+    assert scorer.shares_prompts == (path == "dense")
     forest = Forest.of(random_batch(1, bundles=3))
-    found = leaf_logprobs(model, forest).token_S
+    found = leaf_logprobs(scorer, forest).token_S
     expected = tiny.plain_logprobs(oracle, forest)
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=value_tolerance(family))
     error = tiny.relative_error(tiny.gradients(model, found), tiny.gradients(oracle, expected))
@@ -183,9 +185,9 @@ def test_bfloat16_is_as_good_as_the_models_own(family: str) -> None:
     with torch.no_grad():
         oracle = tiny.plain_logprobs(exact, forest)
         own = (tiny.plain_logprobs(model, forest) - oracle).abs()
-        attachment = attach(model)
-        assert attachment.name in FOR_DEVICE["cpu"], attachment.reason
-        logprobs = leaf_logprobs(model, forest).token_S
+        scorer = attach(model)
+        assert scorer.name in FOR_DEVICE["cpu"], scorer.reason
+        logprobs = leaf_logprobs(scorer, forest).token_S
     assert logprobs.dtype == torch.float32  # whatever the model is in
     error = (logprobs.double() - oracle).abs()
     assert float(error.mean()) <= 2 * float(own.mean())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
+from preftree.errors import ModelError
 from preftree.forest import ScoreRequest
 from preftree.model import logprob
 from preftree.model.score import attach
@@ -46,9 +47,10 @@ def test_answers_do_not_depend_on_the_cuts(family: str) -> None:
     model = tiny.FAMILIES[family]().double()
     with tiny.attention_of(model, "eager"):
         expected = plain(model, requests())
-    assert can_stream(model)[0]
+    scorer = attach(model)
+    assert can_stream(scorer)[0]
     for budget in (1, 17, 1000):
-        found = score_requests(model, requests(), budget)
+        found = score_requests(scorer, requests(), budget)
         for a, b in zip(found, expected, strict=True):
             assert a.logprob == pytest.approx(b.logprob, abs=1e-5)  # Gemma 2 casts to float32 inside
             assert a.greedy == b.greedy
@@ -59,7 +61,9 @@ def test_greedy_answers_are_found() -> None:
     context = torch.tensor([[5, 6, 7, 8]])
     ids = model.generate(context, max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0)[0, 4:].tolist()
     other = [*ids[:3], (ids[3] + 1) % tiny.VOCABULARY]
-    found = score_requests(model, [ScoreRequest((5, 6, 7, 8), tuple(answer)) for answer in (ids, other, ids[:1])], 3)
+    found = score_requests(
+        attach(model), [ScoreRequest((5, 6, 7, 8), tuple(answer)) for answer in (ids, other, ids[:1])], 3
+    )
     assert [answer.greedy for answer in found] == [True, False, True]
 
 
@@ -67,10 +71,11 @@ def test_adapters_count_and_modes_come_back() -> None:
     adapted = tiny.with_lora(tiny.qwen2().double())
     assert isinstance(adapted, PeftModel)
     adapted.train()
-    found = score_requests(adapted, requests(), 50)
+    scorer = attach(adapted)
+    found = score_requests(scorer, requests(), 50)
     assert adapted.training
     with adapted.disable_adapter():
-        base = score_requests(adapted, requests(), 50)
+        base = score_requests(scorer, requests(), 50)
     adapted.eval()
     expected = plain(adapted, requests())
     assert [a.logprob for a in found] == pytest.approx([e.logprob for e in expected], abs=1e-6)
@@ -86,7 +91,7 @@ def test_answers_come_as_they_are_finished() -> None:
         seen[index] = answer
 
     asked = requests()
-    found = score_requests(tiny.llama(), asked, 20, finished, lambda done, total: steps.append((done, total)))
+    found = score_requests(attach(tiny.llama()), asked, 20, finished, lambda done, total: steps.append((done, total)))
     assert [seen[i] for i in range(len(asked))] == found
     assert len(steps) > 2
     assert steps[-1][0] == steps[-1][1]
@@ -94,9 +99,10 @@ def test_answers_come_as_they_are_finished() -> None:
 
 def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama().double()
-    whole = score_requests(model, requests(), 1000)
+    scorer = attach(model)
+    whole = score_requests(scorer, requests(), 1000)
     monkeypatch.setattr(logprob, "CHUNK_BYTES", 4 * tiny.VOCABULARY * 3)
-    parts = score_requests(model, requests(), 1000)
+    parts = score_requests(scorer, requests(), 1000)
     assert [a.greedy for a in parts] == [a.greedy for a in whole]
     assert [a.logprob for a in parts] == pytest.approx([a.logprob for a in whole], abs=1e-9)
 
@@ -104,9 +110,17 @@ def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gpt_neox", "mpt"])
 def test_the_compiled_attention_serves_streams(family: str) -> None:
     model = tiny.FAMILIES[family]().requires_grad_(False)
-    if attach(model).name != "native":
-        pytest.skip(f"no compiled kernels here: {attach(model).reason}")
+    scorer = attach(model)
+    if scorer.name != "native":
+        pytest.skip(f"no compiled kernels here: {scorer.reason}")
     expected = plain(model, requests())
     for budget in (1, 17, 1000):
-        found = score_requests(model, requests(), budget)
+        found = score_requests(scorer, requests(), budget)
         assert [a.logprob for a in found] == pytest.approx([b.logprob for b in expected], abs=2e-4)
+
+
+def test_a_model_without_trees_has_no_streams() -> None:
+    scorer = attach(tiny.llama(), "padded")
+    assert can_stream(scorer) == (False, scorer.reason)
+    with pytest.raises(ModelError, match="this model is scored by padded"):
+        score_requests(scorer, requests(), 10)

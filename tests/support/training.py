@@ -61,7 +61,8 @@ def make_trainer(
     by_prompt: bool = False,
     **args: Any,
 ) -> PreferenceTrainer:
-    name = attach(model, attention).name
+    scorer = attach(model, attention)
+    name = scorer.name
     assert name in ("native", "cpu") if attention == "auto" else name == attention
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
@@ -76,11 +77,11 @@ def make_trainer(
         "seed": 3,
     }
     return PreferenceTrainer(
-        model,
+        scorer,
         TrainingArguments(output_dir=str(folder), **{**defaults, **args}),
         train_pairs=pairs,
         eval_pairs=evaluated,
-        reference=Reference(model),
+        reference=Reference(scorer),
         objective=objective or Objective(),
         budget=budget,
         by_prompt=by_prompt,

@@ -10,17 +10,15 @@ import torch
 from preftree.errors import SettingsError
 from preftree.forest import Forest, Pair
 from preftree.hardware import device
-from preftree.model.score import attach, leaf_logprobs
+from preftree.model.score import Scorer, attach, leaf_logprobs
 from preftree.train import budget
 from preftree.train.budget import Budget, choose_budget, kept_bytes
 from tests.support import tiny
 from tests.support.strategies import random_batch
 
 
-def model():  # type: ignore[no-untyped-def]
-    peft = tiny.with_lora(tiny.llama().float())
-    attach(peft)
-    return peft.get_base_model()
+def scorer() -> Scorer:
+    return attach(tiny.with_lora(tiny.llama().float()))
 
 
 def pairs(*sizes: int) -> list[Pair]:
@@ -33,7 +31,7 @@ def chosen(free: int, *sizes: int, **more) -> Budget:  # type: ignore[no-untyped
         mock.patch.object(budget, "available_memory", return_value=free),
         mock.patch.object(budget, "kept_bytes", return_value=1000.0),  # 4 layers of 32 numbers
     ):
-        return choose_budget(model(), pairs(*sizes), device="cpu", **more)
+        return choose_budget(scorer(), pairs(*sizes), device="cpu", **more)
 
 
 PLAIN = 1000 * (4 + 1.5) / 4  # a token, with what lives for a moment
@@ -42,7 +40,8 @@ RECOMPUTED = 4 * 32 * 4 + 2.5 * 1000 / 4
 
 def test_measured_memory_is_what_autograd_keeps() -> None:
     """Against the growth of what is kept between two sizes of one forest."""
-    found = kept_bytes(causal := model())
+    scored = scorer()
+    found, causal = kept_bytes(scored), scored.causal
     kept = []
     for count in (4, 12):
         forest = Forest.of(random_batch(0, bundles=count))
@@ -55,7 +54,7 @@ def test_measured_memory_is_what_autograd_keeps() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(hook, lambda tensor: tensor):
-            scores = leaf_logprobs(causal, forest)
+            scores = leaf_logprobs(scored, forest)
         kept.append((len(forest), sum(seen.values())))
         del scores
     (few, less), (many, more) = kept

@@ -45,10 +45,10 @@ def test_kinds(names: tuple[str, ...], kind: str) -> None:
 
 def test_a_real_pass_is_accounted_for() -> None:
     model = tiny.with_lora(tiny.llama().float())
-    attach(model)
+    scorer = attach(model)
     forest = Forest.of(random_batch(0, bundles=6))
     with profile(activities=[ProfilerActivity.CPU]) as running:
-        leaf_logprobs(model, forest).token_S.sum().backward()
+        leaf_logprobs(scorer, forest).token_S.sum().backward()
     found = by_kind(list(running.events() or []))
     assert {"head", "attention", "projections with LoRA"} <= set(found)
     assert all(seconds >= 0 for seconds in found.values())

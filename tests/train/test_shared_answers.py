@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import PeftModel
 
 from preftree.data.encode import EncodedPair
 from preftree.data.record import PAIR_RULES
@@ -23,7 +22,7 @@ from tests.support import tiny
 Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 MODEL = tiny.with_lora(tiny.llama(num_hidden_layers=2).double())
-attach(MODEL, "dense")
+SCORER = attach(MODEL, "dense")
 
 
 @st.composite
@@ -43,18 +42,18 @@ def ranked(draw: st.DrawFn) -> list[EncodedPair]:
     return draw(st.permutations(pairs))
 
 
-def step(model: PeftModel, forests: Sequence[Forest], pairs: int) -> tuple[Step, Reference]:
+def step(forests: Sequence[Forest], pairs: int) -> tuple[Step, Reference]:
     """Mean loss and gradients over all pairs of `forests`."""
-    reference = Reference(model)
+    reference = Reference(SCORER)
     reference.fill(forests)
     total = torch.zeros((), dtype=torch.float64)
     counted = 0
     for forest in forests:
-        losses_P, logps = forest_losses(model, forest, reference, Objective(beta=0.5))
+        losses_P, logps = forest_losses(SCORER, forest, reference, Objective(beta=0.5))
         total = total + losses_P.sum() / pairs
         counted += logps.pairs
     assert counted == pairs
-    parameters = tiny.trained(model)
+    parameters = tiny.trained(MODEL)
     grads = torch.autograd.grad(total, list(parameters.values()))
     return (total.detach(), dict(zip(parameters, grads, strict=True))), reference
 
@@ -68,8 +67,8 @@ def test_losses_gradients_and_reference_keys_are_those_of_separate_leaves(
         return
     forests = forests_of_pairs(pairs, budget)
     alone = [forest for pair in pairs for forest in forests_of_pairs([pair], 10_000)]  # nothing shared between pairs
-    (loss, grads), reference = step(MODEL, forests, len(pairs))
-    (expected, expected_grads), separate = step(MODEL, alone, len(pairs))
+    (loss, grads), reference = step(forests, len(pairs))
+    (expected, expected_grads), separate = step(alone, len(pairs))
     torch.testing.assert_close(loss, expected, rtol=0, atol=1e-12)
     for name, grad in expected_grads.items():  # norms work in float32 backwards; contradictory pairs cancel out
         torch.testing.assert_close(grads[name], grad, rtol=5e-6, atol=1e-7)
@@ -85,9 +84,9 @@ def test_losses_gradients_and_reference_keys_are_those_of_separate_leaves(
 def test_scores_of_pairs_are_those_of_separate_pairs(pairs: list[EncodedPair]) -> None:
     if not pairs:
         return
-    found = score_pairs(MODEL, pairs)
+    found = score_pairs(SCORER, pairs)
     for index, pair in enumerate(pairs):
-        alone = score_pairs(MODEL, [pair])
+        alone = score_pairs(SCORER, [pair])
         torch.testing.assert_close(found.chosen_P[index], alone.chosen_P[0], rtol=0, atol=1e-9)
         torch.testing.assert_close(found.rejected_P[index], alone.rejected_P[0], rtol=0, atol=1e-9)
 
@@ -104,7 +103,7 @@ def test_each_answer_is_computed_once() -> None:
     pairs = best_each(prompts=3, answers=4)
     (forest,) = forests_of_pairs(pairs, budget=10_000)
     assert len(forest) == 3 * (3 + 32 + 3 * 12)
-    reference = Reference(MODEL)
+    reference = Reference(SCORER)
     reference.fill([forest])
     assert (reference.misses, reference.hits) == (3 * 4, 0)  # answers, not sides of pairs
     reference.fill(forests_of_pairs(pairs, budget=50))

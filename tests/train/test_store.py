@@ -30,25 +30,22 @@ def forest() -> Forest:
 
 
 def reference(model: torch.nn.Module) -> Reference:
-    return Reference(model, LogprobStore(cache_root() / "reference" / weights_key(causal_model(model))))  # type: ignore[arg-type]
+    return Reference(attach(model), LogprobStore(cache_root() / "reference" / weights_key(causal_model(model))))
 
 
 def test_another_run_computes_nothing_and_reads_the_same_numbers() -> None:
     first = reference(add_lora(tiny.llama(), rank=2))
-    attach(first.model)
     expected = first.token_logprobs(forest())
     first.flush()
     assert (first.hits, first.misses) == (0, 3)
     # Another adapter, another learning rate, another beta: the reference is the same model.
     second = reference(add_lora(tiny.llama(), rank=4, alpha=32))
-    attach(second.model)
     assert torch.equal(second.token_logprobs(forest()), expected)
     assert (second.hits, second.misses) == (3, 0)
 
 
 def test_an_answer_is_found_under_another_row_and_in_another_forest() -> None:
     ref = reference(add_lora(tiny.llama(), rank=2))
-    attach(ref.model)
     ref.token_logprobs(forest())
     alone = Forest.of([Bundle((5, 6, 7), ((10,),), (17,))])
     ref.token_logprobs(alone)

@@ -299,12 +299,12 @@ def test_other_objectives_reach_the_step(tmp_path: Path) -> None:
 
 def test_the_reference_is_the_model_without_its_adapter() -> None:
     model = make_model()
-    attach(model)
+    scorer = attach(model)
     forest = Forest.of([Bundle(p.prompt_ids, (p.chosen_ids,), (i,)) for i, p in enumerate(PAIRS)])
     with torch.no_grad():
         base = tiny.plain_logprobs(tiny.llama(num_hidden_layers=2).double(), forest)
         adapted = tiny.plain_logprobs(model, forest)
-    found = Reference(model).token_logprobs(forest)
+    found = Reference(scorer).token_logprobs(forest)
     assert not found.requires_grad
     torch.testing.assert_close(found, base, rtol=0, atol=1e-6)
     assert float((adapted - base).abs().max()) > 0.1
@@ -321,8 +321,8 @@ def test_the_reference_is_computed_once(tmp_path: Path) -> None:
 
 def test_the_reference_is_found_again_by_content() -> None:
     model = make_model()
-    attach(model)
-    reference = Reference(model)
+    scorer = attach(model)
+    reference = Reference(scorer)
 
     def ask(prompt: tuple[int, ...], answer: tuple[int, ...], name: int = 0) -> Tensor:
         return reference.token_logprobs(Forest.of([Bundle(prompt, (answer,), (name,))]))
@@ -346,16 +346,16 @@ def test_no_reference_where_the_base_is_trained_too() -> None:
     model = make_model()
     model.get_base_model().model.norm.weight.requires_grad_()
     with pytest.raises(ModelError, match=r"1 other weights are trained too .*norm\.weight"):
-        Reference(model)
+        Reference(attach(model))
 
 
 def test_computing_the_reference_leaves_the_model_in_its_mode() -> None:
     model = make_model()
-    attach(model)
+    scorer = attach(model)
     forest = Forest.of([Bundle((5, 6, 7), ((8, 9),), (0,))])
     for training in (True, False):
         model.train(training)
-        Reference(model).token_logprobs(forest)
+        Reference(scorer).token_logprobs(forest)
         assert model.training is training
         assert all(p.requires_grad for name, p in model.named_parameters() if ".lora_" in name)
 
@@ -421,10 +421,10 @@ def test_the_users_arguments_stay_as_given(tmp_path: Path) -> None:
     )
     kept = replace(args)
     model = make_model()
-    attach(model)
-    reference = Reference(model)
+    scorer = attach(model)
+    reference = Reference(scorer)
     trainer = PreferenceTrainer(
-        model, args, train_pairs=PAIRS, eval_pairs=[], reference=reference, objective=Objective(), budget=64
+        scorer, args, train_pairs=PAIRS, eval_pairs=[], reference=reference, objective=Objective(), budget=64
     )
     assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (6, 1)
     assert args.to_dict() == kept.to_dict()

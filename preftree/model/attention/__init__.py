@@ -1,4 +1,4 @@
-"""Attention over a forest. One function a backend, all with the signature of `dense.attend`:
+"""Attention over a forest. One function per backend, all with the signature of `dense.attend`:
 
     attend(query_HTD, key_KTD, value_KTD, forest, rules) -> out_THD
 
@@ -9,22 +9,49 @@ write that function and its line in `BACKENDS`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from preftree.forest import Forest
-from preftree.model.attention import cpu, dense, flex, masked, native, varlen
+from preftree.forest import Forest, Stretch
+from preftree.model.attention import blocks, cpu, dense, flex, masked, native, varlen
 from preftree.model.attention.rules import Rules
+from preftree.model.cpu.kernels import KERNEL_DTYPES
 
 Attend = Callable[[Tensor, Tensor, Tensor, Forest, Rules], Tensor]
+AttendFresh = Callable[[Tensor, Tensor, Tensor, Stretch, Rules], Tensor]
 
-BACKENDS: dict[str, Attend] = {
-    "dense": dense.attend,
-    "cpu": cpu.attend,
-    "native": native.attend,
-    "masked": masked.attend,
-    "flex": flex.attend,
-    "varlen": varlen.attend,
+
+@dataclass(frozen=True)
+class Backend:
+    """One way to compute attention over a forest, and what belongs to it.
+
+    Args:
+        attend: see above.
+        dtypes: what its kernel computes in; None is any.
+        cpu_kernels: the model's other modules get the CPU's compiled kernels as well (`model.cpu`).
+        attend_fresh: the same, forward only, for the fresh tokens of a stretch over known and fresh ones.
+    """
+
+    attend: Attend
+    dtypes: frozenset[torch.dtype] | None = None
+    cpu_kernels: bool = False
+    attend_fresh: AttendFresh = blocks.attend_fresh
+
+    def computes_in(self, dtype: torch.dtype) -> bool:
+        return self.dtypes is None or dtype in self.dtypes
+
+
+BACKENDS: dict[str, Backend] = {
+    "dense": Backend(dense.attend),
+    "cpu": Backend(cpu.attend),
+    "native": Backend(
+        native.attend, dtypes=frozenset(KERNEL_DTYPES), cpu_kernels=True, attend_fresh=native.attend_fresh
+    ),
+    "masked": Backend(masked.attend),
+    "flex": Backend(flex.attend),
+    "varlen": Backend(varlen.attend),
 }
 
 FOR_DEVICE: dict[str, tuple[str, ...]] = {
@@ -36,4 +63,4 @@ FOR_DEVICE: dict[str, tuple[str, ...]] = {
 MEASURED = {"cuda"}
 """Devices on which the order depends on the card and the model, so that all that agree are timed."""
 
-__all__ = ["BACKENDS", "FOR_DEVICE", "MEASURED", "Attend", "Rules"]
+__all__ = ["BACKENDS", "FOR_DEVICE", "MEASURED", "Attend", "AttendFresh", "Backend", "Rules"]

@@ -76,8 +76,9 @@ def _spans(indices: list[int]) -> tuple[tuple[int, int], ...]:
     return tuple(spans)
 
 
-def attend(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, blocks: list[Block], rules: Rules) -> Tensor:
+def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
     """Attention of the fresh tokens over known and fresh ones, as `dense.attend` defines it; returns (T, H, D)."""
+    blocks = stretch.forest.cached(("blocks", rules.window), lambda: plan(stretch, rules.window))
     heads, tokens, size = query_HTD.shape
     key_heads = key_KAD.shape[0]
     query_KGTD = query_HTD.view(key_heads, heads // key_heads, tokens, size) * rules.scale

@@ -12,7 +12,6 @@ R = G · n stacked rows.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass
 
 import torch
@@ -46,15 +45,9 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     return _TileAttention.apply(query_HTD, key_KTD, value_KTD, tiles(forest, rules.window), rules)
 
 
-_planned: weakref.WeakKeyDictionary[Forest, dict[int | None, tuple[Tile, ...]]] = weakref.WeakKeyDictionary()
-
-
 def tiles(forest: Forest, window: int | None) -> tuple[Tile, ...]:
     """The tiles of a forest, made once for all layers with the same window."""
-    plans = _planned.setdefault(forest, {})
-    if window not in plans:
-        plans[window] = tuple(_plan(forest, window))
-    return plans[window]
+    return forest.cached(("tiles", window), lambda: tuple(_plan(forest, window)))
 
 
 def _plan(forest: Forest, window: int | None) -> list[Tile]:

@@ -9,7 +9,6 @@ Shape suffixes: H query heads, K key heads, T tokens, N tokens rounded up, D hea
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ VARIANTS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class FlexPlan:
     """What the kernel needs of a forest for one window."""
 
     size: int
@@ -80,15 +79,9 @@ def _score(rules: Rules, position_N: Tensor) -> Callable[..., Tensor] | None:
     return score
 
 
-_planned: weakref.WeakKeyDictionary[Forest, dict[int | None, Plan]] = weakref.WeakKeyDictionary()
-
-
-def planned(forest: Forest, window: int | None) -> Plan:
+def planned(forest: Forest, window: int | None) -> FlexPlan:
     """The plan of a forest, made once for all layers with the same window."""
-    plans = _planned.setdefault(forest, {})
-    if window not in plans:
-        plans[window] = _plan(forest, window)
-    return plans[window]
+    return forest.cached(("flex", window), lambda: _plan(forest, window))
 
 
 def rounded(tokens: int) -> int:
@@ -98,7 +91,7 @@ def rounded(tokens: int) -> int:
     return -(-blocks // step) * step * BLOCK
 
 
-def _plan(forest: Forest, window: int | None) -> Plan:
+def _plan(forest: Forest, window: int | None) -> FlexPlan:
     size = rounded(len(forest))
     index_N = torch.arange(size)
     end_N = index_N + 1  # what is added sees itself
@@ -116,7 +109,7 @@ def _plan(forest: Forest, window: int | None) -> Plan:
             seen = seen & (position_N[query] - position_N[key] < window)
         return seen
 
-    return Plan(
+    return FlexPlan(
         size,
         position_N,
         BlockMask.from_kv_blocks(partial[0], partial[1], full[0], full[1], BLOCK_SIZE=BLOCK, mask_mod=sees),

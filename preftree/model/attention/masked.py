@@ -10,7 +10,6 @@ Shape suffixes: H query heads, K key heads, T tokens, D head size.
 from __future__ import annotations
 
 import functools
-import weakref
 from collections.abc import Callable
 
 import torch
@@ -42,20 +41,13 @@ def _repeated(source_KTD: Tensor, groups: int) -> Tensor:
     return source_KTD[:, None].expand(-1, groups, -1, -1).flatten(0, 1) if groups > 1 else source_KTD
 
 
-_masks: weakref.WeakKeyDictionary[Forest, dict[int | None, tuple[Tensor | None, Tensor]]] = weakref.WeakKeyDictionary()
-
-
 def _mask(forest: Forest, rules: Rules, dtype: torch.dtype, as_bias: bool) -> Tensor:
     """The mask of a forest, made once for all layers with the same window: booleans (T, T), or with ALiBi, or where
     the kernel wants it so, what is added to the scores, (1, H or 1, T, T)."""
-    made = _masks.setdefault(forest, {})
-    slopes_H, mask = made.get(rules.window, (None, None))
-    if mask is None or slopes_H is not rules.slopes_H:
-        mask = forest.dense_mask(rules.window)
-        if rules.slopes_H is not None or as_bias:
-            mask = _as_bias(mask, forest, rules, dtype)
-        made[rules.window] = (rules.slopes_H, mask)
-    return mask
+    if rules.slopes_H is None and not as_bias:
+        return forest.cached(("masked", rules.window), lambda: forest.dense_mask(rules.window))
+    key = ("masked", rules.window, dtype, rules.slopes_H)  # a tensor is itself, whatever it holds
+    return forest.cached(key, lambda: _as_bias(forest.dense_mask(rules.window), forest, rules, dtype))
 
 
 def _as_bias(mask_TT: Tensor, forest: Forest, rules: Rules, dtype: torch.dtype) -> Tensor:

@@ -7,15 +7,14 @@ precisions, windows and softcaps, `cpu.attend` does the same in torch.
 from __future__ import annotations
 
 import ctypes
-import weakref
 
 import torch
 from torch import Tensor
 
-from preftree.forest import Forest
-from preftree.model.attention import cpu
+from preftree.forest import Forest, Stretch
+from preftree.model.attention import blocks, cpu
 from preftree.model.attention.rules import Rules
-from preftree.model.cpu.kernels import NARROW, addresses, library
+from preftree.model.cpu.kernels import KERNEL_DTYPES, addresses, library
 
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
@@ -32,18 +31,18 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
 
 def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
     """Is this what the kernel computes: no wide numbers, no softcap, no window that hides anything, whole vectors?"""
-    plain = rules.softcap is None and query_HTD.dtype in NARROW and query_HTD.device.type == "cpu"
+    plain = rules.softcap is None and query_HTD.dtype in KERNEL_DTYPES and query_HTD.device.type == "cpu"
     if not plain or query_HTD.shape[2] % library().preftree_vector_length():
         return False
     window = rules.window
     return window is None or all(part.position + part.end - part.start <= window for part in forest.segments)
 
 
-def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: Forest, rules: Rules) -> Tensor:
-    """Attention of a forest's last T tokens, whose queries these are, over all of it; returns (T, H, D).
-
-    Forward only, and only for what `can_attend` says.
-    """
+def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
+    """See `blocks.attend_fresh`, whose values this matches; returns (T, H, D)."""
+    forest = stretch.forest
+    if not can_attend(query_HTD, forest, rules):
+        return blocks.attend_fresh(query_HTD, key_KAD, value_KAD, stretch, rules)
     query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
     heads, tokens, size = query_HTD.shape
     known = len(forest) - tokens
@@ -54,7 +53,7 @@ def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, forest: 
     out -= known * heads * size * out_THD.element_size()
     shape = _shape(query_HTD, key_KAD, value_KAD, rules)
     arrays = (query, *addresses(key_KAD, value_KAD), out, *addresses(total_HA))
-    narrow = NARROW[query_HTD.dtype]
+    narrow = KERNEL_DTYPES[query_HTD.dtype]
     library().preftree_forward(narrow, ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
     return out_THD
 
@@ -80,18 +79,15 @@ class _Shape(ctypes.Structure):
     ]
 
 
-_layouts: weakref.WeakKeyDictionary[Forest, tuple[_Layout, Tensor]] = weakref.WeakKeyDictionary()
-
-
 def _layout(forest: Forest, known: int = 0) -> _Layout:
-    """The segments as the kernel reads them, made once a forest; the first `known` tokens are keys only."""
-    if forest not in _layouts:
-        columns = torch.tensor([(s.start, s.end, s.parent, s.position) for s in forest.segments]).T.contiguous()
-        addresses = [column.data_ptr() for column in columns]
-        _layouts[forest] = _Layout(len(forest), len(forest.segments), 0, *addresses), columns
-    layout = _layouts[forest][0]
-    layout.known = known
-    return layout
+    """The segments as the kernel reads them; the first `known` tokens are keys only."""
+    columns = forest.cached("native", lambda: _columns(forest))
+    return _Layout(len(forest), len(forest.segments), known, *(column.data_ptr() for column in columns))
+
+
+def _columns(forest: Forest) -> Tensor:
+    """Start, end, parent and position of each segment, a contiguous row for each."""
+    return torch.tensor([(s.start, s.end, s.parent, s.position) for s in forest.segments]).T.contiguous()
 
 
 def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, rules: Rules) -> _Shape:
@@ -125,7 +121,7 @@ class _KernelAttention(torch.autograd.Function):
         out_THD, total_HT = query_HTD.new_empty(tokens, heads, size), _totals(query_HTD, heads, tokens)
         shape = _shape(query_HTD, key_KTD, value_KTD, rules)
         arrays = (query_HTD, key_KTD, value_KTD, out_THD, total_HT)
-        narrow = NARROW[query_HTD.dtype]
+        narrow = KERNEL_DTYPES[query_HTD.dtype]
         library().preftree_forward(narrow, ctypes.byref(_layout(forest)), ctypes.byref(shape), *addresses(*arrays))
         ctx.save_for_backward(*arrays)
         ctx.forest, ctx.rules = forest, rules
@@ -139,7 +135,7 @@ class _KernelAttention(torch.autograd.Function):
         key_grad_TKD, value_grad_TKD = (x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (key_KTD, value_KTD))
         shape = _shape(query_HTD, key_KTD, value_KTD, ctx.rules)
         library().preftree_backward(
-            NARROW[query_HTD.dtype],
+            KERNEL_DTYPES[query_HTD.dtype],
             ctypes.byref(_layout(ctx.forest)),
             ctypes.byref(shape),
             *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT, grad_THD),

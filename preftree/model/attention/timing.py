@@ -11,6 +11,8 @@ from torch import Tensor
 from preftree.forest import Bundle, Forest
 from preftree.model.attention import Attend, Rules
 
+#: Tokens of `sample_forest`.
+SAMPLE_TOKENS = 2048
 #: Runs of which the shortest counts; the first ones compile and set up.
 RUNS = 5
 #: A later candidate has to be so much faster: ranks, and a run that is resumed, should choose alike.
@@ -18,13 +20,14 @@ MARGIN = 0.9
 
 
 def sample_forest(device: torch.device, vocabulary: int) -> Forest:
-    """Pairs as in training, 2048 tokens in all: prompts of 256 tokens, answers of 192 and 64."""
+    """Pairs as in training, `SAMPLE_TOKENS` in all: prompts of 256 tokens, answers of 192 and 64."""
     draw = random.Random(0)
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(draw.randrange(vocabulary) for _ in range(count))
 
-    return Forest.of([Bundle(ids(256), (ids(192), ids(64)), (2 * i, 2 * i + 1)) for i in range(4)], device)
+    pairs = SAMPLE_TOKENS // 512
+    return Forest.of([Bundle(ids(256), (ids(192), ids(64)), (2 * i, 2 * i + 1)) for i in range(pairs)], device)
 
 
 def seconds(
@@ -50,6 +53,12 @@ def fastest(times: dict[str, float]) -> str:
         if times[name] < MARGIN * times[best]:
             best = name
     return best
+
+
+def described(times: dict[str, float]) -> str:
+    """The measurement in words, "" if there is none."""
+    words = ", ".join(f"{name} {1000 * taken:.2f} ms" for name, taken in times.items())
+    return f"a layer's attention over {SAMPLE_TOKENS} tokens, forward and backward: {words}" if times else ""
 
 
 def _wait(device: torch.device) -> None:

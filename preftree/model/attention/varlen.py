@@ -12,7 +12,6 @@ Shape suffixes: H query heads, K key heads, T tokens, M gathered keys, D head si
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -27,7 +26,7 @@ DEVICES = ("cuda",)
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Chains:
     """Where chains begin among queries and keys, the longest of each, and the token behind each gathered key."""
 
     query_start_N1: Tensor  # int32, as the kernels take it
@@ -48,17 +47,12 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     return kernel(query_HTD.transpose(0, 1), key_MKD, value_MKD, plan, rules)
 
 
-_planned: weakref.WeakKeyDictionary[Forest, Plan] = weakref.WeakKeyDictionary()
-
-
-def chains(forest: Forest) -> Plan:
+def chains(forest: Forest) -> Chains:
     """The chains of a forest, made once for all layers."""
-    if forest not in _planned:
-        _planned[forest] = _plan(forest)
-    return _planned[forest]
+    return forest.cached("varlen", lambda: _find_chains(forest))
 
 
-def _plan(forest: Forest) -> Plan:
+def _find_chains(forest: Forest) -> Chains:
     starts: list[int] = []  # of a chain's queries
     paths: list[list[tuple[int, int]]] = []  # the spans above a chain
     for index, segment in enumerate(forest.segments):
@@ -75,10 +69,10 @@ def _plan(forest: Forest) -> Plan:
     edges = torch.tensor([[0, *queries], [0, *keys]]).cumsum(1).flatten()
     places, token_M = upload(torch.cat([edges, *tokens]), forest.device).split([len(edges), sum(keys)])
     query_start_N1, key_start_N1 = places.to(torch.int32).view(2, -1)
-    return Plan(query_start_N1, key_start_N1, max(queries), max(keys), token_M)
+    return Chains(query_start_N1, key_start_N1, max(queries), max(keys), token_M)
 
 
-Kernel = Callable[[Tensor, Tensor, Tensor, Plan, Rules], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor, Chains, Rules], Tensor]
 
 
 def _kernel(device: str, rules: Rules) -> Kernel:
@@ -99,7 +93,7 @@ def _torch(rules: Rules) -> Kernel:
     if rules.slopes_H is not None or rules.softcap is not None:
         raise NotImplementedError("torch's variable-length attention has no ALiBi and no softcap")
 
-    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Plan, rules: Rules) -> Tensor:
+    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Chains, rules: Rules) -> Tensor:
         out = varlen_attn(
             query_THD,
             key_MKD,
@@ -121,7 +115,7 @@ def _torch(rules: Rules) -> Kernel:
 def _flash_attn(rules: Rules) -> Kernel:
     from flash_attn import flash_attn_varlen_func
 
-    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Plan, rules: Rules) -> Tensor:
+    def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Chains, rules: Rules) -> Tensor:
         slopes_H = rules.slopes_H
         return flash_attn_varlen_func(  # type: ignore[no-any-return]
             query_THD,

@@ -1,7 +1,7 @@
 """Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products.
 
 A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
-been compared on random rows. `release` takes them all back.
+been compared on random rows.
 """
 
 from __future__ import annotations
@@ -16,36 +16,37 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from preftree.model.cpu import linear
-from preftree.model.cpu.kernels import NARROW, addresses, library
+from preftree.model.cpu.kernels import KERNEL_DTYPES, addresses, library
+from preftree.model.patch import Patches
 
-_FUSED = "_preftree_fused"
 Forward = Callable[[Any, Tensor], Tensor]
 #: Share of the memory there is that weights in another order may take, both directions together.
 PACKED_SHARE = 1 / 8
 
 
-def pack_weights(model: nn.Module, room: int) -> str:
+def pack_weights(model: nn.Module, patches: Patches, room: int) -> str:
     """Keep the frozen weights of linear layers in the order that the CPU's products want, if there is room; the reason.
 
     Args:
         room: bytes that are free, of which copies may take `PACKED_SHARE`.
     """
     layers = [each for each in model.modules() if type(each) is nn.Linear and _frozen(each)]
-    weights = list({id(each.weight): each.weight for each in layers if each.weight.dtype in NARROW}.values())
+    weights = list({id(each.weight): each.weight for each in layers if each.weight.dtype in KERNEL_DTYPES}.values())
     copies = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
     if copies > PACKED_SHARE * room:
         return f"weights in one order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
-    packed = sum(linear.pack(weight) for weight in weights)
-    return f"{packed} weights also in the order of oneDNN's products ({copies / 2**30:.2f} GiB)" if packed else ""
+    packed = [weight for weight in weights if linear.pack(weight)]
+    for weight in packed:
+        patches.on_undo(partial(linear.unpack, weight))
+    return f"{len(packed)} weights also in the order of oneDNN's products ({copies / 2**30:.2f} GiB)" if packed else ""
 
 
-def fuse(model: nn.Module) -> int:
+def fuse(model: nn.Module, patches: Patches) -> int:
     """Put the kernels in wherever they give what the module gives; returns in how many modules.
 
     Raises:
         DeviceError: the kernels cannot be compiled here.
     """
-    _restore(model)
     vector = library().preftree_vector_length()
     # A layer under an adapter is called for itself only where the adapter was merged into its weight.
     adapted = {id(layer.get_base_layer()) for layer in model.modules() if isinstance(layer, BaseTunerLayer)}
@@ -53,23 +54,9 @@ def fuse(model: nn.Module) -> int:
     for module in model.modules():
         found = None if id(module) in adapted else _kernel(module, vector)
         if found is not None and _agrees(module, *found):
-            module.forward = partial(found[0], module)
-            setattr(module, _FUSED, True)
+            patches.forward(module, partial(found[0], module))
             fused += 1
     return fused
-
-
-def release(model: nn.Module) -> None:
-    """Give every module its own forward back, and forget the packed weights."""
-    _restore(model)
-    for parameter in model.parameters():
-        linear.unpack(parameter)
-
-
-def _restore(model: nn.Module) -> None:
-    for module in model.modules():
-        if module.__dict__.pop(_FUSED, False):
-            del module.forward
 
 
 def _frozen(module: nn.Module) -> bool:
@@ -79,10 +66,10 @@ def _frozen(module: nn.Module) -> bool:
 def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
     """The forward that may stand in for a module's, and the width of its input."""
     weight = getattr(module, "weight", None)
-    if _dtype(module) not in NARROW:
+    if _dtype(module) not in KERNEL_DTYPES:
         return None
     if type(module) is nn.Linear:
-        faster = linear.packed(module.weight) is not None or linear.pays(module.weight.dtype)
+        faster = linear.packed(module.weight) is not None or linear.is_faster(module.weight.dtype)
         return (linear.frozen, module.in_features) if faster and _frozen(module) else None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
         frozen = not weight.requires_grad and weight.dim() == 1
@@ -134,7 +121,7 @@ class _RmsNorm(torch.autograd.Function):
         size, rows = x.shape[-1], x.numel() // x.shape[-1]
         out, scale = torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
         library().preftree_rms(
-            NARROW[x.dtype], rows, size, torch.get_num_threads(), epsilon, *addresses(x, weight, out, scale)
+            KERNEL_DTYPES[x.dtype], rows, size, torch.get_num_threads(), epsilon, *addresses(x, weight, out, scale)
         )
         ctx.save_for_backward(x, weight, scale)
         return out
@@ -146,7 +133,7 @@ class _RmsNorm(torch.autograd.Function):
         grad = grad.contiguous()
         x_grad, size = torch.empty_like(x), x.shape[-1]
         library().preftree_rms_backward(
-            NARROW[x.dtype],
+            KERNEL_DTYPES[x.dtype],
             x.numel() // size,
             size,
             torch.get_num_threads(),
@@ -162,7 +149,9 @@ class _Swiglu(torch.autograd.Function):
     def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
         gate, up = gate.contiguous(), up.contiguous()
         out = torch.empty_like(gate)
-        library().preftree_swiglu(NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out))
+        library().preftree_swiglu(
+            KERNEL_DTYPES[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out)
+        )
         ctx.save_for_backward(gate, up)
         return out
 
@@ -173,6 +162,9 @@ class _Swiglu(torch.autograd.Function):
         grad = grad.contiguous()
         gate_grad, up_grad = torch.empty_like(gate), torch.empty_like(up)
         library().preftree_swiglu_backward(
-            NARROW[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, grad, gate_grad, up_grad)
+            KERNEL_DTYPES[gate.dtype],
+            gate.numel(),
+            torch.get_num_threads(),
+            *addresses(gate, up, grad, gate_grad, up_grad),
         )
         return gate_grad, up_grad

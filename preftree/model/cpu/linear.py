@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (…, I), weight (O, I), bias (O,) or None to (…, O), as `torch.nn.functional.linear`, without gradients."""
     if (pack := packed(weight)) is not None:
         return _onednn(x, pack.forward, bias)
-    if x.device.type == "cpu" and pays(x.dtype):
+    if x.device.type == "cpu" and is_faster(x.dtype):
         return _onednn(x, weight, bias)
     return nn.functional.linear(x, weight, bias)
 
@@ -111,9 +111,9 @@ def product_with(weight: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: linear(x, weight)
 
 
-def pays(dtype: torch.dtype) -> bool:
+def is_faster(dtype: torch.dtype) -> bool:
     """Does oneDNN do better than torch by itself with a weight that is not packed?"""
-    return dtype == torch.float32 and faster() > _WORTH
+    return dtype == torch.float32 and speedup() > _WORTH
 
 
 @lru_cache(maxsize=2)
@@ -139,7 +139,7 @@ def packs(dtype: torch.dtype) -> bool:
 
 
 @lru_cache(maxsize=1)
-def faster() -> float:
+def speedup() -> float:
     """How many times as fast as MKL's product oneDNN's is here; 0 where there is none or its values differ."""
     rows, width = _SAMPLE
     random = torch.Generator().manual_seed(0)

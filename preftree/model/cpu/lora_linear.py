@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from preftree.model.cpu.linear import frozen, input_gradient, linear
+from preftree.model.patch import Patches
 
 
-def quicken(model: nn.Module) -> int:
+def patch_lora(model: nn.Module, patches: Patches) -> int:
     """Give every plain LoRA layer over a linear layer the short forward; returns how many there are."""
     adapted: list[Any] = [module for module in model.modules() if type(module) is LoraLayer]
     layers = [layer for layer in adapted if type(layer.get_base_layer()) is nn.Linear]
     for layer in layers:
-        layer.forward = partial(_forward, layer)
+        patches.forward(layer, partial(_forward, layer))
     return len(layers)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from preftree.model.cpu.kernels import NARROW, addresses, library, usable
+from preftree.model.cpu.kernels import KERNEL_DTYPES, addresses, library, usable
 
 
 def exponentiate(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -13,7 +13,7 @@ def exponentiate(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor, T
 
     Sums and log-probs are in float32 at least; the exponentials may stay in the logits' dtype.
     """
-    if logits_CV.device.type == "cpu" and logits_CV.dtype in NARROW and usable():
+    if logits_CV.device.type == "cpu" and logits_CV.dtype in KERNEL_DTYPES and usable():
         return _compiled(logits_CV.contiguous(), target_C.contiguous())
     wide_CV = logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
     top_C1 = wide_CV.amax(1, keepdim=True)
@@ -28,7 +28,7 @@ def _compiled(logits_CV: Tensor, target_C: Tensor) -> tuple[Tensor, Tensor, Tens
     rows, size = logits_CV.shape
     logprob_C, total_C = (torch.empty(rows) for _ in range(2))
     library().preftree_exponentiate(
-        NARROW[logits_CV.dtype],
+        KERNEL_DTYPES[logits_CV.dtype],
         rows,
         size,
         torch.get_num_threads(),

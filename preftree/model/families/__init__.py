@@ -14,18 +14,22 @@ from transformers import PreTrainedModel
 from preftree.forest import Forest
 from preftree.model.attention import Attend
 from preftree.model.families import interface, mpt
+from preftree.model.patch import Patches
 
 #: body(forest, attend) -> hidden states (T, D) after the final norm.
 Body = Callable[[Forest, Attend], Tensor]
 
-FAMILIES: dict[str, Callable[[PreTrainedModel], Body]] = {
+FAMILIES: dict[str, Callable[[PreTrainedModel, Patches], Body]] = {
     "mpt": mpt.prepare,
 }
 
 
-def prepare(model: PreTrainedModel) -> Body:
-    """Make `model` (a causal language model, LoRA layers injected or not) able to run forests."""
-    return FAMILIES.get(model.config.model_type, interface.prepare)(model)
+def prepare(model: PreTrainedModel, patches: Patches) -> Body:
+    """Make `model` (a causal language model, LoRA layers injected or not) able to run forests.
+
+    What is replaced in it for that is recorded in `patches`.
+    """
+    return FAMILIES.get(model.config.model_type, interface.prepare)(model, patches)
 
 
 __all__ = ["FAMILIES", "Body", "prepare"]

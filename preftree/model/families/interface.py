@@ -10,16 +10,19 @@ pass with the arguments of its own call.
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
+from transformers.utils import logging
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
+from preftree.model.patch import Patches
 
 #: Our implementations, by what they do without a forest.
 NAMES = {"sdpa": "preftree", "eager": "preftree_eager"}
@@ -29,14 +32,14 @@ NAMES = {"sdpa": "preftree", "eager": "preftree_eager"}
 _HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "cache_params"}
 
 
-def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
+def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untyped-def]
     """See `families.prepare`."""
     for name, mask in ((NAMES["sdpa"], sdpa_mask), (NAMES["eager"], eager_mask)):
         AttentionInterface.register(name, _attention)
         AttentionMaskInterface.register(name, mask)
     # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
     stays_eager = model.config._attn_implementation in ("eager", NAMES["eager"]) and _eager_attention(model) is not None
-    model.set_attn_implementation(NAMES["eager" if stays_eager else "sdpa"])
+    set_attention(model, NAMES["eager" if stays_eager else "sdpa"], patches)
     body_module = model.base_model
     # A 4-D mask is handed through by transformers untouched: it builds none, and does not look for packed
     # sequences in the position ids. Nothing reads its content.
@@ -54,6 +57,19 @@ def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
         return output.last_hidden_state[0]
 
     return body
+
+
+def set_attention(model: PreTrainedModel, name: str, patches: Patches | None = None) -> None:
+    """Switch a model's own attention, until `patches` are undone if there are any."""
+    before = getattr(model.config, "_attn_implementation", None) or "eager"
+    if before != name and patches is not None:
+        patches.on_undo(partial(set_attention, model, before))
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model.set_attn_implementation(name)
+    finally:
+        logging.set_verbosity(level)
 
 
 def _attention(

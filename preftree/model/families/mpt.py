@@ -11,6 +11,7 @@ import types
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
@@ -18,6 +19,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
+from preftree.model.patch import Patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,22 +31,27 @@ class _Passenger:
     slopes_H: Tensor
 
 
-def prepare(model: PreTrainedModel):  # type: ignore[no-untyped-def]
+def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untyped-def]
     """See `families.prepare`."""
     transformer: Any = model.base_model
     for block in transformer.blocks:
-        block.attn.forward = types.MethodType(_attention, block.attn)
+        patches.forward(block.attn, types.MethodType(_attention, block.attn))
 
     def body(forest: Forest, attend: Attend) -> Tensor:
-        # At distance 1 the stock bias is −slope, whatever the heads' number and interpolation.
-        alibi_H12 = build_mpt_alibi_tensor(transformer.num_heads, 2, device=forest.device)
-        passenger = _Passenger(forest, attend, -alibi_H12[:, 0, 0])
+        slopes_H = forest.cached(("mpt", transformer.num_heads), lambda: _slopes(transformer.num_heads, forest.device))
+        passenger = _Passenger(forest, attend, slopes_H)
         hidden = transformer.wte(forest.input_ids_T[None])
         for block in transformer.blocks:
             hidden = block(hidden, position_bias=passenger, attention_mask=None)[0]
         return transformer.norm_f(hidden)[0]
 
     return body
+
+
+def _slopes(heads: int, device: torch.device) -> Tensor:
+    """At distance 1 the stock bias is −slope, whatever the heads' number and interpolation."""
+    alibi_H12: Tensor = build_mpt_alibi_tensor(heads, 2, device=device)
+    return -alibi_H12[:, 0, 0]
 
 
 def _attention(self: Any, hidden_states: Tensor, position_bias=None, *args, **kwargs):  # type: ignore[no-untyped-def]

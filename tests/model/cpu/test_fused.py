@@ -12,7 +12,8 @@ from preftree.errors import DeviceError
 from preftree.forest import Forest
 from preftree.model.cpu import kernels as native
 from preftree.model.cpu import linear
-from preftree.model.cpu.fused import _FUSED, fuse, release
+from preftree.model.cpu.fused import fuse
+from preftree.model.patch import Patches
 from preftree.model.score import attach, leaf_logprobs
 from tests.support import tiny
 from tests.support.strategies import random_batch
@@ -24,7 +25,7 @@ except DeviceError as problem:
 
 
 def fused_names(model: nn.Module) -> set[str]:
-    return {type(module).__name__ for module in model.modules() if _FUSED in module.__dict__}
+    return {type(module).__name__ for module in model.modules() if "forward" in module.__dict__}
 
 
 @pytest.mark.parametrize(
@@ -38,26 +39,26 @@ def fused_names(model: nn.Module) -> set[str]:
     ],
 )
 def test_what_agrees_is_fused(family: str, expected: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "pays", lambda dtype: False)
+    monkeypatch.setattr(linear, "is_faster", lambda dtype: False)
     for dtype in (torch.bfloat16, torch.float32):
         model = tiny.FAMILIES[family]().to(dtype).requires_grad_(False)
-        count = fuse(model)
+        count = fuse(model, patches := Patches(model))
         assert fused_names(model) == expected
     assert bool(count) is bool(expected)
-    release(model)
+    patches.undo()
     assert not fused_names(model)
     assert all("forward" not in module.__dict__ for module in model.modules())
 
 
 def test_frozen_linear_layers_take_the_faster_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    if linear.faster() == 0.0:
+    if linear.speedup() == 0.0:
         pytest.skip("this torch has no oneDNN product for float32")
-    monkeypatch.setattr(linear, "faster", lambda: 2.0)
+    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
     model = tiny.FAMILIES["gpt_neox"]().float().requires_grad_(False)
-    fuse(model)
+    fuse(model, Patches(model))
     assert fused_names(model) == {"Linear"}
     model = tiny.FAMILIES["gpt_neox"]().float()  # trained weights need gradients of their own
-    assert fuse(model) == 0
+    assert fuse(model, Patches(model)) == 0
 
 
 def test_weights_are_packed_where_there_is_room_and_released() -> None:
@@ -77,10 +78,10 @@ def test_packed_or_not_scores_and_gradients_are_the_same() -> None:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = []
     for room in (2**40, None):
-        attach(model, room=room)
-        token_S = leaf_logprobs(model, forest).token_S
+        scorer = attach(model, room=room)
+        token_S = leaf_logprobs(scorer, forest).token_S
         with torch.no_grad(), model.disable_adapter():
-            reference_S = leaf_logprobs(model, forest).token_S
+            reference_S = leaf_logprobs(scorer, forest).token_S
         found.append([token_S.detach(), reference_S, *torch.autograd.grad(token_S.sum(), trained)])
     for packed, plain in zip(*found, strict=True):
         torch.testing.assert_close(packed, plain, rtol=1e-4, atol=1e-5)
@@ -89,15 +90,15 @@ def test_packed_or_not_scores_and_gradients_are_the_same() -> None:
 def test_an_adapter_merged_after_packing_counts() -> None:
     model = tiny.with_lora(tiny.llama().float())
     forest = Forest.of(random_batch(4))
-    attach(model, room=2**40)
+    scorer = attach(model, room=2**40)
     with torch.no_grad():
-        apart = leaf_logprobs(model, forest).token_S
+        apart = leaf_logprobs(scorer, forest).token_S
         model.merge_adapter()
-        merged = leaf_logprobs(model, forest).token_S
+        merged = leaf_logprobs(scorer, forest).token_S
         model.unmerge_adapter()
-        again = leaf_logprobs(model, forest).token_S
+        again = leaf_logprobs(scorer, forest).token_S
         with model.disable_adapter():
-            reference = leaf_logprobs(model, forest).token_S
+            reference = leaf_logprobs(scorer, forest).token_S
     assert not torch.allclose(apart, reference, atol=1e-3)
     for found in (merged, again):
         torch.testing.assert_close(found, apart, rtol=1e-4, atol=1e-4)
@@ -116,7 +117,7 @@ def outcome(module: nn.Module, x: Tensor, weight: Tensor) -> list[Tensor]:
 def test_values_and_gradients(kind: str, spread: float, dtype: torch.dtype) -> None:
     model = tiny.llama().to(dtype).requires_grad_(False)
     exact = copy.deepcopy(model).double()
-    fuse(model)
+    fuse(model, Patches(model))
     (mine, *_), (truth, *_) = ([m for m in each.modules() if type(m).__name__ == kind] for each in (model, exact))
     own = copy.deepcopy(truth).to(dtype)
     x, weight = (spread * torch.randn(2, 7, 32)).to(dtype), torch.randn(2, 7, 32).to(dtype)
@@ -129,18 +130,20 @@ def test_values_and_gradients(kind: str, spread: float, dtype: torch.dtype) -> N
 def test_a_trained_norm_keeps_its_own_forward() -> None:
     model = tiny.llama().float().requires_grad_(False)
     model.model.norm.weight.requires_grad_(True)
-    fuse(model)
-    assert _FUSED not in model.model.norm.__dict__
+    fuse(model, Patches(model))
+    assert "forward" not in model.model.norm.__dict__
 
 
 def test_attaching_to_another_path_releases() -> None:
     model = tiny.with_lora(tiny.llama().float())
     forest = Forest.of(random_batch(4))
-    assert attach(model).name == "native"
-    assert fused_names(model)
+    scorer = attach(model)
+    assert scorer.name == "native"
+    assert "LlamaRMSNorm" in fused_names(model)
     with torch.no_grad():
-        ours = leaf_logprobs(model, forest).token_S
-        assert attach(model, "dense").name == "dense"
-        assert not fused_names(model)
-        stock = leaf_logprobs(model, forest).token_S
+        ours = leaf_logprobs(scorer, forest).token_S
+        scorer = attach(model, "dense")
+        assert scorer.name == "dense"
+        assert "LlamaRMSNorm" not in fused_names(model)
+        stock = leaf_logprobs(scorer, forest).token_S
     torch.testing.assert_close(ours, stock, rtol=1e-3, atol=1e-3)

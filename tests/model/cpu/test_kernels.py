@@ -144,9 +144,9 @@ def test_without_a_compiler_tiles_are_used_and_the_reason_is_said(monkeypatch: p
     monkeypatch.setenv("CXX", "no-such-compiler")
     kernels.forget()
     try:
-        attachment = attach(model)
-        assert attachment.name == "cpu"
-        assert "no C++ compiler (no-such-compiler)" in attachment.reason
+        scorer = attach(model)
+        assert scorer.name == "cpu"
+        assert "no C++ compiler (no-such-compiler)" in scorer.reason
     finally:
         kernels.forget()
 

@@ -13,9 +13,9 @@ from preftree.model.cpu import linear
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    if linear.faster() == 0.0:
+    if linear.speedup() == 0.0:
         pytest.skip("this torch has no oneDNN product for float32")
-    monkeypatch.setattr(linear, "faster", lambda: 2.0)
+    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
 
 
 @pytest.mark.usefixtures("always")
@@ -112,7 +112,7 @@ def test_packs_go_with_their_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_are_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "faster", lambda: 2.0)
+    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
     monkeypatch.setattr(linear, "_onednn", None)  # may not be called
     x, weight = torch.randn(3, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype)
     assert torch.equal(linear.linear(x, weight), nn.functional.linear(x, weight))
@@ -123,12 +123,12 @@ def test_a_torch_without_the_operation_keeps_its_own(monkeypatch: pytest.MonkeyP
         raise AttributeError("no such operation")
 
     monkeypatch.setattr(linear, "_onednn", missing)
-    for measured in (linear.faster, linear.packs):
+    for measured in (linear.speedup, linear.packs):
         measured.cache_clear()
     try:
-        assert linear.faster() == 0.0
-        assert not linear.pays(torch.float32)
+        assert linear.speedup() == 0.0
+        assert not linear.is_faster(torch.float32)
         assert not linear.packs(torch.bfloat16)
     finally:
-        for measured in (linear.faster, linear.packs):
+        for measured in (linear.speedup, linear.packs):
             measured.cache_clear()

@@ -12,7 +12,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 
 from preftree.model.cpu import lora_linear
-from preftree.model.cpu.lora_linear import quicken
+from preftree.model.cpu.lora_linear import patch_lora
+from preftree.model.patch import Patches
 
 
 def pair(bias: bool = False, **config: Any) -> tuple[PeftModel, PeftModel]:
@@ -25,7 +26,7 @@ def pair(bias: bool = False, **config: Any) -> tuple[PeftModel, PeftModel]:
             if "lora_" in name:
                 parameter.normal_()
     quick = copy.deepcopy(slow)
-    assert quicken(quick) == 2
+    assert patch_lora(quick, Patches(quick)) == 2
     return slow, quick
 
 

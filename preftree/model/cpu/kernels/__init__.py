@@ -40,7 +40,7 @@ SIGNATURES = {
     "preftree_exponentiate": "iiiipppp",
 }
 #: What the kernels' arrays may hold, and the flag that says so.
-NARROW = {torch.float32: 0, torch.bfloat16: 1}
+KERNEL_DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 
 

@@ -1,0 +1,124 @@
+"""The ways to log-probs of a forest's scored tokens.
+
+    tree     every prompt once, our attention, log-probs without logits; one path for each attention backend
+    padded   right-padded single sequences through the model's own attention, log-probs without logits
+    plain    the model's own logits, one sequence at a time: the reference for everything else
+
+Shape suffixes: T tokens of a forest, S scored tokens, V vocabulary, D hidden size, B sequences, N their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedModel
+
+from preftree.forest import Forest
+from preftree.model import cpu, families
+from preftree.model.attention import BACKENDS, Backend
+from preftree.model.families.interface import set_attention
+from preftree.model.logprob import Head, token_logprobs
+from preftree.model.patch import Patches
+
+#: Paths through single sequences, the faster one first.
+SEQUENCES = ("padded", "plain")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OpenPath:
+    """A path that a model is patched for.
+
+    Args:
+        score: log p of a forest's scored tokens, (S,).
+        note: what was done for speed, in words.
+    """
+
+    score: Callable[[Forest], Tensor]
+    note: str = ""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TreePath(OpenPath):
+    """A path that computes every prompt once.
+
+    Args:
+        body: the model up to its head.
+        backend: the attention that it uses.
+    """
+
+    body: families.Body
+    backend: Backend
+
+
+def open_path(causal: PreTrainedModel, name: str, stock: str, patches: Patches, room: int | None) -> OpenPath:
+    """Patch `causal` for the path called `name`.
+
+    Args:
+        stock: the model's own attention, which paths through single sequences use.
+        room: free bytes for packed weights (see `cpu.patch`).
+    """
+    if name in SEQUENCES:
+        cpu.patch(causal, patches, kernels=False)
+        stock_attention(causal, stock, patches)
+        score = padded_logprobs if name == "padded" else plain_logprobs
+        return OpenPath(score=lambda forest: _up_to_shape(score(causal, forest), forest))
+    backend = BACKENDS[name]
+    note = cpu.patch(causal, patches, kernels=backend.cpu_kernels, room=room)
+    body = families.prepare(causal, patches)
+
+    def tree_logprobs(forest: Forest) -> Tensor:
+        hidden_SD = body(forest, backend.attend).index_select(0, forest.predictor_S)
+        # The head is looked up at every call: LoRA may be put on it after attaching.
+        return token_logprobs(hidden_SD, forest.target_S, Head.of(causal))
+
+    return TreePath(score=tree_logprobs, note=note, body=body, backend=backend)
+
+
+def stock_attention(causal: PreTrainedModel, name: str, patches: Patches | None = None) -> None:
+    """Switch a model's own attention; families without that switch have one implementation and keep it."""
+    if causal.config.model_type not in families.FAMILIES and hasattr(causal, "set_attn_implementation"):
+        set_attention(causal, name, patches)
+
+
+def plain_logprobs(causal: PreTrainedModel, forest: Forest) -> Tensor:
+    """Log-probs from the model's own logits, one sequence at a time."""
+    parts = []
+    for sequence, length in zip(forest.unrolled(), forest.leaf_lengths, strict=True):
+        logits_NV = causal(input_ids=sequence[None], use_cache=False).logits[0, -length - 1 : -1]
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        logprobs_NV = torch.log_softmax(logits_NV.to(wide), dim=-1)
+        parts.append(logprobs_NV.gather(1, sequence[-length:, None]).squeeze(1))
+    return torch.cat(parts)
+
+
+def padded_logprobs(causal: PreTrainedModel, forest: Forest) -> Tensor:
+    """Log-probs from padded sequences, without logits."""
+    ids_BN, mask_BN, predictor_S = _pad(forest)
+    hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
+    hidden_SD = hidden_BND.flatten(0, 1).index_select(0, predictor_S)
+    return token_logprobs(hidden_SD, forest.target_S[: len(predictor_S)], Head.of(causal))
+
+
+def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
+    """Leaves as right-padded sequences: ids and mask (B, N), and each scored token's predictor as an index
+    into the flattened (B · N)."""
+    sequences = forest.unrolled()
+    longest = max(len(sequence) for sequence in sequences)
+    ids_BN = torch.zeros(len(sequences), longest, dtype=torch.long, device=forest.device)
+    mask_BN = torch.zeros_like(ids_BN)
+    predictors = []
+    for row, (sequence, length) in enumerate(zip(sequences, forest.leaf_lengths, strict=True)):
+        ids_BN[row, : len(sequence)] = sequence
+        mask_BN[row, : len(sequence)] = 1
+        first = row * longest + len(sequence) - length - 1
+        predictors.append(torch.arange(first, first + length, device=forest.device))
+    return ids_BN, mask_BN, torch.cat(predictors)
+
+
+def _up_to_shape(token_S: Tensor, forest: Forest) -> Tensor:
+    """Zeros for the scored padding of a forest of fixed shape, which single sequences leave out."""
+    return pad(token_S, (0, len(forest.target_S) - len(token_S)))
