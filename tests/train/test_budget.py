@@ -9,7 +9,7 @@ import torch
 
 from preftree.errors import SettingsError
 from preftree.forest import Forest, Pair
-from preftree.hardware import device
+from preftree.hardware import memory
 from preftree.model.score import Scorer, attach, leaf_logprobs
 from preftree.train import budget
 from preftree.train.budget import Budget, choose_budget, kept_bytes
@@ -81,10 +81,10 @@ def test_activations_are_recomputed_where_the_largest_pair_needs_it() -> None:
 
 
 def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device, "_cgroup_memory", lambda: [(2**20, 2**18)])
-    assert device.available_memory() == 3 * 2**18
+    monkeypatch.setattr(memory, "_cgroup_memory", lambda: [(2**20, 2**18)])
+    assert memory.available_memory() == 3 * 2**18
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert device.available_memory() == 2**18
+    assert memory.available_memory() == 2**18
     assert "GiB free for each of 3 ranks here" in chosen(10**12, 100).reason
 
 
