@@ -15,8 +15,8 @@ import numpy as np
 from preftree.check.read import Seen
 from preftree.check.report import Finding, FixAction, Report, Rows
 from preftree.config.check import CheckSettings
-from preftree.data.fields import RowProblem
 from preftree.data.files import READERS
+from preftree.data.messages import RowProblem
 from preftree.data.sources import Source, find_tables, refuse_inside
 from preftree.errors import SettingsError
 from preftree.text.damage import repaired

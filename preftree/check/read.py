@@ -48,8 +48,11 @@ class Pairs:
 
     def add(self, row: int, pair: PreferencePair) -> None:
         """Remember one pair of a row."""
-        prompt = [part for turn in pair.turns for part in (turn.role, turn.content)]
-        parts = {"prompt": [pair.system or "", *prompt], "chosen": [pair.chosen], "rejected": [pair.rejected]}
+        parts = {
+            "prompt": pair.prompt_parts,
+            "chosen": [pair.chosen, pair.chosen_keys],
+            "rejected": [pair.rejected, pair.rejected_keys],
+        }
         self._row.append(row)
         self._usable.append(trainable(pair))
         for name, texts in parts.items():

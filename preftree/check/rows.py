@@ -20,11 +20,12 @@ _CONTROL_SIGNS = ("<|", "INST]", "SYS>>", "_of_turn>", "</s>")
 
 def trainable(pair: PreferencePair) -> bool:
     """Has the pair a prompt, two answers, and do they differ? Encoding drops all others."""
-    return bool(pair.chosen.strip() and pair.rejected.strip()) and pair.chosen != pair.rejected and _asks(pair)
+    chosen, rejected = pair.answers
+    return not chosen.is_empty and not rejected.is_empty and chosen != rejected and _asks(pair)
 
 
 def _asks(item: PreferencePair | PreferenceRecord) -> bool:
-    return bool((item.system or "").strip()) or any(turn.content.strip() for turn in item.turns)
+    return bool((item.system or "").strip()) or not all(turn.is_empty for turn in item.turns)
 
 
 def _texts(record: PreferenceRecord) -> Iterator[str]:
@@ -41,13 +42,13 @@ def empty_prompt(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
 
 
 def empty_answer(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
-    return not all(response.text.strip() for response in record.responses)
+    return any(response.is_empty for response in record.responses)
 
 
 def identical_answers(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
     if len(record.responses) == 2:  # also where they tie, so that no pair is made of them
-        return record.responses[0].text == record.responses[1].text
-    return any(pair.chosen == pair.rejected for pair in pairs)
+        return len({(response.text, response.keys) for response in record.responses}) == 1
+    return any(pair.answers[0] == pair.answers[1] for pair in pairs)
 
 
 def chosen_refusal(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
@@ -102,7 +103,7 @@ ROW_CHECKS: dict[str, tuple[RowCheck, Measure]] = {
     "no_question": (
         no_question,
         Measure(
-            "prompts that end with the assistant's turn", "there is no question for the answers to answer", spoils=0.05
+            "prompts that end with the assistant's turn", "the answers are trained on as what that turn goes on with"
         ),
     ),
 }

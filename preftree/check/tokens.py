@@ -14,15 +14,13 @@ from numpy.typing import NDArray
 from preftree.check.report import Finding, Histogram, Measure, histogram, make_finding
 from preftree.data.encode import (
     BATCH,
-    CHOSEN_EMPTY,
     IDENTICAL_CUT,
-    PROMPT_REFUSED,
-    REJECTED_EMPTY,
     EncodedPair,
     PairEncoder,
     PairFate,
 )
 from preftree.data.record import PreferencePair
+from preftree.data.render import CHOSEN_EMPTY, PROMPT_REFUSED, REJECTED_EMPTY
 from preftree.forest import bundles_of_pairs, grow
 
 #: Pairs per batch in the comparison of padded batches and forests, and the most batches of each size.
@@ -122,7 +120,7 @@ class Tokens:
             **sampling_error(np.array(self._used), pairs),
             "answers end with": report.terminator,
             **padded_over_tree(self.kept),
-            **suggestions(sizes, encoder.max_length, encoder.max_prompt_length),
+            **suggestions(sizes, encoder.max_length or 0, encoder.max_prompt_length or 0),
         }
 
     def histograms(self) -> list[Histogram]:

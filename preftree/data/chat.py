@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from preftree.data.fields import whole_characters
 from preftree.data.record import Turn
+from preftree.data.time_limit import TemplateTimeout, time_limit
 from preftree.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, Any]]
+Extras = Mapping[str, Any]
+"""What a chat template is given beside the messages: `tools`, and variables of its own."""
 
 PLAIN_CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -38,6 +43,13 @@ class Chat:
         self.tokenizer = tokenizer
         self._ids = _batch_encoder(tokenizer)
         self._plain = not tokenizer.chat_template
+        self._openings: dict[str, str] = {}
+        with time_limit():
+            self._find_out()
+
+    def _find_out(self) -> None:
+        """Everything that is asked of the template once."""
+        tokenizer = self.tokenizer
         try:
             lead, self.tail = self._probe()
         except TemplateError as error:
@@ -53,25 +65,104 @@ class Chat:
         self._cut_at = self._last_control_text()
         self.notes = self._notes(lead)
 
-    def prompt(self, messages: Messages, generation: bool = True) -> str:
-        """The rendered messages, with what opens the assistant's turn."""
-        template = PLAIN_CHAT_TEMPLATE if self._plain else None
-        render = self.tokenizer.apply_chat_template
-        return str(render(messages, chat_template=template, add_generation_prompt=generation, tokenize=False))
+    def prompt(self, messages: Messages, generation: bool = True, extras: Extras | None = None) -> str:
+        """The rendered messages, with what opens the assistant's turn.
 
-    def conversation(self, messages: Messages, answer: str) -> str:
+        Raises TemplateError for whatever the template does not render.
+        """
+        return self._render(messages, extras, add_generation_prompt=generation)
+
+    def continued(self, messages: Messages, extras: Extras | None = None) -> str:
+        """The rendered messages up to where the last one's text ends, so that it goes on from there."""
+        return self._render(messages, extras, continue_final_message=True)
+
+    def conversation(self, messages: Messages, answer: Turn, extras: Extras | None = None) -> str:
         """The rendered messages with the answer that completes them."""
-        return self.prompt([*messages, {"role": "assistant", "content": answer}], generation=False)
+        return self.prompt([*messages, self.message(answer)], generation=False, extras=extras)
 
     def messages(self, system: str | None, turns: Sequence[Turn]) -> Messages:
-        """System and turns as message dicts; an empty system text is no system turn."""
+        """System and turns as message dicts; None is no system turn, an empty text is one, as the template has it."""
         turns = list(turns)
         if system and self.folds_system:
             first = turns.pop(0).content if turns and turns[0].role == "user" else ""
             turns.insert(0, Turn("user", f"{system}\n\n{first}" if first else system))
-        elif system:
+        elif system or (system is not None and not self._plain and not self.folds_system):
             turns.insert(0, Turn("system", system))
-        return [{"role": turn.role, "content": turn.content} for turn in turns]
+        return [self.message(turn) for turn in turns]
+
+    def message(self, turn: Turn) -> dict[str, Any]:
+        """A turn as the template takes it, with all its keys."""
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if not turn.keys:
+            return message
+        message |= json.loads(turn.keys)
+        if message["content"] is None:
+            if self._takes_no_content:
+                del message["content"]
+            else:
+                message["content"] = ""
+        if isinstance(message.get("tool_calls"), list):
+            message["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+        return message
+
+    def opening(self, extras: Extras | None = None) -> str:
+        """What the template writes to open the assistant's turn."""
+        key = json.dumps({name: value for name, value in (extras or {}).items() if name != "tools"}, sort_keys=True)
+        if key not in self._openings:
+            prompt, bare = (self.prompt(_PROBE, generation, json.loads(key)) for generation in (True, False))
+            self._openings[key] = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        return self._openings[key]
+
+    def _render(self, messages: Messages, extras: Extras | None, **options: bool) -> str:
+        template = PLAIN_CHAT_TEMPLATE if self._plain else None
+        render = self.tokenizer.apply_chat_template
+        try:
+            return str(render(messages, chat_template=template, tokenize=False, **options, **(extras or {})))
+        except (TemplateError, TemplateTimeout):
+            raise
+        except Exception as error:  # a template is a program: it divides by zero, adds texts to numbers, …
+            raise TemplateError(f"{type(error).__name__}: {error}") from error
+
+    def _call(self, call: Any) -> Any:
+        """A tool call with its arguments in the form that the template writes: an object, or its JSON text."""
+        within = call.get("function", call) if isinstance(call, dict) else None
+        given = within.get("arguments") if isinstance(within, dict) else None
+        text, parsed = self._argument_forms
+        if isinstance(given, str) and not text and parsed:
+            try:
+                given = json.loads(given)
+            except (ValueError, RecursionError):
+                return call
+        elif isinstance(given, dict) and text and not parsed:
+            given = json.dumps(given, ensure_ascii=False)
+        else:
+            return call
+        within = {**(within or {}), "arguments": given}
+        return {**call, "function": within} if "function" in call else within
+
+    @cached_property
+    def _argument_forms(self) -> tuple[bool, bool]:
+        """Does the template write a call's arguments given as JSON text, and given as an object?"""
+        text = self._writes_call('{"probe_key": "probe_value"}')
+        written = "" if text is None else text
+        as_text = '"probe_key"' in written and '\\"probe_key' not in written
+        parsed = self._writes_call({"probe_key": "probe_value"})
+        return as_text, parsed is not None and "probe_value" in parsed
+
+    @cached_property
+    def _takes_no_content(self) -> bool:
+        """Does the template render a call without a content?"""
+        text = self._writes_call({"probe_key": "probe_value"}, content=None)
+        return text is not None and "None" not in text
+
+    def _writes_call(self, arguments: Any, content: str | None = "") -> str | None:
+        """A conversation that ends with a call, rendered; None where it cannot be."""
+        call = {"id": "call00000", "type": "function", "function": {"name": "probe_name", "arguments": arguments}}
+        asked = {"role": "assistant", "tool_calls": [call]} | ({} if content is None else {"content": content})
+        try:
+            return self.prompt([*_PROBE, asked], generation=False)
+        except TemplateError:
+            return None
 
     def tokenize(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Text -> ids, with no special tokens but those that stand in the text.
@@ -104,11 +195,11 @@ class Chat:
             ids = ids[1:]
         return ids
 
-    def cut_prompt(self, ids: list[int], length: int) -> list[int]:
+    def cut_prompt(self, ids: tuple[int, ...], length: int) -> tuple[int, ...]:
         """The last `length` tokens; a BOS at the start stays and takes one of the places."""
         if len(ids) <= length:
             return ids
-        bos = [ids[0]] if ids[0] == self.tokenizer.bos_token_id else []
+        bos = ids[:1] if ids[0] == self.tokenizer.bos_token_id else ()
         return bos + ids[len(ids) - length + len(bos) :]
 
     def without_tail(self, response: str) -> str:
@@ -123,14 +214,13 @@ class Chat:
     @property
     def header_tokens(self) -> int:
         """How many tokens the generation prompt adds to the conversation, with a BOS if there is one."""
-        prompt, bare = self.prompt(_PROBE), self.prompt(_PROBE, generation=False)
-        added = prompt[len(bare) :] if prompt.startswith(bare) else ""
+        prompt, added = self.prompt(_PROBE), self.opening()
         ids = self.with_bos(self.tokenize([prompt])[prompt])
         return len(self.tokenize([added])[added]) + (ids[:1] == [self.tokenizer.bos_token_id])
 
     def _probe(self) -> tuple[str, str]:
         """What the template writes between the prompt and an answer, and what behind the answer."""
-        prompt, full = self.prompt(_PROBE), self.conversation(_PROBE, _ANSWER)
+        prompt, full = self.prompt(_PROBE), self.conversation(_PROBE, Turn("assistant", _ANSWER))
         before, found, tail = full.rpartition(_ANSWER)
         if not found or _QUESTION not in prompt:
             raise TemplateError("the question or the answer is not in its output")

@@ -2,14 +2,15 @@
 
 - The prompt is what `apply_chat_template(add_generation_prompt=True)` gives. A tokenizer without a chat
   template gets `PLAIN_CHAT_TEMPLATE`, and before it the BOS that the tokenizer itself would put there.
-- A response is what the rendered conversation adds to the prompt, up to and including the token that ends
-  the assistant's turn, and nothing after it. That token, the terminator, is the first control token that the
-  template writes behind an answer (`<|im_end|>`, `<end_of_turn>`, `</s>`, …), else the tokenizer's EOS:
-  generation has to stop at it. Terminator or EOS inside an answer end it: generation could not go past them.
-- Prompt ids are a prefix of the ids of prompt + response. Where the template or a merge of tokens across the
-  boundary breaks that, the response is encoded on its own: a boundary repair.
-- A prompt longer than `max_prompt_length` keeps its end (and a BOS at its start), a response is cut to
-  `max_length` - prompt; a cut response has no terminator.
+- A response is what the rendered conversation adds to the prompt (`render.py` says what else it may be), up to and
+  including the token that ends the assistant's turn, and nothing after it. That token, the terminator, is the first
+  control token that the template writes behind an answer (`<|im_end|>`, `<end_of_turn>`, `</s>`, …), else the
+  tokenizer's EOS: generation has to stop at it. Terminator or EOS inside an answer end it: generation could not go
+  past them.
+- Prompt ids are a prefix of the ids of prompt + response. Where a merge of tokens across the boundary breaks that,
+  the response is encoded on its own: a boundary repair.
+- A prompt longer than `max_prompt_length` keeps its end (and a BOS at its start). Of a pair longer than `max_length`,
+  `keep_start` cuts the responses, which then have no terminator, and `keep_end` the prompt's beginning.
 - Texts are not stripped here; a template may do so.
 """
 
@@ -21,24 +22,29 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jinja2 import TemplateError
-
 from preftree.data.chat import Chat
 from preftree.data.record import PreferencePair
+from preftree.data.render import (
+    CHOSEN_EMPTY,
+    IDENTICAL,
+    PROMPT_EMPTY,
+    REJECTED_EMPTY,
+    Rendered,
+    UnusableError,
+    render,
+)
+from preftree.data.time_limit import time_limit
 from preftree.errors import SettingsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PROMPT_EMPTY = "the prompt is empty"
-PROMPT_REFUSED = "the chat template refuses the conversation"
-CHOSEN_EMPTY = "the chosen answer is empty"
-REJECTED_EMPTY = "the rejected answer is empty"
-IDENTICAL = "chosen and rejected are identical"
 IDENTICAL_CUT = "chosen and rejected became identical by cutting them to max_length"
+PROMPT_TOO_LONG = "the prompt alone is as long as max_length"
 
 #: Pairs that are tokenized in one call.
 BATCH = 256
+TRUNCATION_MODES = ("keep_start", "keep_end")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +69,8 @@ class EncodeReport:
     """What encoding did. `read`, `kept` and `dropped` (reason -> count) count all pairs, the rest kept ones.
 
     `prompts_cut` and `systems_folded` count prompts. `responses_cut`, `boundary_repairs` (encoded on their
-    own) and `early_ends` (with a terminator or EOS in their text) count responses. `terminator` is the token
+    own) and `early_ends` (with a terminator or EOS in their text) count responses. `events` (what happened -> count)
+    counts all pairs, as `render.py` names it. `terminator` is the token
     at which generation has to stop, `notes` what is peculiar about this tokenizer.
     """
 
@@ -75,6 +82,7 @@ class EncodeReport:
     boundary_repairs: int = 0
     early_ends: int = 0
     systems_folded: int = 0
+    events: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     response_tokens: int = 0
     terminator: str = ""
@@ -93,11 +101,13 @@ class EncodeReport:
             "responses held an end token in their text and were ended there": self.early_ends,
             "system texts were put into the first user turn, for want of a system role": self.systems_folded,
         }
+        counts |= self.events
         return said + [f"{count} {text}." for text, count in counts.items() if count] + self.notes
 
     def add(self, fate: PairFate) -> None:
         """Count one pair."""
         self.read += 1
+        self.events.update(fate.events)
         if fate.encoded is None:
             self.dropped[fate.reason] += 1
             return
@@ -112,13 +122,14 @@ class EncodeReport:
         self.response_tokens += len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PairFate:
     """What encoding made of one pair.
 
     `encoded` is None where the pair was dropped, for `reason`. `sizes` are the tokens of prompt, chosen and
     rejected answer before anything was cut (zeros where a pair was dropped before it had tokens). `repairs` and
-    `early_ends` count its answers, `folded` says whether its system text went into the first user turn.
+    `early_ends` count its answers, `folded` says whether its system text went into the first user turn, `events` are
+    what else is worth counting (`render.py`).
     """
 
     encoded: EncodedPair | None = None
@@ -127,6 +138,7 @@ class PairFate:
     repairs: int = 0
     early_ends: int = 0
     folded: bool = False
+    events: tuple[str, ...] = ()
 
     @property
     def prompt_cut(self) -> bool:
@@ -145,45 +157,64 @@ class PairFate:
 class PairEncoder:
     """Encodes pairs batch by batch, as the module's docstring says; `report` counts what it did.
 
-    Arguments and errors are those of `encode_pairs`.
+    Pairs of token ids (`EncodedPair`) may stand among the others: they are only cut.
+
+    Args:
+        max_length: longest prompt + response in tokens; None cuts nothing.
+        max_prompt_length: longest prompt in tokens; None leaves it to `max_length`.
+        truncation_mode: one of `TRUNCATION_MODES`, what of a pair longer than `max_length` is kept.
+
+    Raises:
+        SettingsError: the lengths contradict each other or leave no room for the assistant header.
+        ModelError: the tokenizer has no end token, or its template cannot render question and answer.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, max_length: int, max_prompt_length: int) -> None:
-        _check_lengths(max_length, max_prompt_length)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        max_length: int | None,
+        max_prompt_length: int | None = None,
+        truncation_mode: str = "keep_start",
+    ) -> None:
+        _check_lengths(max_length, max_prompt_length, truncation_mode)
         self.max_length, self.max_prompt_length = max_length, max_prompt_length
+        self.truncation_mode = truncation_mode
         self.chat = chat = Chat(tokenizer)
-        if chat.header_tokens >= max_prompt_length:
-            raise SettingsError(
-                f"max_prompt_length must be greater than {chat.header_tokens}, the number of tokens that open "
-                f"the assistant's turn. Got {max_prompt_length} instead."
-            )
+        for name, length in (("max_prompt_length", max_prompt_length), ("max_length", max_length)):
+            if length is not None and chat.header_tokens >= length:
+                raise SettingsError(
+                    f"{name} must be greater than {chat.header_tokens}, the number of tokens that open "
+                    f"the assistant's turn. Got {length} instead."
+                )
         # One thread, which waits for the tokenizer's own: Python renders the next batch meanwhile.
         self._thread = ThreadPoolExecutor(1, "tokenizer")
         self.report = EncodeReport(terminator=chat.terminator, terminator_id=chat.terminator_id, notes=chat.notes)
 
-    def encode(self, pairs: Sequence[PreferencePair]) -> list[PairFate]:
+    def encode(self, pairs: Sequence[PreferencePair | EncodedPair]) -> list[PairFate]:
         """What becomes of each of `pairs`, with one call of the tokenizer; some hundred pairs are enough."""
         return self.begin(pairs)()
 
-    def begin(self, pairs: Sequence[PreferencePair]) -> Callable[[], list[PairFate]]:
+    def begin(self, pairs: Sequence[PreferencePair | EncodedPair]) -> Callable[[], list[PairFate]]:
         """`encode` in two parts: the tokenizer works while the caller does something else, until it calls the result.
 
         To be called once, in the order of the batches, as each counts its pairs in `report`.
         """
-        rendered = [_rendered(pair, self.chat) for pair in pairs]
-        items = [item for item in rendered if isinstance(item, _Item)]
+        with time_limit():
+            begun = [pair if isinstance(pair, EncodedPair) else _item(pair, self.chat) for pair in pairs]
+        items = [item for item in begun if isinstance(item, _Item)]
         ids = self._thread.submit(self.chat.tokenize, _texts(items))
 
         def fates() -> list[PairFate]:
             _fill_in(items, ids.result(), self.chat)
-            found = [self._within(item) if isinstance(item, _Item) else PairFate(reason=item) for item in rendered]
+            found = [self._fate(item) for item in begun]
             for fate in found:
                 self.report.add(fate)
             return found
 
         return fates
 
-    def stream(self, batches: Iterable[Sequence[PreferencePair]]) -> Iterator[list[PairFate]]:
+    def stream(self, batches: Iterable[Sequence[PreferencePair | EncodedPair]]) -> Iterator[list[PairFate]]:
         """`encode` for one batch after another, each rendered while the one before it is tokenized."""
         waiting: Callable[[], list[PairFate]] | None = None
         for batch in batches:
@@ -194,50 +225,63 @@ class PairEncoder:
         if waiting is not None:
             yield waiting()
 
-    def _within(self, item: _Item) -> PairFate:
+    def _fate(self, item: _Item | EncodedPair | str) -> PairFate:
         """The pair within its lengths, or the reason why that leaves nothing to prefer."""
-        pair, chat = item.pair, self.chat
-        (full_chosen, early_chosen), (full_rejected, early_rejected) = map(chat.ended, item.response_ids)
-        prompt = chat.cut_prompt(item.prompt_ids, self.max_prompt_length)
-        room = self.max_length - len(prompt)
-        chosen, rejected = full_chosen[:room], full_rejected[:room]
-        sizes = len(item.prompt_ids), len(full_chosen), len(full_rejected)
-        reason = ""
-        if len(full_chosen) < 2:
-            reason = CHOSEN_EMPTY
-        elif len(full_rejected) < 2:
-            reason = REJECTED_EMPTY
-        elif chosen == rejected:
-            reason = IDENTICAL if full_chosen == full_rejected else IDENTICAL_CUT
+        if isinstance(item, str):
+            return PairFate(reason=item)
+        if isinstance(item, EncodedPair):
+            return self._within(item, _nothing_in(item, shortest=1))
+        (chosen, early_chosen), (rejected, early_rejected) = map(self.chat.ended, item.response_ids)
+        whole = EncodedPair(tuple(item.prompt_ids), tuple(chosen), tuple(rejected), item.pair.row, item.pair.source)
+        fate = self._within(whole, _nothing_in(whole, shortest=2))
+        fate.repairs, fate.early_ends = item.repairs, early_chosen + early_rejected
+        fate.folded, fate.events = item.texts.folded, item.texts.events
+        return fate
+
+    def _within(self, whole: EncodedPair, reason: str) -> PairFate:
+        prompt, chosen, rejected = self._cut(whole)
+        sizes = len(whole.prompt_ids), len(whole.chosen_ids), len(whole.rejected_ids)
+        if not reason and not (chosen and rejected):
+            reason = PROMPT_TOO_LONG
+        if not reason and chosen == rejected:
+            reason = IDENTICAL_CUT
         if reason:
             return PairFate(reason=reason, sizes=sizes)
-        return PairFate(
-            EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), pair.row, pair.source),
-            sizes=sizes,
-            repairs=item.repairs,
-            early_ends=early_chosen + early_rejected,
-            folded=chat.folds_system and bool(pair.system),
-        )
+        return PairFate(EncodedPair(prompt, chosen, rejected, whole.row, whole.source), sizes=sizes)
+
+    def _cut(self, whole: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Prompt and answers within the lengths. Both answers keep the same prompt, so that they stay one tree."""
+        prompt, chosen, rejected = whole.prompt_ids, whole.chosen_ids, whole.rejected_ids
+        if self.max_prompt_length is not None:
+            prompt = self.chat.cut_prompt(prompt, self.max_prompt_length)
+        if self.max_length is None:
+            return prompt, chosen, rejected
+        if self.truncation_mode == "keep_end":
+            room = self.max_length - 1  # a prompt of one token at least: what an answer's first one is scored after
+            chosen, rejected = chosen[-room:], rejected[-room:]
+            prompt = self.chat.cut_prompt(prompt, self.max_length - max(len(chosen), len(rejected)))
+            return prompt, chosen, rejected
+        room = max(self.max_length - len(prompt), 0)
+        return prompt, chosen[:room], rejected[:room]
 
 
 def encode_pairs(
     pairs: Sequence[PreferencePair],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    max_length: int,
-    max_prompt_length: int,
+    max_length: int | None,
+    max_prompt_length: int | None = None,
+    truncation_mode: str = "keep_start",
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[EncodedPair], EncodeReport]:
     """Encodes `pairs` in order, as the module's docstring says, and reports on it.
 
-    `max_length` bounds prompt + response and `max_prompt_length` the prompt, both in tokens. `progress` is
-    called with (pairs done, pairs in all) after each batch. Pairs that end up empty or identical are dropped
-    and counted, never an error.
-
-    Raises SettingsError where the lengths contradict each other or leave no room for the assistant header,
-    and ModelError where the tokenizer has no end token or its template cannot render question and answer.
+    Arguments and errors are those of `PairEncoder`. `progress` is called with (pairs done, pairs in all) after each
+    batch. Pairs that end up empty or identical are dropped and counted, never an error.
     """
-    encoder = PairEncoder(tokenizer, max_length=max_length, max_prompt_length=max_prompt_length)
+    encoder = PairEncoder(
+        tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, truncation_mode=truncation_mode
+    )
     encoded: list[EncodedPair] = []
     for fates in encoder.stream(pairs[start : start + BATCH] for start in range(0, len(pairs), BATCH)):
         encoded += [fate.encoded for fate in fates if fate.encoded is not None]
@@ -246,10 +290,25 @@ def encode_pairs(
     return encoded, encoder.report
 
 
-def _check_lengths(max_length: int, max_prompt_length: int) -> None:
-    if max_prompt_length >= max_length:
+def _check_lengths(max_length: int | None, max_prompt_length: int | None, truncation_mode: str) -> None:
+    if truncation_mode not in TRUNCATION_MODES:
+        raise SettingsError(
+            f"truncation_mode must be {' or '.join(TRUNCATION_MODES)}. Got {truncation_mode!r} instead."
+        )
+    if max_length is not None and max_prompt_length is not None and max_prompt_length >= max_length:
         got = f"Got max_prompt_length {max_prompt_length} and max_length {max_length} instead."
         raise SettingsError(f"max_prompt_length must be less than max_length, to leave room for an answer. {got}")
+
+
+def _nothing_in(pair: EncodedPair, shortest: int) -> str:
+    """Why token ids have nothing to learn from; an answer of the end token alone is empty."""
+    if not pair.prompt_ids:
+        return PROMPT_EMPTY
+    if len(pair.chosen_ids) < shortest:
+        return CHOSEN_EMPTY
+    if len(pair.rejected_ids) < shortest:
+        return REJECTED_EMPTY
+    return IDENTICAL if pair.chosen_ids == pair.rejected_ids else ""
 
 
 # --- one batch: render, tokenize, cut -------------------------------------------------------------
@@ -260,63 +319,41 @@ class _Item:
     """A pair on its way: its rendered texts, then its uncut ids."""
 
     pair: PreferencePair
-    prompt: str
-    context: str  # the end of `prompt` that is enough to see what a token at the boundary would merge
-    responses: list[str]
-    follows: list[bool]  # whether the rendered conversation begins with the rendered prompt
+    texts: Rendered
+    context: str  # the end of the prompt that is enough to see what a token at the boundary would merge
     prompt_ids: list[int] = field(default_factory=list)
     response_ids: list[list[int]] = field(default_factory=list)
     repairs: int = 0
 
 
-def _rendered(pair: PreferencePair, chat: Chat) -> _Item | str:
-    """The texts of a pair, or the reason why it has nothing to learn from."""
-    reason = ""
-    if not (pair.system or "").strip() and not any(turn.content.strip() for turn in pair.turns):
-        reason = PROMPT_EMPTY
-    elif not pair.chosen.strip():
-        reason = CHOSEN_EMPTY
-    elif not pair.rejected.strip():
-        reason = REJECTED_EMPTY
-    elif pair.chosen == pair.rejected:
-        reason = IDENTICAL
-    if reason:
-        return reason
-    messages = chat.messages(pair.system, pair.turns)
-    answers = (pair.chosen, pair.rejected)
+def _item(pair: PreferencePair, chat: Chat) -> _Item | str:
+    """A pair with its texts, or the reason why it has nothing to learn from."""
     try:
-        prompt = chat.prompt(messages)
-        full = [chat.conversation(messages, answer) for answer in answers]
-    except TemplateError as error:
-        return f"{PROMPT_REFUSED} ({error})"
-    follows = [text.startswith(prompt) for text in full]
-    responses = [
-        chat.without_tail(text[len(prompt) :] if fits else answer + chat.tail)
-        for text, fits, answer in zip(full, follows, answers, strict=True)
-    ]
-    return _Item(pair, prompt, chat.context(prompt), responses, follows)
+        texts = render(pair, chat)
+    except UnusableError as reason:
+        return str(reason)
+    return _Item(pair, texts, chat.context(texts.prompt))
 
 
 def _texts(items: list[_Item]) -> set[str]:
     """What the tokenizer has to be asked, each text once."""
-    texts = {text for item in items for text in (item.prompt, item.context)}
-    return texts | {item.context + response for item in items for response in item.responses}
+    texts = {text for item in items for text in (item.texts.prompt, item.context)}
+    return texts | {item.context + response for item in items for response in item.texts.responses}
 
 
 def _fill_in(items: list[_Item], ids: dict[str, list[int]], chat: Chat) -> None:
     """Takes each item's ids from those of `_texts`, with another call of the tokenizer for repairs."""
     broken: list[tuple[_Item, int]] = []
     for item in items:
-        prompt, context = ids[item.prompt], ids[item.context]
+        prompt, context = ids[item.texts.prompt], ids[item.context]
         item.prompt_ids = chat.with_bos(prompt)
-        for side, (response, follows) in enumerate(zip(item.responses, item.follows, strict=True)):
+        for side, response in enumerate(item.texts.responses):
             joined = ids[item.context + response]
             item.response_ids.append(joined[len(context) :])
             # No token reaches across the boundary: the joined ids go on from the prompt's.
-            whole = joined[: len(context)] == context and prompt[len(prompt) - len(context) :] == context
-            if not (follows and whole):
+            if joined[: len(context)] != context or prompt[len(prompt) - len(context) :] != context:
                 broken.append((item, side))
-    alone = chat.tokenize({item.responses[side] for item, side in broken})
+    alone = chat.tokenize({item.texts.responses[side] for item, side in broken})
     for item, side in broken:
-        item.response_ids[side] = alone[item.responses[side]]
+        item.response_ids[side] = alone[item.texts.responses[side]]
         item.repairs += 1

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from preftree.data.dialogue import is_dialogue
+from preftree.data.files import Row
+from preftree.data.messages import RowProblem, found, turns_of
 from preftree.data.record import Turn
 from preftree.errors import did_you_mean
-
-Row = Mapping[str, Any]
-
-_HH_TURN = re.compile(r"\s*\b(Human|Assistant):")
-_HH_SPLIT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
-_HH_ROLES = {"Human": "user", "Assistant": "assistant"}
-
-
-class RowProblem(Exception):
-    """A row that cannot be read; the message says why, the caller adds file and row."""
 
 
 class RowSkipped(Exception):
@@ -29,7 +21,7 @@ def kind_of(value: object) -> str:
     """text, dialogue (HH-RLHF's "Human: … Assistant: …" text), answer (messages that begin with the
     assistant's), conversation (messages that begin otherwise), or the name of the value's type."""
     if isinstance(value, str):
-        return "dialogue" if _HH_TURN.match(value) else "text"
+        return "dialogue" if is_dialogue(value) else "text"
     if isinstance(value, list) and value and isinstance(value[0], Mapping):
         return "answer" if value[0].get("role") == "assistant" else "conversation"
     return type(value).__name__
@@ -52,39 +44,12 @@ def value_of(row: Row, column: str) -> Any:
     return row[column]
 
 
-def found(value: object) -> str:
-    """What was found instead, for messages: a type, with the value where it is short."""
-    if value is None:
-        return "nothing (null)"
-    return f"{type(value).__name__} ({value!r:.40})" if isinstance(value, bool | int | float) else type(value).__name__
-
-
 def text_of(row: Row, column: str) -> str:
     """The text in a column that must be there."""
     value = value_of(row, column)
     if not isinstance(value, str):
         raise RowProblem(f"column `{column}` must be text. Got {found(value)} instead.")
     return value
-
-
-def turns_of(value: object, column: str) -> tuple[Turn, ...]:
-    """Message objects -> turns; keys other than role and content are extras of some service and left out."""
-    if not isinstance(value, list) or not value:
-        got = "an empty list" if value == [] else found(value)
-        raise RowProblem(f"column `{column}` must be text or a list of messages. Got {got} instead.")
-    turns = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping):
-            raise RowProblem(f"column `{column}`, message {number} must be an object. Got {found(message)} instead.")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
-                got = found(message.get(key))
-                raise RowProblem(
-                    f"column `{column}`, message {number}: `{key}` must be text. Got {got} instead."
-                    + (did_you_mean(key, map(str, message)) if key not in message else "")
-                )
-        turns.append(Turn(message["role"], message["content"]))
-    return tuple(turns)
 
 
 def split_system(turns: tuple[Turn, ...], column: str) -> tuple[str | None, tuple[Turn, ...]]:
@@ -105,25 +70,17 @@ def prompt_of(row: Row, column: str) -> tuple[str | None, tuple[Turn, ...]]:
 
 
 def system_of(row: Row, of_turns: str | None) -> str | None:
-    """The text of the column `system` or `system_prompt`, else the one that the messages began with."""
+    """The text of the column `system` or `system_prompt`, else the one that the messages began with.
+
+    An empty column says that there is no system message; an empty message is one.
+    """
     column = next((name for name in ("system", "system_prompt") if row.get(name) is not None), None)
     if column is None:
         return of_turns
     text = text_of(row, column)
     if of_turns is not None and text and text != of_turns:
         raise RowProblem(f"column `{column}` and the prompt's system message differ; keep one of them")
-    return text or of_turns or text
-
-
-def answer_text(value: object, column: str) -> str:
-    """An answer that is a text or a list with one assistant message."""
-    if isinstance(value, str):
-        return value
-    turns = turns_of(value, column)
-    if len(turns) != 1 or turns[0].role != "assistant":
-        roles = ", ".join(turn.role for turn in turns)
-        raise RowProblem(f"column `{column}` must hold one assistant message. Got messages of {roles} instead.")
-    return turns[0].content
+    return text or of_turns
 
 
 def rank_of(value: object, where: str) -> int | None:
@@ -155,11 +112,3 @@ def label(row: Row) -> bool:
     if word not in known:
         raise RowProblem(f"column `label` must be true or false. Got {found(value)} instead.")
     return known[word]
-
-
-def hh_turns(text: str, column: str) -> tuple[Turn, ...]:
-    """The turns of an HH-RLHF text."""
-    before, *parts = _HH_SPLIT.split(text)
-    if before.strip() or not parts:
-        raise RowProblem(f'column `{column}` must begin with "Human:" or "Assistant:", as HH-RLHF texts do')
-    return tuple(Turn(_HH_ROLES[who], said.strip()) for who, said in zip(parts[::2], parts[1::2], strict=True))

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from preftree.data.fields import Row, RowProblem
+from preftree.data.messages import RowProblem
 
+Row = Mapping[str, Any]
 Numbered = tuple[int, "Row | RowProblem"]
 """A row with its number, or what is wrong with it; number 0 stands for the whole file."""
 

@@ -8,16 +8,13 @@ To add a format, write one function `read(row) -> PreferenceRecord` from the par
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
+from preftree.data.dialogue import dialogue_turns
 from preftree.data.fields import (
-    Row,
-    RowProblem,
     RowSkipped,
-    answer_text,
     extra_of,
-    hh_turns,
     kind_of,
     label,
     number,
@@ -25,10 +22,12 @@ from preftree.data.fields import (
     split_system,
     system_of,
     text_of,
-    turns_of,
     value_of,
 )
-from preftree.data.ranked import ANSWERS, PROMPTS, read_ranked
+from preftree.data.files import Row
+from preftree.data.messages import RowProblem, answer_of, json_column, turns_of
+from preftree.data.normalize import RANKED
+from preftree.data.ranked import PROMPTS, read_ranked
 from preftree.data.record import PreferenceRecord, Response, Turn
 from preftree.errors import did_you_mean
 
@@ -96,18 +95,19 @@ def pair_by_prompt(records: Iterable[PreferenceRecord]) -> tuple[list[Preference
     The first good answer to a prompt goes with the first bad one, the second with the second, and so on. A
     new record stands at the earlier of its two rows. Also returns how many answers found no opposite.
     """
-    groups: dict[tuple[str | None, tuple[Turn, ...]], tuple[list[PreferenceRecord], list[PreferenceRecord]]] = {}
+    groups: dict[Hashable, tuple[list[PreferenceRecord], list[PreferenceRecord]]] = {}
     for record in records:
-        sides = groups.setdefault((record.system, record.turns), ([], []))
+        same = (record.system, record.turns, record.tools, record.template_kwargs)
+        sides = groups.setdefault(same, ([], []))
         sides[0 if record.responses[0].rank == 1 else 1].append(record)
     paired: list[PreferenceRecord] = []
     alone = 0
-    for (system, turns), (good, bad) in groups.items():
+    for good, bad in groups.values():
         alone += abs(len(good) - len(bad))
         for first, second in zip(good, bad, strict=False):
             place, later = sorted((first, second), key=lambda record: record.row)
             answers = first.responses + second.responses
-            paired.append(PreferenceRecord(system, turns, answers, place.source, place.extra, place.row, later.row))
+            paired.append(replace(place, responses=answers, other_row=later.row))
     return sorted(paired, key=lambda record: record.row), alone
 
 
@@ -119,15 +119,20 @@ def read_prompted(row: Row, prompt_column: str = "prompt") -> PreferenceRecord:
     chosen, rejected = value_of(row, "chosen"), value_of(row, "rejected")
     system, turns = prompt_of(row, prompt_column)
     if "conversation" in (kind_of(chosen), kind_of(rejected)):
-        return _whole_conversations(row, (prompt_column, turns[-1].content))
+        return _whole_conversations(row, system, (prompt_column, turns[-1].content))
     used = (prompt_column, "chosen", "rejected", "system", "system_prompt")
-    answers = answer_text(chosen, "chosen"), answer_text(rejected, "rejected")
+    answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
     return _record(row, system_of(row, system), turns, answers, used)
 
 
 def read_orca(row: Row) -> PreferenceRecord:
     """Intel/orca_dpo_pairs: system (may be absent), question, chosen, rejected."""
     return read_prompted(row, "question")
+
+
+def read_alpaca(row: Row) -> PreferenceRecord:
+    """The alpaca form: instruction, chosen, rejected; `input` and `history` have joined the instruction."""
+    return read_prompted(row, "instruction")
 
 
 def read_ultrafeedback(row: Row) -> PreferenceRecord:
@@ -140,27 +145,28 @@ def read_ultrafeedback(row: Row) -> PreferenceRecord:
     scores = _score(row, "score_chosen"), _score(row, "score_rejected")
     ranks = (1, 2) if scores[0] > scores[1] else (1, 1)
     answers = tuple(
-        Response(response.text, score, rank)
+        replace(response, score=score, rank=rank)
         for response, score, rank in zip(record.responses, scores, ranks, strict=True)
     )
-    return PreferenceRecord(record.system, record.turns, answers, extra=record.extra)
+    return replace(record, responses=answers)
 
 
 def read_implicit(row: Row) -> PreferenceRecord:
     """TRL's implicit prompt: chosen and rejected are whole conversations that share their beginning."""
-    return _whole_conversations(row, None)
+    return _whole_conversations(row, None, None)
 
 
 def read_hh(row: Row) -> PreferenceRecord:
     """HH-RLHF: chosen and rejected are texts of "\\n\\nHuman: …\\n\\nAssistant: …" turns."""
-    chosen, rejected = (hh_turns(text_of(row, column), column) for column in ("chosen", "rejected"))
+    chosen, rejected = (dialogue_turns(text_of(row, column), column) for column in ("chosen", "rejected"))
     return _from_conversations(row, chosen, rejected)
 
 
 def read_kto(row: Row) -> PreferenceRecord:
     """KTO: prompt, one completion, and a label that says whether it is a good one."""
     system, turns = prompt_of(row, "prompt")
-    answer = Response(answer_text(value_of(row, "completion"), "completion"), rank=1 if label(row) else 2)
+    said = answer_of(value_of(row, "completion"), "completion")
+    answer = Response(said.content, rank=1 if label(row) else 2, keys=said.keys)
     extra = extra_of(row, ("prompt", "completion", "label", "system", "system_prompt"))
     return PreferenceRecord(system_of(row, system), turns, (answer,), extra=extra)
 
@@ -168,14 +174,14 @@ def read_kto(row: Row) -> PreferenceRecord:
 def read_services(row: Row) -> PreferenceRecord:
     """The fine-tuning services' input (with its messages), preferred_output, non_preferred_output."""
     given = value_of(row, "input")
+    tools = ""
     if isinstance(given, Mapping):
-        if given.get("tools"):
-            raise RowProblem("column `input` offers `tools`, which a prompt here cannot hold; remove such rows")
+        tools = json_column(given.get("tools"), "input.tools", list)
         given = given.get("messages")
     system, turns = split_system(turns_of(given, "input"), "input")
     columns = ("preferred_output", "non_preferred_output")
-    answers = tuple(answer_text(value_of(row, column), column) for column in columns)
-    return _record(row, system, turns, answers, ("input", *columns))
+    answers = tuple(answer_of(value_of(row, column), column) for column in columns)
+    return replace(_record(row, system, turns, answers, ("input", *columns)), tools=tools)
 
 
 # --- parts of readers -----------------------------------------------------------------------------
@@ -186,19 +192,22 @@ def _score(row: Row, column: str) -> float:
 
 
 def _record(
-    row: Row, system: str | None, turns: tuple[Turn, ...], answers: Sequence[str], used: Iterable[str]
+    row: Row, system: str | None, turns: tuple[Turn, ...], answers: Sequence[Turn], used: Iterable[str]
 ) -> PreferenceRecord:
-    responses = tuple(Response(text, rank=rank) for rank, text in enumerate(answers, start=1))
+    responses = tuple(Response(turn.content, rank=rank, keys=turn.keys) for rank, turn in enumerate(answers, start=1))
     return PreferenceRecord(system, turns, responses, extra=extra_of(row, used))
 
 
-def _whole_conversations(row: Row, prompt: tuple[str, str] | None) -> PreferenceRecord:
-    """Both answers are whole conversations; a prompt column (name, last text) beside them must agree."""
+def _whole_conversations(row: Row, system: str | None, prompt: tuple[str, str] | None) -> PreferenceRecord:
+    """Both answers are whole conversations; a prompt column (name, last text) beside them must agree.
+
+    Its system text is that of the conversations where these begin without one.
+    """
     chosen, rejected = (turns_of(value_of(row, column), column) for column in ("chosen", "rejected"))
     record = _from_conversations(row, chosen, rejected)
     if prompt is not None and prompt[1].strip() != record.turns[-1].content.strip():
         raise RowProblem(f"column `{prompt[0]}` is not the prompt that the conversation in `chosen` answers")
-    return record
+    return replace(record, system=system) if record.system is None else record
 
 
 def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> PreferenceRecord:
@@ -208,7 +217,7 @@ def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn
     if chosen[:-1] != rejected[:-1]:
         raise RowSkipped(PART_EARLY)
     system, turns = split_system(chosen[:-1], "chosen")
-    answers = chosen[-1].content, rejected[-1].content
+    answers = chosen[-1], rejected[-1]
     return _record(row, system_of(row, system), turns, answers, ("prompt", "chosen", "rejected", "system"))
 
 
@@ -229,6 +238,9 @@ _LISTS = ("list", *_MESSAGES)
 
 FORMATS: dict[str, Format] = {
     "Orca pairs": Format(("question", *_PAIR), _has("question", *_PAIR), read_orca),
+    "alpaca pairs": Format(
+        ("instruction", *_PAIR), lambda c: _has("instruction", *_PAIR)(c) and "prompt" not in c, read_alpaca
+    ),
     "UltraFeedback": Format(_SCORED, _has(*_SCORED), read_ultrafeedback),
     "TRL conversational": Format(
         _TRL,
@@ -241,7 +253,7 @@ FORMATS: dict[str, Format] = {
     "KTO labels": Format(_KTO, _has(*_KTO), read_kto, by_prompt=True),
     "ranked answers": Format(
         ("instruction", "completions"),
-        lambda c: any(c.get(name) in _LISTS for name in ANSWERS) and any(name in c for name in PROMPTS),
+        lambda c: any(c.get(name) in _LISTS for name in RANKED) and any(name in c for name in PROMPTS),
         read_ranked,
     ),
     "fine-tuning service": Format(_SERVICES, _has(*_SERVICES), read_services),

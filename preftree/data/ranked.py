@@ -6,25 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from preftree.data.fields import (
-    Row,
-    RowProblem,
     RowSkipped,
     extra_of,
-    found,
-    hh_turns,
-    kind_of,
     number,
     prompt_of,
     rank_of,
     system_of,
 )
-from preftree.data.record import PreferenceRecord, Response, Turn
+from preftree.data.files import Row
+from preftree.data.messages import RowProblem, found
+from preftree.data.normalize import RANKED, TEXT_KEYS
+from preftree.data.record import PreferenceRecord, Response
 
 TOO_FEW = "fewer than two answers with a rank or score"
 
 PROMPTS = ("instruction", "prompt", "question")
-ANSWERS = ("completions", "answers", "responses")
-_TEXTS = ("response", "text", "answer", "content", "completion")
 # The mean of UltraFeedback's four aspects before its overall score, in which some 10s stand for 1s.
 _SCORES = ("score", "fine-grained_score", "rating", "reward", "overall_score")
 
@@ -35,7 +31,7 @@ def read_ranked(row: Row) -> PreferenceRecord:
 
     Answers are texts or objects. An answer whose score or rank is missing is left out.
     """
-    prompt, column = (next(name for name in names if name in row) for names in (PROMPTS, ANSWERS))
+    prompt, column = (next(name for name in names if name in row) for names in (PROMPTS, RANKED))
     given = row[column]
     if not isinstance(given, list):
         raise RowProblem(f"column `{column}` must be a list of answers. Got {found(given)} instead.")
@@ -47,25 +43,18 @@ def read_ranked(row: Row) -> PreferenceRecord:
     ranked = tuple(answer for answer in answers if answer.rank is not None or answer.score is not None)
     if len(ranked) < 2:
         raise RowSkipped(TOO_FEW)
-    system, turns = _ranked_prompt(row, prompt)
+    system, turns = prompt_of(row, prompt)
     extra = extra_of(row, (prompt, column, "ranks", "scores", "system", "system_prompt"))
     return PreferenceRecord(system_of(row, system), turns, ranked, extra=extra)
-
-
-def _ranked_prompt(row: Row, column: str) -> tuple[str | None, tuple[Turn, ...]]:
-    if kind_of(row[column]) != "dialogue":
-        return prompt_of(row, column)
-    turns = hh_turns(row[column], column)
-    return None, turns[:-1] if turns[-1].role == "assistant" and not turns[-1].content else turns
 
 
 def _ranked_answer(answer: object, where: str) -> Response:
     if not isinstance(answer, Mapping):
         raise RowProblem(f"{where}: it has neither a rank nor a score; add a column `scores` or `ranks` for them.")
-    key = next((key for key in _TEXTS if key in answer), None)
+    key = next((key for key in TEXT_KEYS if key in answer), None)
     if key is None or not isinstance(answer[key], str):
         got = found(answer[key]) if key else f"only {', '.join(map(str, answer)) or 'nothing'}"
-        raise RowProblem(f"{where} must have its text under one of {', '.join(_TEXTS)}. Got {got} instead.")
+        raise RowProblem(f"{where} must have its text under one of {', '.join(TEXT_KEYS)}. Got {got} instead.")
     scores = [answer[name] for name in _SCORES if answer.get(name) is not None]
     if not scores and isinstance(answer.get("annotations"), Mapping):
         scores = _aspects(answer["annotations"])
@@ -88,7 +77,7 @@ def _beside(row: Row, column: str, beside: str) -> list[Response]:
     answers = []
     for i, (answer, value) in enumerate(zip(texts, values, strict=True), start=1):
         where = f"column `{beside}`, value {i}"
-        text = next((answer[k] for k in _TEXTS if k in answer), None) if isinstance(answer, Mapping) else answer
+        text = next((answer[k] for k in TEXT_KEYS if k in answer), None) if isinstance(answer, Mapping) else answer
         if not isinstance(text, str):
             raise RowProblem(f"column `{column}`, answer {i} must be text. Got {found(text)} instead.")
         missing = value is None or value == "N/A"

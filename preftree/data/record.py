@@ -15,10 +15,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation: who speaks (`system`, `user`, `assistant`, …) and what is said."""
+    """One message of a conversation: who speaks (`system`, `user`, `assistant`, …) and what is said.
+
+    `keys` is a JSON object of the message's other keys (`tool_calls`, `reasoning_content`, `name`, …), "" for none;
+    a `"content": null` in it says that the message had no content.
+    """
 
     role: str
     content: str
+    keys: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Does it say nothing: no text, and no call or reasoning either?"""
+        return not self.keys and not self.content.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +37,18 @@ class Response:
 
     `rank` is 1 for the best answer and grows from there; equal ranks mean that the source prefers neither.
     `score` is the source's own number, higher is better; it orders the answers only where ranks are absent.
+    `keys` are those of the answer's message, as in `Turn`.
     """
 
     text: str
     score: float | None = None
     rank: int | None = None
+    keys: str = ""
+
+    @property
+    def is_empty(self) -> bool:
+        """Does it say nothing: no text, and no call or reasoning either?"""
+        return not self.keys and not self.text.strip()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +58,8 @@ class PreferencePair:
     `system` is None where the source gives no system text (an empty text stays an empty text).
     `turns` is the conversation up to the answer. `source` names the place for people ("pairs.jsonl:12"),
     `row` is the zero-based position among all rows read by one load, so it orders and identifies pairs.
+    `chosen_keys` and `rejected_keys` are the other keys of the answers' messages, as in `Turn`. `tools` (a JSON
+    list) and `template_kwargs` (a JSON object) are passed to the chat template, "" for none.
     """
 
     system: str | None
@@ -49,6 +68,24 @@ class PreferencePair:
     rejected: str
     source: str
     row: int
+    chosen_keys: str = ""
+    rejected_keys: str = ""
+    tools: str = ""
+    template_kwargs: str = ""
+
+    @property
+    def answers(self) -> tuple[Turn, Turn]:
+        """The chosen and the rejected answer as messages."""
+        return (
+            Turn("assistant", self.chosen, self.chosen_keys),
+            Turn("assistant", self.rejected, self.rejected_keys),
+        )
+
+    @property
+    def prompt_parts(self) -> list[str]:
+        """Everything that makes the prompt what it is, to hash or compare."""
+        parts = [part for turn in self.turns for part in (turn.role, turn.content, turn.keys)]
+        return [self.system or "", *parts, self.tools, self.template_kwargs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +93,8 @@ class PreferenceRecord:
     """One prompt with all its answers, as one row of a source states it.
 
     `source` and `row` are as in `PreferencePair`; `extra` holds the columns that the format does not use. A record
-    that was put together from two rows stands at the earlier one, and `other_row` is the later one.
+    that was put together from two rows stands at the earlier one, and `other_row` is the later one. `tools` and
+    `template_kwargs` are as in `PreferencePair`; `notes` say how the row was read where that was not plain.
     """
 
     system: str | None
@@ -66,6 +104,9 @@ class PreferenceRecord:
     extra: Mapping[str, Any] | None = field(default=None, compare=False)
     row: int = 0
     other_row: int | None = None
+    tools: str = ""
+    template_kwargs: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def pairs(self, rule: str = "best_worst", min_margin: float = 0.0) -> list[PreferencePair]:
         """The pairs that `rule` (one of `PAIR_RULES`) makes of the answers; never of two that are equally good.
@@ -77,12 +118,21 @@ class PreferenceRecord:
         if keys is None:
             return []
         made = [(b, w) for b, w in PAIR_RULES[rule](keys) if min_margin <= 0 or self._margin(b, w) > min_margin]
-        return [
-            PreferencePair(
-                self.system, self.turns, self.responses[best].text, self.responses[worse].text, self.source, self.row
-            )
-            for best, worse in made
-        ]
+        return [self._pair(self.responses[best], self.responses[worse]) for best, worse in made]
+
+    def _pair(self, chosen: Response, rejected: Response) -> PreferencePair:
+        return PreferencePair(
+            self.system,
+            self.turns,
+            chosen.text,
+            rejected.text,
+            self.source,
+            self.row,
+            chosen_keys=chosen.keys,
+            rejected_keys=rejected.keys,
+            tools=self.tools,
+            template_kwargs=self.template_kwargs,
+        )
 
     @property
     def scored(self) -> bool:
@@ -134,8 +184,8 @@ class LoadedPairs(list[PreferencePair]):
     """The pairs of one load, in the order of their rows, and what is worth telling about it.
 
     `format`: the recognised format (several, joined with commas, if files differ). `files`: what was read.
-    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `left_out`: files of a
-    folder that belong to another split.
+    `rows`: how many rows were read. `skipped`: reason -> rows that gave no pair. `notes`: how rows were read where
+    that was not plain -> how many. `left_out`: files of a folder that belong to another split.
     """
 
     def __init__(self, pairs: Iterable[PreferencePair] = ()) -> None:
@@ -144,6 +194,7 @@ class LoadedPairs(list[PreferencePair]):
         self.files: list[str] = []
         self.rows = 0
         self.skipped: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()
         self.left_out: list[str] = []
 
     @property
@@ -155,6 +206,7 @@ class LoadedPairs(list[PreferencePair]):
         """Plain sentences for people: what was read, as what, and why rows were left out."""
         said = [f"Read {len(self)} pairs from {self.rows} rows of {', '.join(self.files)} ({self.format})."]
         said += [f"Skipped {count} rows: {reason}." for reason, count in self.skipped.items()]
+        said += [f"In {count} rows {note}." for note, count in self.notes.items()]
         if self.left_out:
             said.append(f"Left out, as files of another split: {', '.join(self.left_out)}.")
         return said

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import NamedTuple
 
-from preftree.data.fields import Row, RowProblem, RowSkipped
-from preftree.data.files import Numbered
+from preftree.data.fields import RowSkipped
+from preftree.data.files import Numbered, Row
 from preftree.data.formats import (
     FORMATS,
     NO_MARGIN,
@@ -18,6 +18,8 @@ from preftree.data.formats import (
     explain_unknown,
     recognise,
 )
+from preftree.data.messages import RowProblem, json_column
+from preftree.data.normalize import Normalizer
 from preftree.data.record import PreferenceRecord
 
 _PEEKED_ROWS = 100
@@ -57,27 +59,36 @@ class TableScan:
         self.first_row = first_row
         iterator = iter(rows)
         head = list(islice(iterator, _PEEKED_ROWS))
-        self.format, self.problems = _format_of(self.name, head)
+        self._normalize = Normalizer([row for _, row in head if not isinstance(row, RowProblem)])
+        self.format, self.problems = _format_of(self.name, head, self._normalize)
         self._rows = chain(head, iterator)
 
     def __iter__(self) -> Iterator[Scanned]:
         """Every row; a record's `row` is its place among all sound rows, from `first_row` on."""
         if self.format is None:
             return
-        read = FORMATS[self.format].read
         position = self.first_row
         for number, row in self._rows:
             if isinstance(row, RowProblem):
                 yield Scanned(number, problem=_placed(self.name, number, row))
                 continue
             try:
-                record = replace(read(row), source=f"{self.short}:{number}", row=position)
+                record = replace(self._record(row), source=f"{self.short}:{number}", row=position)
                 yield Scanned(number, row, record)
             except RowProblem as problem:
                 yield Scanned(number, row, problem=_placed(self.name, number, problem))
+            except RecursionError:
+                yield Scanned(number, row, problem=_placed(self.name, number, RowProblem("it is nested too deeply.")))
             except RowSkipped as skipped:
                 yield Scanned(number, row, skipped=str(skipped))
             position += 1
+
+    def _record(self, row: Row) -> PreferenceRecord:
+        row, notes = self._normalize(row)
+        record = FORMATS[str(self.format)].read(row)
+        tools = record.tools or json_column(row.get("tools"), "tools", list)
+        kwargs = json_column(row.get("chat_template_kwargs"), "chat_template_kwargs", dict)
+        return replace(record, tools=tools, template_kwargs=kwargs, notes=notes) if tools or kwargs or notes else record
 
 
 def unpaired(record: PreferenceRecord, min_margin: float) -> str:
@@ -87,18 +98,26 @@ def unpaired(record: PreferenceRecord, min_margin: float) -> str:
     return NO_MARGIN if record.scored else NO_SCORES
 
 
-def _format_of(name: str, head: list[Numbered]) -> tuple[str | None, list[str]]:
+def _format_of(name: str, head: list[Numbered], normalize: Normalizer) -> tuple[str | None, list[str]]:
     """The format of a table from its first rows, or None with the reasons why there is none."""
     good = [row for _, row in head if not isinstance(row, RowProblem)]
     if not head:
         return None, [f"{name} is empty: it has no row. Give a file with one preference pair a row."]
-    format_name = recognise(column_kinds(good)) if good else None
+    format_name = recognise(column_kinds([_plain(row, normalize) for row in good])) if good else None
     if format_name is not None:
         return format_name, []
     bad = [_placed(name, number, row) for number, row in head if isinstance(row, RowProblem)]
     if good:
         bad.append(f"{name}: {explain_unknown(dict.fromkeys(str(key) for row in good for key in row))}")
     return None, bad
+
+
+def _plain(row: Row, normalize: Normalizer) -> Row:
+    """The row in its plain form, or as it is where that fails: its turn to be told of comes later."""
+    try:
+        return normalize(row)[0]
+    except (RowProblem, RecursionError):
+        return row
 
 
 def _placed(name: str, number: int, problem: RowProblem) -> str:

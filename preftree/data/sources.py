@@ -160,6 +160,7 @@ class _Loading:
         for scanned in scan:
             self.loaded.rows += scanned.row is not None
             if scanned.record is not None:
+                self.loaded.notes.update(scanned.record.notes)
                 yield scanned.record
             elif scanned.problem is not None:
                 self.problems.append(scanned.problem)

@@ -106,5 +106,5 @@ def _read(file: Path) -> tuple[list[EncodedPair], EncodeReport]:
     columns = (sides[0::3], sides[1::3], sides[2::3], rows, json.loads(said["sources"]))
     pairs = [EncodedPair(*row) for row in zip(*columns, strict=True)]
     report = EncodeReport(**json.loads(said["report"]))
-    report.dropped = Counter(report.dropped)
+    report.dropped, report.events = Counter(report.dropped), Counter(report.events)
     return pairs, report

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from preftree.config.prepare import SourceSettings
-from preftree.data.fields import RowProblem
+from preftree.data.messages import RowProblem
 from preftree.data.scan import Table
 from preftree.data.sources import Source, find_tables
 from preftree.errors import DataError

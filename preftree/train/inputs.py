@@ -111,6 +111,8 @@ def _encoded(
     say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
     for reason, count in loaded.skipped.items():
         say(f"           {count} rows gave no pair: {reason}")
+    for note, count in loaded.notes.items():
+        say(f"           in {count} rows {note}")
     for line in quick_check(loaded, name) if split == "train" else ():
         say(line)
     pairs, report, remembered = remembered_pairs(

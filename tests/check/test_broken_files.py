@@ -134,8 +134,8 @@ BROKEN: dict[str, tuple[bytes | Callable[[], bytes], list[str]]] = {
         ["row 2", 'must begin with "Human:"'],
     ),
     "tools.jsonl": (
-        lines({"input": {"messages": [ASK], "tools": [{}]}, "preferred_output": [SAY], "non_preferred_output": [SAY]}),
-        ["row 1", "offers `tools`"],
+        lines({"input": {"messages": [ASK], "tools": "x"}, "preferred_output": [SAY], "non_preferred_output": [SAY]}),
+        ["row 1", "`input.tools` is text and not JSON"],
     ),
 }
 

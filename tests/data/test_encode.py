@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from tokenizers import decoders as token_decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from preftree.data import encode
+from preftree.data import encode, render
 from preftree.data.chat import PLAIN_CHAT_TEMPLATE, Chat
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair, Turn
@@ -159,7 +159,7 @@ def test_ids_are_those_of_the_whole_rendered_conversation(make: MakeChat, kind: 
         encoded, report = encode_pairs([pair], tokenizer, **LONG)
         expected = [slowly(pair, answer, tokenizer, end) for answer in (chosen, rejected)]
         if expected[0][1] == expected[1][1]:
-            assert report.dropped == {encode.IDENTICAL: 1}
+            assert report.dropped == {render.IDENTICAL: 1}
             return
         assert list(encoded[0].prompt_ids) == expected[0][0]
         assert [list(encoded[0].chosen_ids), list(encoded[0].rejected_ids)] == [e[1] for e in expected]
@@ -250,10 +250,14 @@ def test_trap_generation_prompt_that_the_template_does_not_repeat(make: MakeChat
     # As reasoning models do it: the generation prompt opens a thought that the history leaves out.
     tokenizer = make("tiny", "ChatML")
     tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
-    encoded, report = one(ask("Hi"), tokenizer)
+    thought = ask("Hi", chosen="<think>\nHm.\n</think>\n\nYes.", rejected="Hm.\n</think>\n\nNo.")
+    encoded, report = one(thought, tokenizer)
     assert tokenizer.decode(encoded.prompt_ids).endswith("<think>\n")
-    assert tokenizer.decode(encoded.chosen_ids) == "Yes.<|im_end|>"
-    assert report.boundary_repairs == 2
+    assert tokenizer.decode(encoded.chosen_ids) == "Hm.\n</think>\n\nYes.<|im_end|>"
+    assert tokenizer.decode(encoded.rejected_ids) == "Hm.\n</think>\n\nNo.<|im_end|>"
+    assert (report.boundary_repairs, report.events) == (0, {render.REASONING_INSIDE: 1})
+    _, report = encode_pairs([ask("Hi")], tokenizer, **LONG)
+    assert report.dropped == {render.NOT_CLOSED: 1}
 
 
 def test_text_that_the_template_puts_before_answers_is_part_of_them_and_said(make: MakeChat) -> None:
@@ -288,9 +292,12 @@ def test_system_text_goes_into_the_first_user_turn_where_there_is_no_system_role
 
 
 @every_chat
-def test_empty_system_is_no_system_turn(make: MakeChat, template: str) -> None:
+def test_empty_system_message_is_written_as_the_template_has_it(make: MakeChat, template: str) -> None:
     tokenizer = make("tiny", template)
-    assert one(ask("Hi", system=""), tokenizer)[0] == one(ask("Hi", system=None), tokenizer)[0]
+    empty, report = one(ask("Hi", system=""), tokenizer)
+    same = empty == one(ask("Hi", system=None), tokenizer)[0]
+    assert same == (template in ("Gemma", "none"))  # which have no system turn, and our own format
+    assert report.events == {render.EMPTY_IGNORED if same else render.EMPTY_WRITTEN: 1}
     assert one(ask("Hi", system="Be kind."), tokenizer)[0] != one(ask("Hi"), tokenizer)[0]
 
 
@@ -305,12 +312,12 @@ def test_plain_format_word_for_word(make: MakeChat) -> None:
 @pytest.mark.parametrize(
     ("pair", "reason"),
     [
-        (ask(" \n", system=""), encode.PROMPT_EMPTY),
-        (ask("Hi", chosen=""), encode.CHOSEN_EMPTY),
-        (ask("Hi", rejected=" \n"), encode.REJECTED_EMPTY),
-        (ask("Hi", chosen="<|im_end|>"), encode.CHOSEN_EMPTY),
-        (ask("Hi", chosen="same", rejected="same"), encode.IDENTICAL),
-        (ask("Hi", chosen="same</s>", rejected="same"), encode.IDENTICAL),
+        (ask(" \n", system=""), render.PROMPT_EMPTY),
+        (ask("Hi", chosen=""), render.CHOSEN_EMPTY),
+        (ask("Hi", rejected=" \n"), render.REJECTED_EMPTY),
+        (ask("Hi", chosen="<|im_end|>"), render.CHOSEN_EMPTY),
+        (ask("Hi", chosen="same", rejected="same"), render.IDENTICAL),
+        (ask("Hi", chosen="same</s>", rejected="same"), render.IDENTICAL),
     ],
 )
 def test_pairs_without_a_preference_are_dropped_and_counted(make: MakeChat, pair: PreferencePair, reason: str) -> None:
@@ -325,7 +332,7 @@ def test_conversation_that_the_template_refuses_is_dropped_with_its_words(make: 
     pair = PreferencePair(None, (Turn("user", "a"), Turn("user", "b")), "x", "y", "s:1", 0)
     _, report = encode_pairs([pair], make("tiny", "Gemma"), **LONG)
     ((reason, count),) = report.dropped.items()
-    assert reason.startswith(f"{encode.PROMPT_REFUSED} (Conversation roles must alternate")
+    assert reason.startswith(f"{render.PROMPT_REFUSED} (Conversation roles must alternate")
     assert (report.kept, count) == (0, 1)
 
 
@@ -413,7 +420,7 @@ def test_trap_scrambled_pairs_real_rows_decode_to_the_same_triples(samples: Path
     path = samples / "pref" / "mixed_pairs.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     encoded, report = encode_pairs(load_pairs(str(path)), tokenizer, max_length=8192, max_prompt_length=4096)
-    assert report.kept + report.dropped[encode.IDENTICAL] == len(rows)
+    assert report.kept + report.dropped[render.IDENTICAL] == len(rows)
     for pair in encoded:
         row = rows[pair.row]
         prompt = tokenizer.decode(pair.prompt_ids)

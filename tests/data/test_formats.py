@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from preftree.data.fields import RowProblem, RowSkipped
+from preftree.data.fields import RowSkipped
 from preftree.data.formats import (
     FORMATS,
     PART_EARLY,
@@ -15,6 +15,8 @@ from preftree.data.formats import (
     pair_by_prompt,
     recognise,
 )
+from preftree.data.messages import RowProblem
+from preftree.data.normalize import Normalizer
 from preftree.data.record import PreferenceRecord, Turn
 
 U, A, S = "user", "assistant", "system"
@@ -93,24 +95,29 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "extras of OpenAI": (
         "TRL conversational",
         {
-            "prompt": [say(U, "Hi?", name="Ann")],
+            "prompt": [say(U, "Hi?", name=None)],
             "chosen": [say(A, "Yes.", refusal=None, tool_calls=None)],
             "rejected": [NO],
         },
     ),
+    "alpaca": ("alpaca pairs", {"instruction": "Hi?", "input": "", "history": [], "chosen": "Yes.", "rejected": "No."}),
 }
 
 
+def plain(row: dict[str, Any]) -> Any:
+    return Normalizer([row])(row)[0]
+
+
 def read(row: dict[str, Any]) -> PreferenceRecord:
-    name = recognise(column_kinds([row]))
+    name = recognise(column_kinds([plain(row)]))
     assert name is not None
-    return FORMATS[name].read(row)
+    return FORMATS[name].read(plain(row))
 
 
 @pytest.mark.parametrize("case", ROWS)
 def test_format_is_recognised_and_read(case: str) -> None:
     name, row = ROWS[case]
-    assert recognise(column_kinds([row])) == name
+    assert recognise(column_kinds([plain(row)])) == name
     (pair,) = read(row).pairs()
     assert (pair.turns, pair.chosen, pair.rejected) == ((Turn(U, "Hi?"),), "Yes.", "No.")
     assert pair.system == ("S" if case == "orca" or case.endswith(", system") else None)
@@ -190,7 +197,8 @@ def test_kto_labels_pair_by_prompt_in_order() -> None:
             {"chosen": [say(A, None)]},
             "column `chosen`, message 1: `content` must be text. Got nothing (null)",
         ),
-        ({"chosen": [say(A, [{"type": "text"}])]}, "message 1: `content` must be text. Got list"),
+        ({"chosen": [say(A, [{"type": "text"}])]}, "message 1: its content has a part of the type text, and only text"),
+        ({"prompt": [say(U, [{"type": "image", "url": "x"}])]}, "a part of the type image, and only text"),
         ({"chosen": [{"role": A, "contents": "x"}]}, "Did you mean contents?"),
         ({"chosen": [{"content": "x", "from": A}]}, "message 1: `role` must be text"),
         ({"chosen": [YES, YES]}, "must hold one assistant message. Got messages of assistant, assistant"),
@@ -221,11 +229,11 @@ def test_broken_values_are_named(change: dict[str, Any], said: str) -> None:
         (
             "fine-tuning service",
             {
-                "input": {"messages": [HI], "tools": [{}]},
+                "input": {"messages": [HI], "tools": "search"},
                 "preferred_output": [YES],
                 "non_preferred_output": [NO],
             },
-            "offers `tools`",
+            "column `input.tools` is text and not JSON",
         ),
         (
             "Orca pairs",

@@ -1,0 +1,246 @@
+"""Rows as data sets have them -> rows as the formats read them, whatever the format.
+
+Messages stored as text are parsed, other names for roles are replaced, a dialogue in a prompt becomes its turns,
+`input` and `history` beside an instruction join it, and answers that repeat their prompt are cut to what follows
+it. Each is noted, so that it can be counted and told. To add a step: a function of a row and a line in `STEPS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from preftree.data.dialogue import dialogue_turns, is_dialogue, without_heading
+from preftree.data.files import Row
+from preftree.data.messages import RowProblem, found, is_message, plain_names
+
+Draft = dict[str, Any]
+
+PROMPTS = ("question", "instruction", "prompt")
+ANSWERS = ("chosen", "rejected", "completion")
+RANKED = ("completions", "answers", "responses")
+TEXT_KEYS = ("response", "text", "answer", "content", "completion")
+"""The keys under which a ranked answer may hold its text."""
+
+PARSED = "messages stored as text were parsed"
+RENAMED = "other names for roles and keys (human, gpt, from, value, …) were read as those of chat templates"
+SPLIT = 'a dialogue ("Human: … Assistant: …") was split into its turns'
+JOINED = "`input` or `history` was made part of the prompt"
+CUT = "answers that repeated their prompt were cut to what follows it"
+
+_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|content|from|value|messages|tool_calls|name)['\"]\s*:")
+_LISTS = (*RANKED, "scores", "ranks", "history")
+# A prompt of fewer words may well begin an answer by chance ("Hi": "Hi! How can I help?").
+_FEWEST_WORDS = 3
+
+
+class Normalizer:
+    """What the first rows of a table say about all of them, and a row in its plain form."""
+
+    def __init__(self, head: Sequence[Row]) -> None:
+        names = dict.fromkeys(name for row in head for name in row)
+        self.as_text = [name for name in names if _holds_messages_as_text([row.get(name) for row in head])]
+        self.cuts = False
+        told = [repeats for row in head if (repeats := self._repeats(row)) is not None]
+        self.cuts = 2 * sum(told) >= len(told) > 0
+
+    def __call__(self, row: Row) -> tuple[Row, tuple[str, ...]]:
+        """The row in its plain form, and notes on what that changed.
+
+        Raises RowProblem.
+        """
+        draft = dict(row)
+        notes = [note for note, step in STEPS.items() if step(self, draft)]
+        return draft, tuple(notes)
+
+    def _repeats(self, row: Row) -> bool | None:
+        """Do the answers of a row all begin with its prompt? None where that could be chance, or cannot be told."""
+        try:
+            draft = dict(self(row)[0])
+        except RowProblem:
+            return None
+        prompt = _prompt_text(draft)
+        if len(prompt.split()) < _FEWEST_WORDS:
+            return None
+        texts = _answer_texts(draft)
+        return all(_rest(text, prompt) for text in texts) if texts else None
+
+
+# --- the steps: each changes a draft in place and says whether it did ------------------------------
+
+
+def parse(normalizer: Normalizer, row: Draft) -> bool:
+    """Messages, and lists of ranked answers, that are stored as JSON or as Python's repr of them."""
+    changed = False
+    for name in normalizer.as_text:
+        value = row.get(name)
+        if isinstance(value, str) and _MESSAGES.match(value):
+            parsed = parsed_text(value)
+            if parsed is None:
+                raise RowProblem(
+                    f"column `{name}` holds messages as text, which is neither JSON nor a Python literal. Store JSON."
+                )
+            row[name] = [parsed] if is_message(parsed) else parsed
+            changed = True
+    for name in _LISTS:
+        value = row.get(name)
+        if isinstance(value, str) and value.lstrip().startswith("[") and isinstance(parsed_text(value), list):
+            row[name] = parsed_text(value)
+            changed = True
+    return changed
+
+
+def rename(_: Normalizer, row: Draft) -> bool:
+    """ShareGPT's names and the like; also in the messages of a service's `input`, and for a message without a list."""
+    changed = False
+    for name, value in row.items():
+        within = isinstance(value, Mapping) and isinstance(value.get("messages"), list)
+        messages: Any = value["messages"] if within else [value] if is_message(value) else value
+        if not isinstance(messages, list) or not any(map(is_message, messages)):
+            continue
+        plain = plain_names(messages)
+        changed = changed or plain is not messages
+        row[name] = {**value, "messages": plain} if within else plain
+    return changed
+
+
+def split_dialogues(_: Normalizer, row: Draft) -> bool:
+    """A dialogue in the prompt, and answers that are whole dialogues or begin with a heading."""
+    changed = False
+    for column in PROMPTS:
+        if isinstance(row.get(column), str) and is_dialogue(row[column]):
+            turns = dialogue_turns(row[column], column)
+            row[column] = [{"role": turn.role, "content": turn.content} for turn in turns]
+            for name in ANSWERS:
+                if isinstance(row.get(name), str):
+                    row[name] = _behind(row[name], name, row[column])
+            changed = True
+    return changed
+
+
+def join_input(_: Normalizer, row: Draft) -> bool:
+    """The alpaca form: `input` behind the instruction, `history` (pairs of question and answer) before it."""
+    if "preferred_output" in row:  # where `input` is the prompt
+        return False
+    column = next((name for name in PROMPTS if name in row), None)
+    given, history = row.get("input"), row.get("history")
+    if column is None or not (given or (history and column == "instruction")):
+        return False
+    prompt = row[column]
+    if given and not isinstance(given, str):
+        raise RowProblem(f"column `input` beside `{column}` must be text. Got {found(given)} instead.")
+    if given and given.strip() not in _prompt_text(row):
+        if not isinstance(prompt, str):
+            raise RowProblem(f"column `input` stands beside messages in `{column}`: put its text into them.")
+        row[column] = f"{prompt}\n\n{given}" if prompt.strip() else given
+    if history and column == "instruction":
+        row[column] = [*_history(history), {"role": "user", "content": row[column]}]
+    return row[column] is not prompt
+
+
+def cut_repeats(normalizer: Normalizer, row: Draft) -> bool:
+    """Answers that begin with their prompt, where that is how most rows of the table are."""
+    prompt = _prompt_text(row) if normalizer.cuts else ""
+    texts = _answer_texts(row) if len(prompt.split()) >= _FEWEST_WORDS else []
+    if not texts or not all(_rest(text, prompt) for text in texts):
+        return False
+    for name in ANSWERS:
+        if name in row:
+            row[name] = _changed_text(row[name], lambda text: _rest(text, prompt))
+    for name in RANKED:
+        if isinstance(row.get(name), list):
+            row[name] = [_changed_text(answer, lambda text: _rest(text, prompt)) for answer in row[name]]
+    return True
+
+
+STEPS: dict[str, Callable[[Normalizer, Draft], bool]] = {
+    PARSED: parse,
+    RENAMED: rename,
+    SPLIT: split_dialogues,
+    JOINED: join_input,
+    CUT: cut_repeats,
+}
+"""What to say of a row -> the step that changes it, in the order in which they are taken."""
+
+
+# --- parts of the steps ---------------------------------------------------------------------------
+
+
+def parsed_text(text: str) -> Any:
+    """The value that a text is the JSON or the Python repr of; None for any other text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def _holds_messages_as_text(values: Sequence[Any]) -> bool:
+    """Are at least half of a column's texts messages? A single one may be an answer that shows such JSON."""
+    texts = [value for value in values if isinstance(value, str) and value.strip()]
+    return 2 * sum(bool(_MESSAGES.match(text)) for text in texts) >= len(texts) > 0
+
+
+def _behind(answer: str, name: str, prompt: list[Draft]) -> str:
+    """The answer behind a prompt that was a dialogue: without the dialogue in it, and without its heading."""
+    if not is_dialogue(answer) or without_heading(answer) != answer.strip():
+        return without_heading(answer)
+    turns = dialogue_turns(answer, name)
+    if [(turn.role, turn.content) for turn in turns[:-1]] != [(m["role"], m["content"]) for m in prompt]:
+        raise RowProblem(f"column `{name}` is a dialogue that does not go on from the one in the prompt.")
+    return turns[-1].content
+
+
+def _history(history: Any) -> list[Draft]:
+    messages = []
+    for exchange in history if isinstance(history, list) else [history]:
+        if not isinstance(exchange, list) or len(exchange) != 2 or not all(isinstance(said, str) for said in exchange):
+            raise RowProblem("column `history` must be a list of pairs of texts, each a question and its answer.")
+        messages += [{"role": "user", "content": exchange[0]}, {"role": "assistant", "content": exchange[1]}]
+    return messages
+
+
+def _prompt_text(row: Row) -> str:
+    """The text of the prompt, or of its last message; "" where there is none."""
+    value = next((row[name] for name in PROMPTS if name in row), None)
+    if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        value = value[-1].get("content")
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _answer_texts(row: Row) -> list[str]:
+    """The texts of all answers; none at all where one is no text."""
+    ranked: list[Any] = next((row[name] for name in RANKED if isinstance(row.get(name), list)), [])
+    texts = [_text(value) for value in (*(row[name] for name in ANSWERS if name in row), *ranked)]
+    return [text for text in texts if text is not None] if None not in texts else []
+
+
+def _text(value: Any) -> str | None:
+    """The text of an answer: itself, a single message's content, or what stands under one of `TEXT_KEYS`."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = next((value[key] for key in TEXT_KEYS if key in value), None)
+    return value if isinstance(value, str) else None
+
+
+def _changed_text(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed_text(value[0], change)]
+    key = next(key for key in TEXT_KEYS if key in value)
+    return {**value, key: change(value[key])}
+
+
+def _rest(answer: str, prompt: str) -> str:
+    """What follows the prompt in an answer that begins with it; "" for any other answer."""
+    whole = answer.strip()
+    behind = whole[len(prompt) :] if whole.startswith(prompt) else ""
+    return behind.strip() if behind[:1].isspace() else ""
