@@ -169,10 +169,21 @@ def _read_parquet(path: Path) -> Iterator[Numbered]:
             for batch in file.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row
+                    yield number, without_nulls(row)
     except (pyarrow.ArrowException, OSError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         yield 0, RowProblem(f"it cannot be read as Parquet ({said}). Is it whole, and of that kind?")
+
+
+def without_nulls(row: Row) -> Row:
+    """A row of Arrow's without the keys that other objects of a column have and that it fills with null."""
+    return {name: _without_nulls(value) if isinstance(value, dict | list) else value for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _opened(read: Callable[[Path], Iterator[Numbered]]) -> Callable[[Path], Iterator[Numbered]]:

@@ -53,6 +53,8 @@ class Normalizer:
         Raises RowProblem.
         """
         draft = dict(row)
+        if images := next((name for name in ("images", "image") if draft.get(name)), None):
+            raise RowProblem(f"column `{images}` holds images, and only text can be trained on.")
         notes = [note for note, step in STEPS.items() if step(self, draft)]
         return draft, tuple(notes)
 

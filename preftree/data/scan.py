@@ -54,11 +54,11 @@ class TableScan:
     the rows are then not worth reading.
     """
 
-    def __init__(self, table: Table, first_row: int = 0) -> None:
+    def __init__(self, table: Table, first_row: int = 0, peek: int = _PEEKED_ROWS) -> None:
         self.name, self.short, rows = table
         self.first_row = first_row
         iterator = iter(rows)
-        head = list(islice(iterator, _PEEKED_ROWS))
+        head = list(islice(iterator, peek))
         self._normalize = Normalizer([row for _, row in head if not isinstance(row, RowProblem)])
         self.format, self.problems = _format_of(self.name, head, self._normalize)
         self._rows = chain(head, iterator)
