@@ -1,10 +1,10 @@
-"""Answers of a causal language model, in batches: greedy, or sampled with a random stream for each row.
+"""Batched generation: greedy, or sampled with one random stream per row.
 
-What a row draws follows from its own seed and nothing else: not from the rows beside it, their order, or
-torch's global random state. Rounding does follow the shape of a batch, and a probability that lies within it of
-the drawn number falls to either side. So whoever promises equal bytes keeps the members of a batch fixed, too.
+The tokens sampled for a row depend on its own seed only: not on the other rows, their order, or torch's global
+random state. Floating-point rounding, however, depends on the batch's shape, and can decide a draw that lies right
+at the boundary between two tokens. Callers that promise identical bytes therefore keep batches fixed as well.
 
-Shapes: B rows, T new tokens, V vocabulary, K likeliest tokens.
+Shapes: B rows, T new tokens, V vocabulary, K candidates (top-k).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from preftree.model.score import evaluating
 
-#: Nearly every nucleus lies within so many tokens; sorting a whole vocabulary takes ten times as long.
-_LIKELIEST = 1024
+#: Nearly every nucleus lies within this many tokens; sorting a whole vocabulary takes ten times as long.
+_NUCLEUS_CANDIDATES = 1024
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: logits / `temperature`, then the `top_k` likeliest tokens (0: all), then the fewest
-    of these that hold `top_p` of their probability. Temperature 0 is greedy."""
+    """Sampling parameters: logits / `temperature`, then top-k (0: all tokens), then the smallest set of the most
+    probable remaining tokens whose probability reaches `top_p`. Temperature 0 is greedy."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -35,8 +35,8 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, whether it ended by itself rather than at the token limit, and, where nothing could be said
-    (a server refused the prompt), why."""
+    """A generated answer: its text, whether it ended with a stop token rather than at the token limit, and the
+    reason where there is none (a server refused the prompt)."""
 
     text: str
     finished: bool
@@ -44,7 +44,7 @@ class Answer:
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """Row numbers from the longest to the shortest: little padding, and a lack of memory shows at once."""
+    """Row indices from longest to shortest: little padding, and running out of memory happens at the start."""
     return sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
 
 
@@ -57,12 +57,12 @@ def answer_batch(
     seeds: Sequence[int] = (),
     stops: Sequence[int] = (),
 ) -> list[Answer]:
-    """One batch of prompts, as token ids, answered together; in the order of the prompts.
+    """Generate an answer to each prompt (token ids) in one batch, in the order of the prompts.
 
     Args:
-        model: a causal language model, PEFT's included; its training mode is restored.
-        seeds: one for each prompt; needed unless sampling is greedy.
-        stops: tokens at which an answer ends, beside the tokenizer's and the model's own end tokens.
+        model: a causal language model, PEFT models included; its training mode is restored.
+        seeds: one per prompt; required unless sampling is greedy.
+        stops: stop tokens in addition to the EOS tokens of the tokenizer and the model.
     """
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -91,9 +91,9 @@ def greedy_answers(
     stops: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """The most likely answer to each prompt, in the order of the prompts; those of similar length share a batch.
+    """Greedy answers, in the order of the prompts; prompts of similar length share a batch.
 
-    `progress` is called with (prompts done, prompts in all); the rest is as in `answer_batch`.
+    `progress` is called with (prompts done, total prompts); everything else is as in `answer_batch`.
     """
     answers: dict[int, Answer] = {}
     order = by_length([len(ids) for ids in prompts])
@@ -106,41 +106,43 @@ def greedy_answers(
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:
-    """`count` numbers in [0, 1) for each seed, (len(seeds), count) in float64."""
+    """`count` uniform numbers in [0, 1) per seed, (len(seeds), count) in float64."""
     rows = [torch.rand(count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows)
 
 
 def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> Tensor:
-    """The token of each row: the one in which its number falls when the kept tokens' probabilities are laid end to
-    end, likeliest first (by token id where nothing is cut off, which needs no sorting)."""
+    """Sample one token per row by inverting the CDF of the kept tokens at its uniform number, (B,).
+
+    The CDF runs over tokens by descending probability, or by token id where none is cut off, which needs no sorting.
+    """
     scaled_BV = logits_BV.double() / sampling.temperature
     vocabulary = scaled_BV.shape[1]
     count = min(sampling.top_k or vocabulary, vocabulary)
     if count == vocabulary and sampling.top_p >= 1:
-        token_B1 = _fall(scaled_BV.softmax(-1).cumsum(-1), uniform_B, torch.full_like(uniform_B, vocabulary - 1))
+        token_B1 = _invert_cdf(scaled_BV.softmax(-1).cumsum(-1), uniform_B, torch.full_like(uniform_B, vocabulary - 1))
         return token_B1[:, 0]
-    tried = min(count, _LIKELIEST) if sampling.top_p < 1 else count
-    top_BK, token_BK = torch.topk(scaled_BV, tried)
-    kept_BV = scaled_BV if count == vocabulary else top_BK if tried == count else torch.topk(scaled_BV, count)[0]
+    candidates = min(count, _NUCLEUS_CANDIDATES) if sampling.top_p < 1 else count
+    top_BK, token_BK = torch.topk(scaled_BV, candidates)
+    kept_BV = scaled_BV if count == vocabulary else top_BK if candidates == count else torch.topk(scaled_BV, count)[0]
     total_B1 = kept_BV.logsumexp(-1, keepdim=True)
     sum_BK = (top_BK - total_B1).exp().cumsum(-1)
-    if tried < count and bool((sum_BK[:, -1] < sampling.top_p).any()):
+    if candidates < count and bool((sum_BK[:, -1] < sampling.top_p).any()):
         top_BK, token_BK = torch.topk(scaled_BV, count)
         sum_BK = (top_BK - total_B1).exp().cumsum(-1)
     last_B = (sum_BK < sampling.top_p).sum(-1) if sampling.top_p < 1 else torch.full_like(uniform_B, count)
-    return token_BK.gather(1, _fall(sum_BK, uniform_B, last_B))[:, 0]
+    return token_BK.gather(1, _invert_cdf(sum_BK, uniform_B, last_B))[:, 0]
 
 
-def _fall(sum_BK: Tensor, uniform_B: Tensor, last_B: Tensor) -> Tensor:
-    """Where uniform × (sum up to `last`) falls among the running sums, (B, 1)."""
+def _invert_cdf(sum_BK: Tensor, uniform_B: Tensor, last_B: Tensor) -> Tensor:
+    """Index of the first cumulative sum above uniform × (the sum up to `last`), (B, 1)."""
     last_B1 = last_B.long()[:, None].clamp(max=sum_BK.shape[1] - 1)
     target_B1 = uniform_B[:, None] * sum_BK.gather(1, last_B1)
     return torch.searchsorted(sum_BK, target_B1, right=True).minimum(last_B1)
 
 
 class _RowSampler(LogitsProcessor):
-    """Draws each row's token and leaves the greedy search no other choice."""
+    """Samples each row's token and masks all others, so that greedy search has to take it."""
 
     def __init__(self, sampling: Sampling, uniform_BT: Tensor, prompt_width: int) -> None:
         self.sampling, self.uniform_BT, self.prompt_width = sampling, uniform_BT, prompt_width
@@ -152,7 +154,7 @@ class _RowSampler(LogitsProcessor):
 
 
 def _config(max_new_tokens: int, pad: int, ends: list[int]) -> GenerationConfig:
-    # Everything that changes logits is named: what is left out would come from the model's own file.
+    # Every field that changes logits is set: an omitted one would come from the model's generation_config.json.
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,

@@ -52,7 +52,7 @@ def test_draw_is_its_definition(seed, vocabulary, temperature, top_k, top_p, lik
     uniform = torch.rand(3, generator=random, dtype=torch.float64)
     sampling = Sampling(temperature, top_k, top_p)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(generate, "_LIKELIEST", likeliest)  # so that the nucleus lies beyond it, too
+        patch.setattr(generate, "_NUCLEUS_CANDIDATES", likeliest)  # so that the nucleus lies beyond it, too
         found = draw(logits, uniform, sampling).tolist()
     for row in range(3):
         token, border = drawn(logits[row].tolist(), float(uniform[row]), sampling)
