@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import xxhash
 from safetensors import SafetensorError
-from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -166,23 +165,6 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
             model = AutoModelForCausalLM.from_pretrained(found.place, dtype=dtype, **options)
     model.name_or_path = model.config._name_or_path = source.name
     return model
-
-
-def disable_dropout(model: nn.Module) -> int:
-    """Set every dropout probability to 0, in modules and in attributes; returns how many were not 0.
-
-    Policy and reference must be the same function of the weights: with dropout, the first loss is not ln 2.
-    """
-    found = 0
-    for module in model.modules():
-        if isinstance(module, nn.Dropout) and module.p:
-            module.p = 0.0
-            found += 1
-        for name in ("attention_dropout", "attn_dropout_p", "hidden_dropout", "dropout_rate", "dropout"):
-            if isinstance(getattr(module, name, None), float) and getattr(module, name):
-                setattr(module, name, 0.0)
-                found += 1
-    return found
 
 
 @contextmanager

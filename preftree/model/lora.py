@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from preftree.errors import ModelError, did_you_mean
+from preftree.model.targets import LINEAR, Targets, all_linear
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -27,35 +29,67 @@ def add_lora(
     alpha: int = 16,
     dropout: float = 0.0,
     target_modules: Sequence[str] | None = None,
+    targets: Targets | None = None,
     **options: Any,
 ) -> PeftModel:
-    """Put LoRA layers into `model` (arXiv 2106.09685) and freeze everything else.
+    """Inject LoRA layers into `model` (arXiv 2106.09685) and freeze everything else.
 
     Args:
-        target_modules: names of linear layers, as PEFT matches them (a module's last name, or a dotted end);
-            None adapts every linear layer but the head.
+        target_modules: names of linear layers, as PEFT matches them (a module's last name, or a dotted suffix);
+            None adapts `targets`.
+        targets: what `all_linear` found, which is also the default; what PEFT leaves out is added to what it skips.
         options: more fields of `peft.LoraConfig`.
 
     Raises:
-        ModelError: a target matches no module, with the names there are.
+        ModelError: a target matches no module, or PEFT cannot adapt it.
     """
+    config = partial(
+        LoraConfig, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", **options
+    )
     if target_modules is not None:
         _check_targets(model, target_modules)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(target_modules) if target_modules is not None else "all-linear",
-        bias="none",
-        task_type="CAUSAL_LM",
-        **options,
-    )
-    with _without_chatter():
-        return get_peft_model(model, config)
+        peft = _inject(model, config(target_modules=list(target_modules)))
+    else:
+        peft = _inject_all(model, config, targets or all_linear(model, dropout))
+    return peft
+
+
+def _inject_all(model: PreTrainedModel, config: Callable[..., LoraConfig], targets: Targets) -> PeftModel:
+    """Adapt all `targets`, those that PEFT takes for something else by the name of their weight.
+
+    Where transformers 5 has stacked a mixture's experts, PEFT reads the names of their former layers (`up_proj`) as
+    the stacked parameters, although the model may have other linear layers of these names: shared experts, say.
+    """
+    peft = _inject(model, config(target_modules=targets.modules, target_parameters=targets.parameters or None))
+    adapted = {
+        name.removeprefix("base_model.model.") for name, m in peft.named_modules() if isinstance(m, BaseTunerLayer)
+    }
+    missed = [name for name in targets.modules if name not in adapted]
+    if not missed:
+        return peft
+    if peft.peft_config["default"].lora_dropout:
+        for name in missed:
+            weights = model.get_submodule(name).weight.numel()
+            targets.skip(name, weights, "PEFT reads its name as the stacked experts', which cannot have dropout")
+        return peft
+    kept = [name for name in targets.modules if name in adapted]
+    weights = [*targets.parameters, *(f"{name}.weight" for name in missed)]
+    return _inject(peft.unload(), config(target_modules=kept, target_parameters=weights))
+
+
+def _inject(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+    try:
+        with _without_chatter():
+            return get_peft_model(model, config)
+    except (ValueError, TypeError) as problem:  # PEFT's refusals of a layer
+        raise ModelError(
+            f"PEFT cannot adapt {type(model).__name__} as asked: {str(problem).strip().splitlines()[0]} "
+            "(--lora_all_linear false with --lora_target_modules names the layers to adapt)"
+        ) from problem
 
 
 def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
-    """`model` with the adapter saved in `folder`, for inference.
+    """Load the adapter saved in `folder` onto `model`, for inference.
 
     Raises:
         ModelError: there is no adapter, or it belongs to another model.
@@ -78,15 +112,17 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
 
 @contextmanager
 def _without_chatter() -> Iterator[None]:
-    """PEFT asks transformers for a property by its old name; nothing a user could do about that warning."""
+    """Without warnings that no user can act on: a transformers property that PEFT reads by its old name, say."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # Of the first attempt in `_inject_all`.
+        warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         yield
 
 
 def linear_names(model: nn.Module) -> dict[str, int]:
-    """Last names of the linear layers and how often each occurs, head included."""
-    found = (name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D))
+    """Last names of the linear layers and the number of layers of each name, head included."""
+    found = (name.rsplit(".", 1)[-1] for name, m in model.named_modules() if isinstance(m, LINEAR))
     return dict(Counter(found))
 
 

@@ -47,9 +47,7 @@ def shard_base(model: PeftModel, device: str, layers: Sequence[str] = ()) -> str
         for unit in [*units, body]:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True, ignored_params=replicated)
     except (ImportError, TypeError) as error:
-        raise DeviceError(
-            f"sharding the base model needs torch 2.7 or newer; this is {torch.__version__}"
-        ) from error
+        raise DeviceError(f"sharding the base model needs torch 2.7 or newer; this is {torch.__version__}") from error
     _move_replicated(model, device)
     kept = sum(_bytes(p) for p in model.parameters())
     kinds = ", ".join(f"{count} {name}" for name, count in Counter(_plain_name(unit) for unit in units).items())

@@ -25,10 +25,12 @@ from preftree.io.cache import cache_root
 from preftree.io.console import sayer
 from preftree.io.run_folder import RunFolder
 from preftree.model.cpu.linear import product_with
-from preftree.model.load import ModelSource, disable_dropout, load_model, load_tokenizer, resolve
+from preftree.model.determinism import check_causal, remove_randomness
+from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve
 from preftree.model.lora import add_lora
 from preftree.model.score import Scorer, attach
 from preftree.model.shard import shard_base
+from preftree.model.targets import all_linear
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.flops import ModelFlops
 from preftree.train.hpu import optimizer, step_hook
@@ -160,9 +162,12 @@ def _model(
     ranks.check_same("weights of the model", key)
     if not ranks.lockstep:
         model.to(device)
-    targets = None if lora.lora_all_linear else lora.lora_target_modules
+    check_causal(model)
+    dropout = 0.0 if settings.train.disable_dropout else lora.lora_dropout
+    names = None if lora.lora_all_linear else lora.lora_target_modules
+    targets = all_linear(model, dropout) if names is None else None
     peft = add_lora(
-        model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=lora.lora_dropout, target_modules=targets
+        model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=dropout, target_modules=names, targets=targets
     )
     trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
     total = sum(p.numel() for p in peft.parameters())
@@ -170,8 +175,13 @@ def _model(
         f"model      {source.described}: {type(model).__name__}, {total / 1e6:.0f} M weights, "
         f"LoRA trains {trained / 1e6:.2f} M"
     )
-    if settings.train.disable_dropout and disable_dropout(peft):
-        say("dropout    off, so that policy and reference are one function; --disable_dropout false keeps it")
+    for note in targets.notes() if targets is not None else ():
+        say(f"           {note}")
+    if settings.train.disable_dropout and (random := remove_randomness(causal_model(peft))):
+        say(
+            f"dropout    off ({', '.join(random)}), so that policy and reference are the same function; "
+            "--disable_dropout false keeps it"
+        )
     if ranks.lockstep:
         say(f"sharded    {shard_base(peft, device, sharding.layers)}")
     scorer = attach(

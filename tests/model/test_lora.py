@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from preftree.errors import ModelError
-from preftree.model.load import disable_dropout
 from preftree.model.lora import add_lora, linear_names
-from tests.support import tiny
+from preftree.model.targets import Targets, all_linear
+from tests.support import families, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
@@ -70,22 +72,58 @@ def test_linear_names_count_gpt2s_transposed_layers() -> None:
     assert linear_names(model) == {"c_attn": 2, "c_proj": 4, "c_fc": 2, "lm_head": 1}
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: tiny.llama(attention_dropout=0.1),
-        lambda: tiny.gpt_neox(attention_dropout=0.1, hidden_dropout=0.2),
-        lambda: tiny.phi3(attention_dropout=0.1, resid_pdrop=0.2, embd_pdrop=0.3),
-    ],
-    ids=["llama", "gpt_neox", "phi3"],
-)
-def test_no_dropout_is_left(make) -> None:  # type: ignore[no-untyped-def]
-    model = tiny.with_lora(make(), dropout=0.05).train()
-    ids = torch.randint(3, tiny.VOCABULARY, (1, 30))
+def trainable(family: str) -> tuple[PeftModel, Targets]:
+    """A tiny model with an adapter of non-zero weights in it, and what was adapted."""
+    model = families.tiny_model(family)
+    targets = all_linear(model)
+    peft = add_lora(model, rank=4, targets=targets)
     with torch.no_grad():
-        assert not torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
-        assert disable_dropout(model) > 0
-        assert disable_dropout(model) == 0
-        trained = model(input_ids=ids).logits
-        assert torch.equal(model(input_ids=ids).logits, trained)
-        torch.testing.assert_close(model.eval()(input_ids=ids).logits, trained)
+        for name, weight in peft.named_parameters():
+            if ".lora_B" in name:
+                weight.normal_(0, 0.1)
+    return peft, targets
+
+
+@pytest.mark.parametrize(
+    ("family", "parameters", "skipped"),
+    [
+        ("mixtral", 8, {}),  # stacked experts
+        ("deepseek_v3", 6, {}),  # shared experts under the names that PEFT reads as the stacked ones
+        ("llama4_text", 8, {"model.layers.*.feed_forward.router": "returns more than its product"}),
+        ("phimoe", 8, {"model.layers.*.mlp.router": "returns more than its product"}),
+        ("gemma3n_text", 0, {}),  # modifies what a LoRA layer returns in place
+        (
+            "mamba",
+            0,
+            {
+                "backbone.layers.*.mixer.dt_proj": "without calling it",
+                "backbone.layers.*.mixer.out_proj": "PEFT refuses",
+            },
+        ),
+    ],
+)
+def test_all_that_can_be_adapted_is_adapted_and_the_rest_is_named(family, parameters, skipped) -> None:
+    peft, targets = trainable(family)
+    assert len(targets.parameters) == parameters
+    notes = targets.notes()
+    assert len(notes) == len(skipped)
+    assert all(any(name in note and reason in note for note in notes) for name, reason in skipped.items())
+    base = peft.get_base_model()
+    linear = {name for name, module in base.named_modules() if isinstance(module, LoraLayer)}
+    assert linear.issuperset(targets.modules)
+    peft(input_ids=torch.randint(5, 97, (1, 60)), use_cache=False).logits.square().mean().backward()
+    assert all(bool(weight.grad.abs().sum() > 0) for weight in tiny.trained(peft).values())
+
+
+def test_what_peft_cannot_adapt_is_one_message() -> None:
+    with pytest.raises(ModelError, match=r"PEFT cannot adapt MambaForCausalLM as asked: .*out_proj"):
+        add_lora(families.tiny_model("mamba"), target_modules=["out_proj"])
+
+
+def test_dropout_leaves_out_stacked_experts_and_says_so() -> None:
+    model = families.tiny_model("mixtral")
+    targets = all_linear(model, dropout=0.1)
+    assert not targets.parameters
+    assert ["PEFT cannot apply --lora_dropout" in note for note in targets.notes()] == [True]
+    assert targets.skipped_weights == sum(w.numel() for n, w in model.named_parameters() if ".experts." in n)
+    add_lora(model, dropout=0.1, targets=targets)

@@ -42,8 +42,10 @@ def _forward(layer: Any, x: Tensor, *others: Any, **more: Any) -> Tensor:
     dropping = layer.training and not isinstance(dropout, nn.Identity) and dropout.p > 0
     if dropping or trained_base or name in layer.lora_variant or down.bias is not None or up.bias is not None:
         return _stock(layer, x)
-    out: Tensor = _LoraLinear.apply(x, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
-    return out
+    # Rows in, rows out: a view made inside the Function could not be modified in place, as some models do.
+    rows = x.reshape(-1, x.shape[-1])
+    out: Tensor = _LoraLinear.apply(rows, base.weight, base.bias, down.weight, up.weight, layer.scaling[name])
+    return out.view(*x.shape[:-1], -1)
 
 
 def _stock(layer: Any, x: Tensor, *others: Any, **more: Any) -> Tensor:
@@ -52,28 +54,27 @@ def _stock(layer: Any, x: Tensor, *others: Any, **more: Any) -> Tensor:
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x (…, I), weight (O, I) and bias frozen, down (r, I), up (O, r) to (…, O)."""
+    """Rows (N, I), weight (O, I) and bias frozen, down (r, I), up (O, r) to (N, O)."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias, down, up, scaling: float):  # type: ignore[no-untyped-def]
-        down_c, up_c = down.to(x.dtype), up.to(x.dtype)
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx, rows, weight, bias, down, up, scaling: float):  # type: ignore[no-untyped-def]
+        down_c, up_c = down.to(rows.dtype), up.to(rows.dtype)
         out = linear(rows, weight, bias)
         low = rows @ down_c.T
         out.addmm_(low, up_c.T, alpha=scaling)
         ctx.save_for_backward(rows, low, weight, down_c, up_c)
-        ctx.scaling, ctx.shape, ctx.dtype = scaling, x.shape, down.dtype
-        return out.view(*x.shape[:-1], -1)
+        ctx.scaling, ctx.dtype = scaling, down.dtype
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         rows, low, weight, down_c, up_c = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
+        grad = grad.contiguous()
         low_grad = (grad @ up_c).mul_(ctx.scaling)
         x_grad = None
         if ctx.needs_input_grad[0]:
-            x_grad = input_gradient(grad, weight).addmm_(low_grad, down_c).view(ctx.shape)
+            x_grad = input_gradient(grad, weight).addmm_(low_grad, down_c)
         down_grad = (low_grad.T @ rows).to(ctx.dtype)
         up_grad = (grad.T @ low).mul_(ctx.scaling).to(ctx.dtype)
         return x_grad, None, None, down_grad, up_grad, None
