@@ -89,7 +89,7 @@ def _checkpointed(model: nn.Module) -> Iterator[nn.Module]:
 
 def _random_parts(model: nn.Module) -> list[str]:
     """Classes of active dropout modules, and names of attributes that hold a dropout probability or noise level."""
-    found = {}
+    found: dict[str, None] = {}
     for module in model.modules():
         if isinstance(module, _DROPOUT) and module.p:
             found[type(module).__name__] = None
