@@ -88,7 +88,7 @@ def test_a_model_that_is_random_in_evaluation_mode_is_refused_by_name() -> None:
 def test_an_encoder_is_refused() -> None:
     check_causal(tiny.llama(num_hidden_layers=1))
     with pytest.raises(ModelError, match=r"BertLMHeadModel: its prediction of a token depends on later tokens"):
-        check_causal(families.tiny_model("bert"))
+        check_causal(families.tiny_model("bert, encoder"))
 
 
 def test_the_first_loss_with_the_released_dropouts_is_ln_2() -> None:

@@ -129,8 +129,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": True},
     "qwen4_exp": {"text_config": _INDEXER},
     "qwen4_exp_text": _INDEXER,
-    "reformer": {"is_decoder": True, "axial_pos_embds": False},
-    "xmod": {"default_language": "en_XX", "is_decoder": True},
+    "reformer": {"axial_pos_embds": False},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32},
     "zamba2": {"mamba_headdim": 16, "n_mamba_heads": 8, "attention_hidden_size": 128, "attention_head_dim": 32},
     "zaya": {"num_experts_per_tok": 1},
@@ -152,6 +152,7 @@ _DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
 
 #: Models whose config decides what kind of model they are: name → (family, fields).
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert, encoder": ("bert", {"is_decoder": False}),
     "falcon, alibi": ("falcon", {"alibi": True}),
     "falcon, new decoder": ("falcon", {"new_decoder_architecture": True}),
     "gpt_bigcode, multi-head": ("gpt_bigcode", {"multi_query": False}),
@@ -190,7 +191,7 @@ def enliven(model: nn.Module) -> None:
             parameter.copy_(parameter.bfloat16())
         for name, buffer in model.named_buffers():
             if name.endswith("score_correction_bias"):
-                buffer.normal_(0.0, 0.1)
+                buffer.copy_(0.1 * torch.randn_like(buffer).bfloat16())
 
 
 def _shrunk(config: PreTrainedConfig, noise: float, own: Mapping[str, Any]) -> PreTrainedConfig:
@@ -204,6 +205,8 @@ def _shrunk(config: PreTrainedConfig, noise: float, own: Mapping[str, Any]) -> P
             fields[name] = _SIZES["qk_rope_head_dim" if name == "head_dim" else "num_attention_heads"]
         elif name in _SIZES and value is not None and not isinstance(value, list | dict):
             fields[name] = _SIZES[name]
+        elif name == "is_decoder":
+            fields[name] = True
         elif name.endswith("_token_id") and isinstance(value, int | list):
             fields[name] = _TOKENS.get(name, 3)
         elif ("drop" in name or "jitter" in name) and isinstance(value, float | int) and not isinstance(value, bool):

@@ -1,0 +1,334 @@
+"""Which model families work, how, and how exactly: writes docs/models.md.
+
+    python scripts/model_coverage.py                      every causal-LM family of the installed transformers
+    python scripts/model_coverage.py llama mixtral ...    these families, printed only
+
+For each family a tiny random model (tests/support/families.py: 4 layers, lively weights, windows of 32 tokens, its
+dropout switched on) gets an adapter with B ≠ 0. A forest whose paths are about 180 tokens deep is scored by the path
+that `attach` chooses, and log-probs and LoRA gradients are compared with those of the same sequences one at a time in
+float64, through the model's own code and eager attention. Weights are exact in bfloat16, so that they are the same in
+all precisions. Then the model is trained for two steps by the real command with default flags: its first loss has to
+be ln 2. Every family runs in a process of its own with a time limit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from peft import PeftModel  # noqa: E402
+from torch import Tensor  # noqa: E402
+from transformers.utils import logging  # noqa: E402
+
+from preftree.config.train import parse_settings  # noqa: E402
+from preftree.errors import ModelError, PreftreeError  # noqa: E402
+from preftree.forest import Bundle, Forest  # noqa: E402
+from preftree.model.determinism import check_causal, remove_randomness  # noqa: E402
+from preftree.model.load import ModelSource, load_model, resolve  # noqa: E402
+from preftree.model.lora import add_lora  # noqa: E402
+from preftree.model.score import attach, leaf_logprobs  # noqa: E402
+from preftree.model.targets import all_linear  # noqa: E402
+from preftree.train.run import train as run  # noqa: E402
+from tests.support import families  # noqa: E402
+from tests.support.command import TEMPLATE, write_inputs  # noqa: E402
+from tests.support.tiny import attention_of, gradients, plain_logprobs, word_tokenizer  # noqa: E402
+
+#: Seconds for one family.
+LIMIT = 240
+#: What a family has to keep: float32 against float64, and bfloat16 in units of the model's own rounding.
+FLOAT32_LIMIT, NOISE_LIMIT = 1e-4, 3.0
+#: Families of different construction, for the test suite.
+SHORT = (
+    "llama", "mistral", "gemma2", "gemma3_text", "qwen2_moe", "gpt_oss", "phi3, longrope", "llama4_text", "deepseek_v3",
+    "mixtral", "phimoe", "seed_oss", "starcoder2", "falcon", "gpt_bigcode", "bloom", "gpt2", "mamba", "jamba",
+    "granitemoehybrid", "opt", "mpt",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Row:
+    """What was found for a family; None where it could not be measured."""
+
+    family: str
+    path: str = ""
+    logprob_error: float | None = None
+    gradient_error: float | None = None
+    half_path: str = ""
+    half_error: float | None = None
+    half_gradient_error: float | None = None
+    half_noise: float | None = None
+    half_gradient_noise: float | None = None
+    first_loss: float | None = None
+    trains: bool = False
+    reason: str = ""
+    traceback: str = ""
+
+    @property
+    def problems(self) -> list[str]:
+        """Where the family misses what is promised; a refusal in words is no problem."""
+        found = ["ends in a traceback"] if self.traceback else []
+        for what, error in (("log-probs", self.logprob_error), ("gradients", self.gradient_error)):
+            if error is not None and not error <= FLOAT32_LIMIT:
+                found.append(f"{what} off by {error:.1g} in float32")
+        halves = (
+            ("log-probs", self.half_error, self.half_noise),
+            ("gradients", self.half_gradient_error, self.half_gradient_noise),
+        )
+        for what, error, noise in halves:
+            if error is not None and noise is not None and not error <= NOISE_LIMIT * noise:
+                found.append(f"{what} off by {error / noise:.1f} times the model's own rounding in bfloat16")
+        if self.first_loss is not None and not abs(self.first_loss - math.log(2)) < 1e-4:
+            found.append(f"first loss {self.first_loss:.6f}")
+        return found
+
+
+def deep_forest(seed: int = 0) -> Forest:
+    """A prompt of 100 tokens that forks into one of 160 with two answers and one of 140, and a short one beside it."""
+    rng = random.Random(seed)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(5, families.VOCABULARY) for _ in range(count))
+
+    shared = ids(100)
+    return Forest.of(
+        [
+            Bundle(shared + ids(60), (ids(20), ids(7)), (0, 1)),
+            Bundle(shared + ids(40), (ids(15),), (2,)),
+            Bundle(ids(12), (ids(5), ids(9)), (3, 4)),
+        ]
+    )
+
+
+def save(family: str, folder: Path) -> ModelSource:
+    """A folder with a tiny model of the family."""
+    try:
+        model = families.tiny_model(family)
+    except Exception as problem:  # of transformers: a config that small sizes do not fit, a missing vision library
+        raise ModelError(f"no tiny model: {type(problem).__name__}: {problem}".strip().splitlines()[0]) from problem
+    model.save_pretrained(folder)
+    return resolve(str(folder))
+
+
+def adapted(source: ModelSource, dtype: torch.dtype) -> PeftModel:
+    """The model as training has it, with LoRA wherever it can go, exact in bfloat16."""
+    base = load_model(source, dtype)
+    check_causal(base)
+    model = add_lora(base, rank=4, alpha=8, targets=all_linear(base))
+    remove_randomness(base)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_" in name:
+                weight.copy_((0.1 * torch.randn(weight.shape, generator=generator)).bfloat16())
+    return model.eval()
+
+
+def measure(row: Row, folder: Path) -> None:
+    """Fill in path and errors in float32 and bfloat16."""
+    source, forest = save(row.family, folder / "model"), deep_forest()
+    model = adapted(source, torch.float32)
+    exact = oracle(copy.deepcopy(model).double(), forest, "eager")
+    found, row.path, row.reason = scored(model, forest)
+    row.logprob_error, row.gradient_error = errors(found, exact)
+    noise = [oracle(adapted(source, torch.bfloat16), forest, kind) for kind in ("eager", "sdpa")]
+    noises = [errors(own, exact) for own in noise]
+    row.half_noise, row.half_gradient_noise = (max(values) for values in zip(*noises, strict=True))
+    found, row.half_path, reason = scored(adapted(source, torch.bfloat16), forest)
+    row.half_error, row.half_gradient_error = errors(found, exact)
+    if row.half_path != row.path:
+        row.reason += f"; bfloat16: {reason}"
+
+
+Scores = tuple[Tensor, dict[str, Tensor]]
+
+
+def oracle(model: PeftModel, forest: Forest, attention: str) -> Scores:
+    """Log-probs and gradients from the model's own logits, one sequence at a time."""
+    base = model.get_base_model()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ValueError, ImportError):  # it has one attention only
+            stack.enter_context(attention_of(base, attention))
+        if base.dtype == torch.float64:
+            base.set_experts_implementation("eager")  # the fast ones have no float64
+        token_S = plain_logprobs(base, forest)
+        return token_S.detach().double(), gradients(model, token_S)
+
+
+def scored(model: PeftModel, forest: Forest) -> tuple[Scores, str, str]:
+    """The same through the path that is chosen, with its name and the reason."""
+    choice = attach(model)
+    token_S = leaf_logprobs(model, forest).token_S
+    return (token_S.detach().double(), gradients(model, token_S)), choice.name, choice.reason
+
+
+def errors(found: Scores, expected: Scores) -> tuple[float, float]:
+    """Largest error of a log-prob, and of a gradient in units of the largest entry of its tensor.
+
+    A tensor whose gradients are a thousand times smaller than another's is compared with that one's thousandth.
+    """
+    (logprobs, gradient), (exact_logprobs, exact_gradient) = found, expected
+    largest = max(float(want.abs().max()) for want in exact_gradient.values())
+    worst = 0.0
+    for name, want in exact_gradient.items():
+        error = float((gradient[name].double() - want.double()).abs().max())
+        worst = max(worst, error / max(float(want.abs().max()), 1e-3 * largest))
+    return float((logprobs - exact_logprobs).abs().max()), worst
+
+
+def train(row: Row, folder: Path) -> None:
+    """Two steps of the real command with default flags on a saved model."""
+    write_inputs(folder)
+    shutil.rmtree(folder / "model")
+    save(row.family, folder / "model")
+    word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
+    flags = {
+        "model_name_or_path": folder / "model",
+        "dataset_name": folder / "pairs.jsonl",
+        "output_dir": folder / "out",
+        "max_steps": 2,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 4,
+        "torch_dtype": "float32",
+    }
+    run(parse_settings([piece for flag, value in flags.items() for piece in (f"--{flag}", str(value))]))
+    log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
+    row.first_loss = next(entry["loss"] for entry in log if "loss" in entry)
+    row.trains = (folder / "out" / "adapter_model.safetensors").is_file()
+
+
+#: Something to find out about a family, with a folder of its own.
+Step = Callable[[Row, Path], None]
+
+
+def examine(family: str, steps: Sequence[Step] = (measure, train)) -> Row:
+    """All of it; whatever goes wrong is in the row."""
+    row = Row(family)
+    for step in steps:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["PREFTREE_CACHE"] = str(Path(folder) / "cache")
+            try:
+                step(row, Path(folder))
+            except PreftreeError as refusal:
+                row.reason = str(refusal).splitlines()[0]
+            except Exception as problem:
+                row.reason = f"{type(problem).__name__}: {problem}".strip().splitlines()[0]
+                row.traceback = traceback.format_exc()
+    return row
+
+
+def _work(family: str, steps: Sequence[Step], queue: Any) -> None:
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        row = examine(family, steps)
+    queue.put(dataclasses.asdict(row))
+
+
+def examine_apart(family: str, steps: Sequence[Step]) -> Row:
+    """`examine` in a process of its own, which may take `LIMIT` seconds or crash."""
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_work, args=(family, steps, queue), daemon=True)
+    process.start()
+    try:
+        return Row(**queue.get(timeout=LIMIT))
+    except Exception:  # queue.Empty
+        words = f"no result after {LIMIT} s" if process.is_alive() else f"the process died ({process.exitcode})"
+        return Row(family, reason=words, traceback=words)
+    finally:
+        process.kill()
+        process.join()
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as docs/models.md shows them."""
+    head = (
+        "| family | path | log-probs f32 | gradients f32 | log-probs bf16 (own) | gradients bf16 (own) | trains | why |"
+    )
+    lines = [head, "| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    for row in rows:
+        path = row.path if row.half_path in ("", row.path) else f"{row.path}, bfloat16 {row.half_path}"
+        tree = row.path and row.path not in ("padded", "plain") and row.half_path == row.path
+        why = "" if tree and row.trains and not row.traceback else row.reason
+        notes = [*row.problems, why.replace("|", "/")]
+        lines.append(
+            f"| {row.family} | {path or '-'} | {_short(row.logprob_error)} | {_short(row.gradient_error)} | "
+            f"{_short(row.half_error)} ({_short(row.half_noise)}) | "
+            f"{_short(row.half_gradient_error)} ({_short(row.half_gradient_noise)}) | "
+            f"{'yes' if row.trains else 'no'} | {'; '.join(note for note in notes if note)[:300]} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1g}"
+
+
+def document(rows: Sequence[Row], commit: str) -> str:
+    """docs/models.md."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
+    trees = sum(row.path not in ("", "padded", "plain") for row in rows)
+    padded = sum(row.path in ("padded", "plain") for row in rows)
+    bad = [row for row in rows if row.problems]
+    return (
+        "# Model families\n\n"
+        f"Made by `scripts/model_coverage.py` on {datetime.date.today()} at commit {commit} with {versions}, on a "
+        "CPU.\nNothing here is written by hand; the script's first lines say what is measured and how.\n\n"
+        f"{len(rows)} families and variants: {trees} as token trees, {padded} as single sequences, "
+        f"{len(rows) - trees - padded} refused or not text models; {sum(row.trains for row in rows)} train with "
+        f"default flags. Beyond the limits ({FLOAT32_LIMIT:g} in float32, {NOISE_LIMIT:g} times the model's own "
+        f"bfloat16 rounding, no traceback, first loss ln 2): {', '.join(row.family for row in bad) or 'none'}.\n\n"
+        "Errors are the largest of any log-prob (in nats) and of any LoRA gradient (relative to its tensor's largest "
+        "entry). In brackets: the model's own code in bfloat16, one sequence at a time. `native`, `cpu` and so on "
+        "are backends of the token tree; `padded` and `plain` compute single sequences.\n\n"
+    ) + table(rows)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("families", nargs="*", help="families to examine; all of them, into --out, by default")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models.md")
+    parser.add_argument("--no_training", action="store_true", help="measure log-probs and gradients only")
+    args = parser.parse_args()
+    steps = [measure] if args.no_training else [measure, train]
+    rows = []
+    for family in args.families or families.all_families():
+        rows.append(row := examine_apart(family, steps))
+        print(table([row]).splitlines()[-1], flush=True)
+        if row.traceback:
+            print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)
+    if not args.families:
+        import subprocess
+
+        git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
+        args.out.write_text(document(rows, commit), encoding="utf-8")
+    return int(any(row.problems for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
