@@ -83,7 +83,8 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     from preftree.hardware.device import gemm_peak
     from preftree.hardware.precision import cpu_bf16_instructions
     from preftree.model.cpu.linear import product_with
-    from preftree.model.load import disable_dropout, load_model, load_tokenizer, resolve
+    from preftree.model.determinism import remove_randomness
+    from preftree.model.load import load_model, load_tokenizer, resolve
     from preftree.model.lora import add_lora
     from preftree.train.flops import ModelFlops
 
@@ -102,7 +103,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     set_seed(0)
     targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
     peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
-    disable_dropout(peft)
+    remove_randomness(peft)
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         start = time.perf_counter()
         run = _run_preftree if args.child == "preftree" else _run_trl

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from preftree.errors import ModelError
+from preftree.model.score import causal_model
 
 #: Tokens of the trial run.
 PROBE_TOKENS = 24
@@ -25,15 +26,16 @@ PROBE_TOKENS = 24
 _DROPOUT = nn.modules.dropout._DropoutNd
 
 
-def remove_randomness(model: PreTrainedModel) -> list[str]:
+def remove_randomness(model: nn.Module) -> list[str]:
     """Make training mode compute what evaluation mode computes; returns what was random, for the user.
 
     Args:
-        model: the causal language model, with LoRA layers injected or not. Its `train` method is replaced.
+        model: a causal language model, or a PEFT model around one. The language model's `train` method is replaced.
 
     Raises:
         ModelError: the model is random even in evaluation mode, or cannot be run on token ids.
     """
+    model = causal_model(model)
     found = _random_parts(model)
     pinned: set[type[nn.Module]] = set()
     model.train = partial(_train, model, pinned)  # type: ignore[method-assign, assignment]

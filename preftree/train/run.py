@@ -177,7 +177,7 @@ def _model(
     )
     for note in targets.notes() if targets is not None else ():
         say(f"           {note}")
-    if settings.train.disable_dropout and (random := remove_randomness(causal_model(peft))):
+    if settings.train.disable_dropout and (random := remove_randomness(peft)):
         say(
             f"dropout    off ({', '.join(random)}), so that policy and reference are the same function; "
             "--disable_dropout false keeps it"

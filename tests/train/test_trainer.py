@@ -19,7 +19,7 @@ from transformers import TrainingArguments
 from preftree.data.encode import EncodedPair
 from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
-from preftree.model.load import disable_dropout
+from preftree.model.determinism import remove_randomness
 from preftree.model.score import attach
 from preftree.train import trainer as trainer_module
 from preftree.train.metrics import NAMES
@@ -150,7 +150,7 @@ def test_duplicates_count_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attention", ["auto", "padded"])
 def test_the_first_loss_is_ln_2(tmp_path: Path, attention: str) -> None:
     model = make_model(dtype=torch.float32, trained=False, dropout=0.05)
-    assert disable_dropout(model) > 0
+    assert remove_randomness(model)
     trainer = make_trainer(model, tmp_path, attention=attention)
     loss, _ = one_step(trainer, PAIRS)
     assert loss == pytest.approx(LN2, abs=1e-6)
@@ -164,7 +164,7 @@ def test_with_dropout_left_on_it_is_not(tmp_path: Path) -> None:
     first, _ = one_step(trainer, PAIRS)
     second, _ = one_step(trainer, PAIRS)
     assert abs(first - second) > 1e-4
-    disable_dropout(model)
+    remove_randomness(model)
     assert one_step(trainer, PAIRS)[0] == one_step(trainer, PAIRS)[0]
 
 
