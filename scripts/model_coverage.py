@@ -48,7 +48,7 @@ from preftree.forest import Bundle, Forest  # noqa: E402
 from preftree.model.determinism import check_causal, remove_randomness  # noqa: E402
 from preftree.model.load import ModelSource, load_model, resolve  # noqa: E402
 from preftree.model.lora import add_lora  # noqa: E402
-from preftree.model.score import attach, leaf_logprobs  # noqa: E402
+from preftree.model.score import attach  # noqa: E402
 from preftree.model.targets import all_linear  # noqa: E402
 from preftree.train.run import train as run  # noqa: E402
 from tests.support import families  # noqa: E402
@@ -178,9 +178,9 @@ def oracle(model: PeftModel, forest: Forest, attention: str) -> Scores:
 
 def scored(model: PeftModel, forest: Forest) -> tuple[Scores, str, str]:
     """The same through the path that is chosen, with its name and the reason."""
-    choice = attach(model)
-    token_S = leaf_logprobs(model, forest).token_S
-    return (token_S.detach().double(), gradients(model, token_S)), choice.name, choice.reason
+    with attach(model) as scorer:
+        token_S = scorer(forest).token_S
+        return (token_S.detach().double(), gradients(model, token_S)), scorer.name, scorer.reason
 
 
 def errors(found: Scores, expected: Scores) -> tuple[float, float]:

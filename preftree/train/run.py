@@ -31,6 +31,7 @@ from preftree.model.lora import add_lora
 from preftree.model.score import Scorer, attach
 from preftree.model.shard import shard_base
 from preftree.model.targets import all_linear
+from preftree.model.weights import refuse_larger_tokenizer
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.flops import ModelFlops
 from preftree.train.hpu import optimizer, step_hook
@@ -78,6 +79,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
             ranks.check_same("pairs", fingerprint(prepared.train + prepared.validation))
         set_seed(settings.train.seed)
         scorer, key = _model(settings, source, dtype.value, device.value, ranks, say)
+        refuse_larger_tokenizer(tokenizer, scorer.model, source.described)
         if device.value == "cpu":
             # From here on: what loading has freed is given back in any case.
             keep_freed_memory(settings.train.max_memory is None)

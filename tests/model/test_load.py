@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from preftree.errors import ModelError
 from preftree.io.cache import cache_root
 from preftree.model import load
 from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.model.lora import load_adapter
+from preftree.model.weights import refuse_larger_tokenizer
 from tests.support import tiny
 
 
@@ -151,3 +157,117 @@ def test_a_folder_named_like_the_bundled_model(tmp_path: Path, folder: Path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "smollm2").symlink_to(folder)
     assert resolve("smollm2").gguf is None
+
+
+def copied(folder: Path, target: Path) -> Path:
+    """A copy of the model's folder, to be damaged."""
+    shutil.copytree(folder, target, dirs_exist_ok=True)
+    return target
+
+
+def rewrite(folder: Path, change) -> None:  # type: ignore[no-untyped-def]
+    """Put the weights through `change` (name → tensor, in place)."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+DAMAGE = {
+    "missing": (
+        lambda weights: weights.pop("model.layers.1.mlp.up_proj.weight"),
+        r"1 weights missing from the files: model\.layers\.1\.mlp\.up_proj\.weight",
+    ),
+    "unexpected": (
+        lambda weights: weights.update({"model.layers.7.extra.weight": torch.ones(3)}),
+        r"1 weights without a place in the model: model\.layers\.7\.extra\.weight",
+    ),
+    "mismatched": (
+        lambda weights: weights.update({"model.layers.0.mlp.up_proj.weight": torch.ones(3, 3)}),
+        r"1 weights of another shape: .*up_proj\.weight \(3, 3\) instead of \(48, 32\)",
+    ),
+    "nan": (
+        lambda weights: weights["model.layers.0.mlp.up_proj.weight"][2, 3:5].fill_(torch.nan),
+        r"1 weights in folder .* hold NaN or infinite values: model\.layers\.0\.mlp\.up_proj\.weight",
+    ),
+    "infinite": (
+        lambda weights: weights["model.norm.weight"][:1].fill_(-torch.inf),
+        r"hold NaN or infinite values: model\.norm\.weight",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_weights_that_are_not_the_models_own_are_listed(tmp_path: Path, folder: Path, damage: str) -> None:
+    change, message = DAMAGE[damage]
+    rewrite(copied(folder, tmp_path), change)
+    with pytest.raises(ModelError, match=message):
+        load_model(resolve(str(tmp_path)), torch.float32)
+
+
+def test_a_config_of_another_model(tmp_path: Path, folder: Path) -> None:
+    config = json.loads((copied(folder, tmp_path) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": config["vocab_size"]}))
+    with pytest.raises(ModelError, match=r"not those of a BertLMHeadModel \(model_type bert.*missing from the files"):
+        load_model(resolve(str(tmp_path)), torch.float32)
+
+
+def test_tied_weights_are_complete(tmp_path: Path) -> None:
+    tiny.llama(num_hidden_layers=1, tie_word_embeddings=True).save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load_model(resolve(str(tmp_path)), torch.float32)
+
+
+def test_pickled_weights(tmp_path: Path, folder: Path) -> None:
+    (copied(folder, tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pickled file \(pytorch_model\.bin\), which can run code"):
+        resolve(str(tmp_path))
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even if somebody, or `yes |`, answers the question that transformers would ask."""
+    copied(folder, tmp_path)
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((tmp_path / name).read_text())
+        content |= {"model_type": "own", "auto_map": dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "own.Own")}
+        content |= {"tokenizer_class": "OwnTokenizer"}
+        content["auto_map"]["AutoTokenizer"] = ["own.Own", "own.Own"]
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: ...\n")
+    monkeypatch.setattr("builtins.input", lambda prompt="": "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    for loader in (load_tokenizer, lambda source: load_model(source, torch.float32)):
+        with pytest.raises(ModelError, match=r"Code that comes with a model \(auto_map\) is never run"):
+            loader(resolve(str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(folder: Path) -> None:
+    tokenizer, model = tiny.word_tokenizer(), tiny.llama(num_hidden_layers=1)
+    refuse_larger_tokenizer(tokenizer, model, "this model")
+    tokenizer.add_tokens(["one more"])
+    with pytest.raises(ModelError, match=r"1 tokens without an embedding in this model, .* id 96: 'one more' \(97\)"):
+        refuse_larger_tokenizer(tokenizer, model, "this model")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop(next(iter(weights))), "1 weights are missing, the first"),
+        (lambda weights: weights.update(extra=torch.ones(2)), "1 weights are without a place, the first"),
+        (lambda weights: next(iter(weights.values())).view(-1)[:1].fill_(torch.nan), "NaN or infinite values"),
+    ],
+    ids=["missing", "unexpected", "nan"],
+)
+def test_an_adapter_that_is_damaged(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
+    tiny.with_lora(tiny.llama(num_hidden_layers=1)).save_pretrained(tmp_path)
+    load_adapter(tiny.llama(num_hidden_layers=1), str(tmp_path))
+    file = tmp_path / "adapter_model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=message):
+        load_adapter(tiny.llama(num_hidden_layers=1), str(tmp_path))
+    file.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"pickled file \(adapter_model\.bin\)"):
+        load_adapter(tiny.llama(num_hidden_layers=1), str(tmp_path))
