@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "benchmarks": set(),
     "io": BASE,
     "forest": BASE,
-    "distributed": BASE | {"forest"},
+    "distributed": BASE,
     "config": BASE | {"benchmarks", "distributed", "io"},
     "hardware": BASE | {"distributed", "config"},
     "data": BASE | {"io"},

@@ -2,7 +2,7 @@
 
 Trainer and accelerate would wrap the model in DistributedDataParallel. Its hooks reduce gradients while `forward`
 of the wrapper is followed by one backward pass; here a step is many backward passes through
-`leaf_logprobs(model, forest)`, and only LoRA has gradients. So they are added up by one all-reduce of one flat
+`leaf_logprobs(scorer, forest)`, and only LoRA has gradients. So they are added up by one all-reduce of one flat
 bucket after the last backward pass: the bytes of one `no_sync` window, exact at any number of forests a rank,
 none included, and the same beside a sharded base model (`model/shard.py`).
 
@@ -22,7 +22,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from preftree.errors import RunError
-from preftree.forest import Bundle, Forest
 
 
 class Ranks:
@@ -118,11 +117,6 @@ def leave() -> None:
     """End this process's part in the group, as the device's backend wants it before the process ends."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def idle_forest(device: torch.device | str) -> Forest:
-    """The smallest forest there is, for a rank that must keep step with the others and has nothing to compute."""
-    return Forest.of([Bundle((0,), ((0,),), (0,))], device)
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:

@@ -5,8 +5,9 @@ Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, 
 forest of any number of requests to be scored.
 """
 
-from preftree.forest.forest import Forest, Segment, Shape, upload
+from preftree.forest.forest import Forest, Segment, Shape, idle_forest, upload
 from preftree.forest.pack import pack
+from preftree.forest.pad import pad_forest
 from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shares_of_pairs
 from preftree.forest.stream import ScoreRequest, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
@@ -24,7 +25,9 @@ __all__ = [
     "bundles_of_pairs",
     "forests_of_pairs",
     "grow",
+    "idle_forest",
     "pack",
+    "pad_forest",
     "shares_of_pairs",
     "upload",
 ]

@@ -4,16 +4,13 @@
 
 is causality, packing and prompt sharing at once. A token's position is its depth on its own path.
 
-A device that compiles for each shape gets forests filled up to one `Shape`. Filling tokens see only themselves
-(`subtree_end[k] = k + 1`); filling scored tokens belong to a leaf one past the last, which nobody reads.
-
 Shape suffixes: T tokens of the forest, S scored tokens, L leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -38,7 +35,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes that every forest of a run is filled up to."""
+    """Sizes that every forest of a run is padded to (see `pad`)."""
 
     tokens: int
     scored: int
@@ -62,8 +59,8 @@ class Forest:
         leaf_of_id: for each of `leaf_ids` the number of its leaf.
         predictor_S, target_S, leaf_S: for each scored token the index of the token whose hidden state
             predicts it, its id, and the number of its leaf.
-        tokens: the token ids once more, on the host and without filling: nothing has to be read back from a device.
-        shape: what the forest is filled up to, None if it holds no filling.
+        tokens: the token ids once more, on the host and without padding: nothing has to be read back from a device.
+        shape: what the forest is padded to, None if it holds no padding.
     """
 
     input_ids_T: Tensor
@@ -80,20 +77,28 @@ class Forest:
     _derived: dict[Hashable, Any] = field(init=False, repr=False, default_factory=dict)
 
     @classmethod
-    def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu", shape: Shape | None = None) -> Forest:
-        """Lay out `trees` depth first, one after another, and fill up to `shape` if there is one.
-
-        Raises ValueError when the trees are larger than `shape`.
-        """
+    def plant(cls, trees: Sequence[Node], device: torch.device | str = "cpu") -> Forest:
+        """Lay out `trees` depth first, one after another."""
         layout = _Layout()
         for tree in trees:
             layout.add(tree)
-        return layout.forest(torch.device(device), shape)
+        return layout.forest().to(device)
 
     @classmethod
-    def of(cls, bundles: Sequence[Bundle], device: torch.device | str = "cpu", shape: Shape | None = None) -> Forest:
+    def of(cls, bundles: Sequence[Bundle], device: torch.device | str = "cpu") -> Forest:
         """Merge `bundles` into trees and lay them out."""
-        return cls.plant(grow(bundles), device, shape)
+        return cls.plant(grow(bundles), device)
+
+    def to(self, device: torch.device | str) -> Forest:
+        """The same forest on another device."""
+        device = torch.device(device)
+        if device == self.device:
+            return self
+        names = ("input_ids_T", "position_ids_T", "subtree_end_T", "predictor_S", "target_S", "leaf_S")
+        arrays = [getattr(self, name) for name in names]
+        # All of it in one piece: every copy to a device costs a wait of its own.
+        moved = upload(torch.cat(arrays), device).split([len(array) for array in arrays])
+        return replace(self, **dict(zip(names, moved, strict=True)))
 
     def __len__(self) -> int:
         return self.input_ids_T.shape[0]
@@ -165,8 +170,8 @@ class Forest:
 
     def sum_by_leaf(self, value_S: Tensor) -> Tensor:
         """The sum of a value over each leaf's scored tokens, (slots,)."""
-        with_filling_L = value_S.new_zeros(self.slots + 1).index_add(0, self.leaf_S, value_S)
-        return with_filling_L[: self.slots]
+        with_padding_L = value_S.new_zeros(self.slots + 1).index_add(0, self.leaf_S, value_S)
+        return with_padding_L[: self.slots]
 
     @cached_property
     def unrolled_tokens(self) -> int:
@@ -186,7 +191,6 @@ class _Layout:
         self.leaf_of_id: list[int] = []
         self.predictors: list[int] = []
         self.leaves: list[int] = []
-        self.targets: list[int] = []
 
     def add(self, tree: Node) -> None:
         """Lay out a tree, depth first. No recursion: forks may nest deeply."""
@@ -223,29 +227,10 @@ class _Layout:
         self.positions += range(position, position + len(node.tokens))
         self.ends += [0] * len(node.tokens)
 
-    def fill(self, shape: Shape) -> None:
-        """Add filling tokens, each a segment of its own, and filling scored tokens."""
-        held = Shape(len(self.ids), len(self.targets), len(self.leaf_ids))
-        if held.tokens > shape.tokens or held.scored > shape.scored or held.leaves > shape.leaves:
-            raise ValueError(f"a forest of {held} does not fit the fixed shape of {shape}")
-        for k in range(held.tokens, shape.tokens):
-            self.segments.append(Segment(k, k + 1, -1, 0, None))
-            self.ids.append(0)
-            self.positions.append(0)
-            self.ends.append(k + 1)
-        missing = shape.scored - held.scored
-        self.predictors += [shape.tokens - 1] * missing
-        self.targets += [0] * missing
-        self.leaves += [shape.leaves] * missing
-
-    def forest(self, device: torch.device, shape: Shape | None) -> Forest:
-        self.targets = [i for s in self.segments if s.leaf is not None for i in self.ids[s.start : s.end]]
-        tokens = tuple(self.ids)
-        if shape is not None:
-            self.fill(shape)
-        columns = (self.ids, self.positions, self.ends, self.predictors, self.targets, self.leaves)
-        # All of it in one piece: every copy to a device costs a wait of its own.
-        arrays = upload([i for column in columns for i in column], device).split([len(column) for column in columns])
+    def forest(self) -> Forest:
+        targets = [i for s in self.segments if s.leaf is not None for i in self.ids[s.start : s.end]]
+        columns = (self.ids, self.positions, self.ends, self.predictors, targets, self.leaves)
+        arrays = [torch.tensor(column, dtype=torch.long) for column in columns]
         return Forest(
             input_ids_T=arrays[0],
             position_ids_T=arrays[1],
@@ -256,9 +241,13 @@ class _Layout:
             predictor_S=arrays[3],
             target_S=arrays[4],
             leaf_S=arrays[5],
-            tokens=tokens,
-            shape=shape,
+            tokens=tuple(self.ids),
         )
+
+
+def idle_forest(device: torch.device | str) -> Forest:
+    """The smallest forest there is: what a rank scores in a dummy pass, which keeps collectives in step."""
+    return Forest.of([Bundle((0,), ((0,),), (0,))], device)
 
 
 def upload(values: Sequence[float] | Tensor, device: torch.device | str) -> Tensor:

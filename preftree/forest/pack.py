@@ -9,32 +9,34 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Callable, Sequence
 
-from preftree.forest.forest import Shape
 from preftree.forest.tree import MIN_SHARED, Bundle, common_prefix, grow
 
 
-def pack(bundles: Sequence[Bundle], budget: int | Shape, min_shared: int = MIN_SHARED) -> list[list[Bundle]]:
-    """Groups of bundles, each of at most `budget` tree tokens (and what a `Shape` has room for) where that is possible.
+def pack(
+    bundles: Sequence[Bundle],
+    budget: int,
+    min_shared: int = MIN_SHARED,
+    fits: Callable[[Sequence[Bundle]], bool] = lambda group: True,
+) -> list[list[Bundle]]:
+    """Groups of bundles, each of at most `budget` tree tokens, and such that `fits` is true, where that is possible.
 
     Bundles with a common beginning are kept side by side, so that sharing survives the cut; then the groups
     are put together, largest first, as long as they fit. Depends on the contents of the batch, not its order.
     """
-    shape = budget if isinstance(budget, Shape) else None
-    tokens = budget.tokens if isinstance(budget, Shape) else budget
-    if tokens < 1:
-        raise ValueError(f"the token budget must be at least 1, got {tokens}")
+    if budget < 1:
+        raise ValueError(f"the token budget must be at least 1, got {budget}")
 
     def measure(group: Sequence[Bundle]) -> int | None:
         """Tree tokens of a group, None if it does not fit."""
         size = _tree_tokens(group, min_shared)
-        return size if size <= tokens and _has_room(shape, group) else None
+        return size if size <= budget and fits(group) else None
 
     runs = _cut_in_order(sorted(bundles, key=lambda b: (b.prompt, b.continuations)), measure, min_shared)
     forests: list[list[Bundle]] = []
     held: list[tuple[int, int]] = []  # (tokens, −index) of each forest, ascending
     for size, run in sorted(runs, key=lambda item: -item[0]):
         # Fullest forest that still has room (best fit): leaves the fewest half-empty ones.
-        for place in range(bisect_right(held, (tokens - size, 1)) - 1, -1, -1):
+        for place in range(bisect_right(held, (budget - size, 1)) - 1, -1, -1):
             index = -held[place][1]
             together = forests[index] + run
             # Grown, not added up: a run that forks an earlier trunk can cost that trunk its sharing.
@@ -47,15 +49,6 @@ def pack(bundles: Sequence[Bundle], budget: int | Shape, min_shared: int = MIN_S
             insort(held, (size, -len(forests)))
             forests.append(run)
     return forests
-
-
-def _has_room(shape: Shape | None, group: Sequence[Bundle]) -> bool:
-    """Do the answers of a group fit a fixed shape?"""
-    if shape is None:
-        return True
-    answers = {(bundle.prompt, answer) for bundle in group for answer in bundle.continuations}
-    names = sum(len(bundle.leaf_ids) for bundle in group)
-    return sum(len(answer) for _, answer in answers) <= shape.scored and names <= shape.leaves
 
 
 def _cut_in_order(

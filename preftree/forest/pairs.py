@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from preftree.forest.balance import balance
 from preftree.forest.forest import Forest, Shape
 from preftree.forest.pack import pack
+from preftree.forest.pad import has_room, pad_forest
 from preftree.forest.tree import Bundle
 
 
@@ -24,16 +26,22 @@ class Pair(Protocol):
     def rejected_ids(self) -> tuple[int, ...]: ...
 
 
-def forests_of_pairs(pairs: Sequence[Pair], budget: int | Shape, device: torch.device | str = "cpu") -> list[Forest]:
+def forests_of_pairs(
+    pairs: Sequence[Pair], budget: int, device: torch.device | str = "cpu", shape: Shape | None = None
+) -> list[Forest]:
     """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest.
 
     An answer that several pairs of a forest have to one prompt is one leaf under the name of each of them.
 
     Args:
-        budget: most tokens of a forest, or the shape that all of them are filled up to.
+        budget: most tokens of a forest.
+        shape: pad all of them to this one, which has room for single pairs at least.
     """
-    shape = budget if isinstance(budget, Shape) else None
-    return [Forest.of(group, device, shape) for group in pack(bundles_of_pairs(pairs), budget)]
+    bundles = bundles_of_pairs(pairs)
+    if shape is None:
+        return [Forest.of(group, device) for group in pack(bundles, budget)]
+    groups = pack(bundles, min(budget, shape.tokens), fits=partial(has_room, shape))
+    return [pad_forest(Forest.of(group), shape).to(device) for group in groups]
 
 
 def bundles_of_pairs(pairs: Sequence[Pair]) -> list[Bundle]:

@@ -15,9 +15,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from preftree.distributed.ranks import Ranks, idle_forest
+from preftree.distributed.ranks import Ranks
 from preftree.errors import ModelError
-from preftree.forest import Forest, upload
+from preftree.forest import Forest, idle_forest, upload
 from preftree.model.score import LeafLogprobs, Scorer, evaluating, leaf_logprobs
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 

@@ -228,10 +228,11 @@ def _trainer(
         budget = replace(budget, tokens=least, checkpointing=recompute)
     args.activation_checkpointing = args.gradient_checkpointing = budget.checkpointing
     say(f"forests    of at most {budget.tokens} tokens: {budget.reason}")
-    sizes: int | Shape = budget.tokens
+    shape: Shape | None = None
     if args.pad_max:
-        sizes = (shape := choose_shape(budget.tokens, prepared.train + prepared.validation, args.pairs_per_step)).value
-        say(f"shape      {shape}")
+        choice = choose_shape(budget.tokens, prepared.train + prepared.validation, args.pairs_per_step)
+        shape = choice.value
+        say(f"shape      {choice}")
     say(
         f"step       {ranks.count * args.pairs_per_step} pairs ({args.per_device_train_batch_size} x "
         f"{args.gradient_accumulation_steps} x {ranks.count} ranks), loss {args.loss_type}, beta {args.beta:g}"
@@ -248,7 +249,8 @@ def _trainer(
         eval_pairs=prepared.validation,
         reference=reference,
         objective=Objective(args.loss_type, args.beta, args.label_smoothing),
-        budget=sizes,
+        budget=budget.tokens if shape is None else shape.tokens,
+        shape=shape,
         tokenizer=tokenizer,
         live_metrics=live_metrics,
         hook=step_hook(args, device),

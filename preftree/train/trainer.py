@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
 
-from preftree.distributed.ranks import Ranks, idle_forest
-from preftree.forest import Forest, Pair, Shape, forests_of_pairs, shares_of_pairs
+from preftree.distributed.ranks import Ranks
+from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shares_of_pairs
 from preftree.model.score import Scorer, leaf_logprobs
 from preftree.train.flops import ModelFlops
 from preftree.train.hpu import StepHook
@@ -69,7 +69,8 @@ class PreferenceTrainer(Trainer):
         train_pairs, eval_pairs: encoded pairs.
         reference: log-probs of the model before training.
         objective: loss and constants.
-        budget: most tokens of a forest, or the fixed shape that all of them are padded to.
+        budget: most tokens of a forest.
+        shape: pad all forests to this one; None pads none.
         ranks: the processes that train together; by default those of the process group.
         tokenizer: saved beside the adapter.
         live_metrics: updated at each step, for a live line.
@@ -88,7 +89,8 @@ class PreferenceTrainer(Trainer):
         eval_pairs: Sequence[Pair],
         reference: Reference,
         objective: Objective,
-        budget: int | Shape,
+        budget: int,
+        shape: Shape | None = None,
         ranks: Ranks | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         live_metrics: LiveMetrics | None = None,
@@ -99,7 +101,7 @@ class PreferenceTrainer(Trainer):
         by_prompt: bool = False,
     ) -> None:
         self.scorer = scorer
-        self.reference, self.objective, self.budget = reference, objective, budget
+        self.reference, self.objective, self.budget, self.shape = reference, objective, budget, shape
         self.ranks = ranks or reference.ranks
         self.since_log = PairMeter()
         self.speed = SpeedMeter()
@@ -162,7 +164,7 @@ class PreferenceTrainer(Trainer):
     def plan(self, pairs: Sequence[Pair]) -> StepPlan:
         """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
         share = shares_of_pairs(pairs, self.ranks.count)[self.ranks.index]
-        forests = forests_of_pairs(share, self.budget, self.args.device)
+        forests = forests_of_pairs(share, self.budget, self.args.device, self.shape)
         mine = SpeedMeter()
         for forest in forests:
             mine.add(forest)

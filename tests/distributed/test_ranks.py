@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from preftree.distributed.ranks import Ranks, idle_forest
+from preftree.distributed.ranks import Ranks
 from preftree.train.metrics import SpeedMeter
 from preftree.train.store import from_bytes, to_bytes
 
@@ -42,9 +42,3 @@ def test_counts_of_all_ranks() -> None:
         run.merge(step)
     assert run.imbalance(2) == 0.25  # 100 tokens on the busiest ranks where 80 would have been even
     assert SpeedMeter().imbalance(2) == 0.0
-
-
-def test_an_idle_forest_scores_something() -> None:
-    forest = idle_forest("cpu")
-    assert len(forest) == 2
-    assert forest.target_S.tolist() == [0]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from preftree.forest import Segment, forests_of_pairs
+from preftree.forest import Segment, forests_of_pairs, idle_forest
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,10 @@ def test_the_best_answer_stands_once_for_all_its_pairs() -> None:
     assert forest.leaf_lengths == (2, 1, 2, 2, 1)
     assert forest.leaf_S.tolist() == [0, 0, 1, 2, 2, 3, 3, 4]
     assert (len(forest), forest.slots, forest.unrolled_tokens) == (11, 5, 3 + 2 + 4 + 4 + 4 + 3 + 3 + 4)
+
+
+def test_the_smallest_forest_scores_one_token() -> None:
+    forest = idle_forest("cpu")
+    assert len(forest) == 2
+    assert forest.target_S.tolist() == [0]
+    assert forest.predictor_S.tolist() == [0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from preftree.data.encode import EncodedPair
-from preftree.forest import Bundle, Forest, Shape, forests_of_pairs
+from preftree.forest import Bundle, Forest, Shape, forests_of_pairs, pad_forest
 from preftree.model.score import attach, leaf_logprobs
+from preftree.train import trainer as trainer_module
 from preftree.train.budget import choose_shape
 from preftree.train.hpu import StepHook
 from preftree.train.losses import LOSSES
@@ -38,10 +40,10 @@ SHAPE = Shape(tokens=96, scored=40, leaves=12)
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(batch=batches(), tokens=st.integers(0, 5), scored=st.integers(0, 5), leaves=st.integers(0, 3))
-def test_filling_comes_last_and_is_seen_by_nobody(batch: list[Bundle], tokens: int, scored: int, leaves: int) -> None:
+def test_padding_comes_last_and_is_seen_by_nobody(batch: list[Bundle], tokens: int, scored: int, leaves: int) -> None:
     small = Forest.of(batch)
     shape = Shape(len(small) + tokens, len(small.target_S) + scored, len(small.leaf_ids) + leaves)
-    forest = Forest.of(batch, shape=shape)
+    forest = pad_forest(small, shape)
     size, many = len(small), len(small.target_S)
     for name in ("input_ids_T", "position_ids_T", "subtree_end_T"):
         assert torch.equal(getattr(forest, name)[:size], getattr(small, name))
@@ -65,15 +67,16 @@ def test_filling_comes_last_and_is_seen_by_nobody(batch: list[Bundle], tokens: i
 
 def test_what_does_not_fit_is_an_error() -> None:
     batch = [Bundle((1, 2), ((3, 4), (5,)), (0, 1))]
-    assert len(Forest.of(batch, shape=Shape(5, 3, 2))) == 5
+    forest = Forest.of(batch)
+    assert len(pad_forest(forest, Shape(5, 3, 2))) == 5
     for shape in (Shape(4, 3, 2), Shape(5, 2, 2), Shape(5, 3, 1)):
         with pytest.raises(ValueError, match="does not fit"):
-            Forest.of(batch, shape=shape)
+            pad_forest(forest, shape)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, Shape(96, 12, 12), Shape(96, 40, 2), Shape(30, 40, 12)], ids=str)
 def test_packing_keeps_to_every_limit(shape: Shape) -> None:
-    forests = forests_of_pairs(PAIRS, shape)
+    forests = forests_of_pairs(PAIRS, shape.tokens, shape=shape)
     assert sorted(i for forest in forests for i in forest.leaf_ids) == list(range(2 * len(PAIRS)))
     assert {(len(f), len(f.target_S), f.slots) for f in forests} == {(shape.tokens, shape.scored, shape.leaves)}
     assert len(forests_of_pairs(PAIRS, 96)) == 1
@@ -92,7 +95,7 @@ def test_the_shape_comes_from_the_data() -> None:
     assert choose_shape(400, pairs, pairs_per_step=8).value.tokens == 384
     long = EncodedPair((1,) * 900, (1,) * 700, (1,) * 20, 40, "")
     larger = choose_shape(1000, [*pairs, long], pairs_per_step=8).value
-    forests = forests_of_pairs([*pairs, long], larger)
+    forests = forests_of_pairs([*pairs, long], larger.tokens, shape=larger)
     assert sum(len(forest.leaf_ids) for forest in forests) == 82
 
 
@@ -101,37 +104,37 @@ def test_the_shape_comes_from_the_data() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "mpt"])
 @pytest.mark.parametrize("path", ["masked", "cpu", "padded", "plain"])
-def test_filling_changes_no_log_prob(family: str, path: str) -> None:
+def test_padding_changes_no_log_prob(family: str, path: str) -> None:
     model = tiny.with_lora(tiny.FAMILIES[family]())
     batch = random_batch(1, bundles=3)
     scorer = attach(model, path)
     assert scorer.name == path
     small = leaf_logprobs(scorer, Forest.of(batch))
-    filled = leaf_logprobs(scorer, Forest.of(batch, shape=Shape(len(small.forest) + 9, len(small.token_S) + 7, 30)))
+    padded = leaf_logprobs(scorer, pad_forest(small.forest, Shape(len(small.forest) + 9, len(small.token_S) + 7, 30)))
     for name, token_S in small.by_leaf().items():
-        torch.testing.assert_close(filled.by_leaf()[name], token_S, rtol=1e-5, atol=1e-4)
-    assert filled.sum_L[len(small.leaf_ids) :].tolist() == [0.0] * (30 - len(small.leaf_ids))
-    found, expected = (tiny.gradients(model, scores.token_S[: len(small.token_S)]) for scores in (filled, small))
+        torch.testing.assert_close(padded.by_leaf()[name], token_S, rtol=1e-5, atol=1e-4)
+    assert padded.sum_L[len(small.leaf_ids) :].tolist() == [0.0] * (30 - len(small.leaf_ids))
+    found, expected = (tiny.gradients(model, scores.token_S[: len(small.token_S)]) for scores in (padded, small))
     assert tiny.relative_error(found, expected) < 1e-3
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("shape", [SHAPE, Shape(40, 20, 4)], ids=["one forest", "several"])
-def test_a_step_with_filling_is_the_step_without(tmp_path: Path, loss_type: str, shape: Shape) -> None:
+def test_a_step_with_padding_is_the_step_without(tmp_path: Path, loss_type: str, shape: Shape) -> None:
     """Loss, gradients and metrics; twice, because the second time the reference comes from memory."""
     objective = Objective(loss_type)
     plain = make_trainer(make_model(), tmp_path, objective=objective)
-    filled = make_trainer(make_model(), tmp_path, objective=objective, attention="masked")
-    filled.budget = shape
-    filled.hook.fixed_shapes = True
+    padded = make_trainer(make_model(), tmp_path, objective=objective, attention="masked")
+    padded.budget, padded.shape = shape.tokens, shape
+    padded.hook.fixed_shapes = True
     for _ in range(2):
         expected = one_step(plain, PAIRS)
-        found = one_step(filled, PAIRS)
+        found = one_step(padded, PAIRS)
         assert found[0] == pytest.approx(expected[0], rel=1e-6)
         assert tiny.relative_error(found[1], expected[1]) < 5e-6
-        assert filled.live_metrics.step.means() == pytest.approx(plain.live_metrics.step.means(), rel=1e-6)
-    assert filled.live_metrics.speed.pairs == plain.live_metrics.speed.pairs == 2 * len(PAIRS)
-    assert filled.reference.misses == 2 * len(PAIRS)
+        assert padded.live_metrics.step.means() == pytest.approx(plain.live_metrics.step.means(), rel=1e-6)
+    assert padded.live_metrics.speed.pairs == plain.live_metrics.speed.pairs == 2 * len(PAIRS)
+    assert padded.reference.misses == 2 * len(PAIRS)
 
 
 # --- The signature ---
@@ -173,15 +176,18 @@ def _described(value: Any) -> Any:
 @pytest.fixture
 def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreferenceTrainer:
     trainer = make_trainer(make_model(dtype=torch.float32), tmp_path, attention="masked")
-    trainer.budget = SHAPE
+    trainer.budget, trainer.shape = SHAPE.tokens, SHAPE
     trainer.hook = StepHook(fixed_shapes=True)
-    known = Reference.known
 
-    def unrecorded(self: Reference, forest: Forest) -> Tensor:
-        with _disable_current_modes():  # puts values side by side on the host, whatever the device
-            return known(self, forest)
+    def unrecorded(made_on_the_host: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any) -> Any:
+            with _disable_current_modes():
+                return made_on_the_host(*args)
 
-    monkeypatch.setattr(Reference, "known", unrecorded)
+        return made
+
+    monkeypatch.setattr(Reference, "known", unrecorded(Reference.known))
+    monkeypatch.setattr(trainer_module, "forests_of_pairs", unrecorded(forests_of_pairs))
     return trainer
 
 
@@ -205,7 +211,7 @@ def test_three_steps_have_one_signature(trainer: PreferenceTrainer) -> None:
 def test_so_has_the_reference(trainer: PreferenceTrainer) -> None:
     digests = []
     for pairs in (PAIRS[:3], PAIRS[3:6]):
-        (forest,) = forests_of_pairs(pairs, SHAPE)
+        (forest,) = forests_of_pairs(pairs, SHAPE.tokens, shape=SHAPE)
         with Signature() as signature:
             trainer.reference._compute(forest)
         digests.append(signature.digest)
@@ -213,16 +219,16 @@ def test_so_has_the_reference(trainer: PreferenceTrainer) -> None:
     assert len(set(digests)) == 1
 
 
-def test_without_filling_each_step_has_its_own(trainer: PreferenceTrainer) -> None:
+def test_without_padding_each_step_has_its_own(trainer: PreferenceTrainer) -> None:
     """Would the test above notice?"""
-    trainer.budget = 96
+    trainer.budget, trainer.shape = 96, None
     trainer.plan(PAIRS)
     assert len(set(signatures_of_steps(trainer))) == 3
 
 
 def test_all_forests_have_one_signature(trainer: PreferenceTrainer) -> None:
     """From one backward pass to the next, whatever is in the forest; gradients are added to, never stored."""
-    trainer.budget = Shape(32, 12, 2)
+    trainer.budget, trainer.shape = 32, Shape(32, 12, 2)
     parts: list[list[str]] = []
     trainer.training_step(trainer.model, {"pairs": PAIRS})  # the reference is known from here on
     trainer.hook.run_gathered = lambda: parts.append(signature.lines[sum(map(len, parts)) :])

@@ -64,7 +64,7 @@ def trainer(folder: Path, device: str, objective: Objective | None = None) -> Pr
         dataloader_pin_memory=False,
         **STEPS,
     )
-    made.budget, made.hook.fixed_shapes = Shape(tokens=96, scored=40, leaves=12), True
+    made.budget, made.shape, made.hook.fixed_shapes = 96, Shape(tokens=96, scored=40, leaves=12), True
     assert made.args.device.type == made.accelerator.device.type == device
     return made
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from preftree.forest import Bundle, Forest, Shape
+from preftree.forest import Bundle, Forest, Shape, pad_forest
 from preftree.model.attention import BACKENDS, Attend, Rules, cpu, flex, masked, varlen
 from tests.support import kernels
 from tests.support.strategies import batches, leaf_paths, random_batch
@@ -299,11 +299,11 @@ def test_layers_share_a_plan_for_each_window(planned: list[int | None]) -> None:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(batch=batches(), window=st.sampled_from((None, 3)), filling=st.integers(0, 9))
-def test_blocks_of_flex_attention(batch: list[Bundle], window: int | None, filling: int) -> None:
+@given(batch=batches(), window=st.sampled_from((None, 3)), padding=st.integers(0, 9))
+def test_blocks_of_flex_attention(batch: list[Bundle], window: int | None, padding: int) -> None:
     """Blocks said to be seen entirely are, those left out hold nothing, and the mask inside is the specification's."""
     small = Forest.of(batch)
-    forest = Forest.of(batch, shape=Shape(len(small) + filling, len(small.target_S), len(small.leaf_ids)))
+    forest = pad_forest(small, Shape(len(small) + padding, len(small.target_S), len(small.leaf_ids)))
     with mock.patch.object(flex, "BLOCK", 4):
         plan = flex.planned(forest, window)
         assert plan.size >= len(forest)

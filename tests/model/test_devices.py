@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preftree.forest import Forest, Shape
+from preftree.forest import Forest, Shape, pad_forest
 from preftree.model.attention import BACKENDS, FOR_DEVICE, Rules
 from preftree.model.score import attach, leaf_logprobs
 from tests.support import tiny
@@ -71,18 +71,18 @@ def test_attention(device: str, dtype: torch.dtype, rule: str) -> None:
 
 @on_devices
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "mpt"])
-@pytest.mark.parametrize("filled", [False, True], ids=["", "fixed shape"])
-def test_families(device: str, family: str, filled: bool) -> None:
+@pytest.mark.parametrize("padded", [False, True], ids=["", "fixed shape"])
+def test_families(device: str, family: str, padded: bool) -> None:
     """Log-probs and LoRA gradients of the path that the device chooses by itself."""
     model, oracle = tiny.with_lora(tiny.FAMILIES[family]()), tiny.with_lora(tiny.FAMILIES[family]().double())
     model = model.to(device)
-    scorer = attach(model, fixed_shapes=filled)
+    scorer = attach(model, fixed_shapes=padded)
     assert scorer.shares_prompts, scorer.reason
-    batch = random_batch(1)
-    forest = Forest.of(batch)
+    forest = Forest.of(random_batch(1))
     expected = tiny.plain_logprobs(oracle, forest)
-    shape = Shape(len(forest) + 10, len(forest.target_S) + 5, len(forest.leaf_ids) + 4) if filled else None
-    token_S = leaf_logprobs(scorer, Forest.of(batch, device, shape)).token_S[: len(expected)]
+    if padded:
+        forest = pad_forest(forest, Shape(len(forest) + 10, len(forest.target_S) + 5, len(forest.leaf_ids) + 4))
+    token_S = leaf_logprobs(scorer, forest.to(device)).token_S[: len(expected)]
     assert float((token_S.cpu().double() - expected).detach().abs().max()) < 0.05
     found, wanted = tiny.gradients(model, token_S.cpu()), tiny.gradients(oracle, expected)
     assert tiny.relative_error({name: x.cpu().double() for name, x in found.items()}, wanted) < 0.05

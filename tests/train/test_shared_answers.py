@@ -59,13 +59,14 @@ def step(forests: Sequence[Forest], pairs: int) -> tuple[Step, Reference]:
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(ranked(), st.sampled_from([1, 24, 10_000, Shape(tokens=64, scored=40, leaves=30)]))
+@given(ranked(), st.sampled_from([(1, None), (24, None), (10_000, None), (64, Shape(tokens=64, scored=40, leaves=30))]))
 def test_losses_gradients_and_reference_keys_are_those_of_separate_leaves(
-    pairs: list[EncodedPair], budget: int | Shape
+    pairs: list[EncodedPair], limits: tuple[int, Shape | None]
 ) -> None:
     if not pairs:
         return
-    forests = forests_of_pairs(pairs, budget)
+    budget, shape = limits
+    forests = forests_of_pairs(pairs, budget, shape=shape)
     alone = [forest for pair in pairs for forest in forests_of_pairs([pair], 10_000)]  # nothing shared between pairs
     (loss, grads), reference = step(forests, len(pairs))
     (expected, expected_grads), separate = step(alone, len(pairs))
