@@ -113,7 +113,9 @@ def _note(what: str) -> None:
 
 
 class _Module(_DummyBackendModule):
-    """What torch asks of `torch.hpu`."""
+    """What torch, and its compiler in any test that runs later in this process, ask of `torch.hpu`."""
+
+    Stream, Event = torch.Stream, torch.Event
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
