@@ -49,7 +49,6 @@ from preftree.model.determinism import check_causal, remove_randomness  # noqa: 
 from preftree.model.load import ModelSource, load_model, resolve  # noqa: E402
 from preftree.model.lora import add_lora  # noqa: E402
 from preftree.model.score import attach  # noqa: E402
-from preftree.model.targets import all_linear  # noqa: E402
 from preftree.train.run import train as run  # noqa: E402
 from tests.support import families  # noqa: E402
 from tests.support.command import TEMPLATE, write_inputs  # noqa: E402
@@ -135,7 +134,7 @@ def adapted(source: ModelSource, dtype: torch.dtype) -> PeftModel:
     """The model as training has it, with LoRA wherever it can go, exact in bfloat16."""
     base = load_model(source, dtype)
     check_causal(base)
-    model = add_lora(base, rank=4, alpha=8, targets=all_linear(base))
+    model = add_lora(base, rank=4, alpha=8)
     remove_randomness(base)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

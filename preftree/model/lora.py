@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ from preftree.model.weights import refuse_not_finite
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
+#: PEFT's word for every linear layer but the head; here it means what `all_linear` finds.
+ALL_LINEAR = "all-linear"
+
+
 def add_lora(
     model: PreTrainedModel,
     *,
@@ -32,55 +36,88 @@ def add_lora(
     alpha: int = 16,
     dropout: float = 0.0,
     target_modules: Sequence[str] | None = None,
-    targets: Targets | None = None,
     **options: Any,
 ) -> PeftModel:
-    """Inject LoRA layers into `model` (arXiv 2106.09685) and freeze everything else.
+    """Inject LoRA layers into `model` (arXiv 2106.09685) and freeze everything else; see `lora_config`."""
+    config = lora_config(model, rank=rank, alpha=alpha, dropout=dropout, target_modules=target_modules, **options)
+    return add_adapter(model, config)
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    rank: int = 16,
+    alpha: int = 16,
+    dropout: float = 0.0,
+    target_modules: Sequence[str] | None = None,
+    **options: Any,
+) -> LoraConfig:
+    """A PEFT config of the LoRA layers that `add_adapter` is to inject into `model`.
 
     Args:
         target_modules: names of linear layers, as PEFT matches them (a module's last name, or a dotted suffix);
-            None adapts `targets`.
-        targets: what `all_linear` found, which is also the default; what PEFT leaves out is added to what it skips.
+            None adapts what `all_linear` finds: every linear layer but the head, and the experts of mixtures.
         options: more fields of `peft.LoraConfig`.
 
     Raises:
-        ModelError: a target matches no module, or PEFT cannot adapt it.
+        ModelError: a target matches no module.
     """
-    config = partial(
-        LoraConfig, r=rank, lora_alpha=alpha, lora_dropout=dropout, bias="none", task_type="CAUSAL_LM", **options
-    )
     if target_modules is not None:
         _check_targets(model, target_modules)
-        peft = _inject(model, config(target_modules=list(target_modules)))
-    else:
-        peft = _inject_all(model, config, targets or all_linear(model, dropout))
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(target_modules) if target_modules is not None else ALL_LINEAR,
+        bias="none",
+        task_type="CAUSAL_LM",
+        **options,
+    )
+
+
+def add_adapter(model: PreTrainedModel, config: PeftConfig, targets: Targets | None = None) -> PeftModel:
+    """Inject a new adapter of any kind into `model` and freeze everything else.
+
+    Args:
+        targets: what to adapt where `config` says "all-linear": by default what `all_linear` finds. What PEFT leaves
+            out of it is added to what it skips.
+
+    Raises:
+        ModelError: PEFT cannot adapt the model as asked.
+    """
+    if not isinstance(config, LoraConfig) or config.target_modules != ALL_LINEAR:
+        return _inject(model, config)
+    targets = targets or all_linear(model, config.lora_dropout)
+    peft = _inject(model, _with_targets(config, targets.modules, targets.parameters))
+    missed = _not_adapted(peft, targets.modules)
+    # Where transformers 5 has stacked a mixture's experts, PEFT takes the names of their former layers (`up_proj`) for
+    # the stacked parameters, although other layers (shared experts, say) have these names, too. Their weights are
+    # parameters as well.
+    if missed and config.lora_dropout:
+        for name in missed:
+            targets.skip(name, model.get_submodule(name).weight.numel(), "PEFT takes it for experts, without dropout")
+    elif missed:
+        modules = [name for name in targets.modules if name not in missed]
+        weights = [*targets.parameters, *(f"{name}.weight" for name in missed)]
+        peft = _inject(peft.unload(), _with_targets(config, modules, weights))
     return peft
 
 
-def _inject_all(model: PreTrainedModel, config: Callable[..., LoraConfig], targets: Targets) -> PeftModel:
-    """Adapt all `targets`, those that PEFT takes for something else by the name of their weight.
+def _with_targets(config: LoraConfig, modules: Sequence[str], parameters: Sequence[str]) -> LoraConfig:
+    own = list(config.target_parameters or ())
+    config = copy.deepcopy(config)
+    config.target_modules, config.target_parameters = set(modules), [*own, *parameters] or None
+    return config
 
-    Where transformers 5 has stacked a mixture's experts, PEFT reads the names of their former layers (`up_proj`) as
-    the stacked parameters, although the model may have other linear layers of these names: shared experts, say.
-    """
-    peft = _inject(model, config(target_modules=targets.modules, target_parameters=targets.parameters or None))
+
+def _not_adapted(peft: PeftModel, names: Sequence[str]) -> list[str]:
     adapted = {
         name.removeprefix("base_model.model.") for name, m in peft.named_modules() if isinstance(m, BaseTunerLayer)
     }
-    missed = [name for name in targets.modules if name not in adapted]
-    if not missed:
-        return peft
-    if peft.peft_config["default"].lora_dropout:
-        for name in missed:
-            weights = model.get_submodule(name).weight.numel()
-            targets.skip(name, weights, "PEFT reads its name as the stacked experts', which cannot have dropout")
-        return peft
-    kept = [name for name in targets.modules if name in adapted]
-    weights = [*targets.parameters, *(f"{name}.weight" for name in missed)]
-    return _inject(peft.unload(), config(target_modules=kept, target_parameters=weights))
+    return [name for name in names if name not in adapted]
 
 
-def _inject(model: PreTrainedModel, config: LoraConfig) -> PeftModel:
+def _inject(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
         with _without_chatter():
             return get_peft_model(model, config)
@@ -131,7 +168,7 @@ def _without_chatter() -> Iterator[None]:
     """Without warnings that no user can act on: a transformers property that PEFT reads by its old name, say."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-        # Of the first attempt in `_inject_all`.
+        # Of the first of two injections in `add_adapter`.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         yield
 

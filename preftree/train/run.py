@@ -27,7 +27,7 @@ from preftree.io.run_folder import RunFolder
 from preftree.model.cpu.linear import product_with
 from preftree.model.determinism import check_causal, remove_randomness
 from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve
-from preftree.model.lora import add_lora
+from preftree.model.lora import add_adapter, lora_config
 from preftree.model.score import Scorer, attach
 from preftree.model.shard import shard_base
 from preftree.model.targets import all_linear
@@ -167,10 +167,9 @@ def _model(
     check_causal(model)
     dropout = 0.0 if settings.train.disable_dropout else lora.lora_dropout
     names = None if lora.lora_all_linear else lora.lora_target_modules
+    config = lora_config(model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=dropout, target_modules=names)
     targets = all_linear(model, dropout) if names is None else None
-    peft = add_lora(
-        model, rank=lora.lora_rank, alpha=lora.lora_alpha, dropout=dropout, target_modules=names, targets=targets
-    )
+    peft = add_adapter(model, config, targets)
     trained = sum(p.numel() for p in peft.parameters() if p.requires_grad)
     total = sum(p.numel() for p in peft.parameters())
     say(

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from preftree.errors import ModelError
-from preftree.model.lora import add_lora, linear_names
+from preftree.model.lora import add_adapter, add_lora, linear_names, lora_config
 from preftree.model.targets import Targets, all_linear
 from tests.support import families, tiny
 
@@ -76,7 +76,7 @@ def trainable(family: str) -> tuple[PeftModel, Targets]:
     """A tiny model with an adapter of non-zero weights in it, and what was adapted."""
     model = families.tiny_model(family)
     targets = all_linear(model)
-    peft = add_lora(model, rank=4, targets=targets)
+    peft = add_adapter(model, lora_config(model, rank=4), targets)
     with torch.no_grad():
         for name, weight in peft.named_parameters():
             if ".lora_B" in name:
@@ -126,4 +126,4 @@ def test_dropout_leaves_out_stacked_experts_and_says_so() -> None:
     assert not targets.parameters
     assert ["PEFT cannot apply --lora_dropout" in note for note in targets.notes()] == [True]
     assert targets.skipped_weights == sum(w.numel() for n, w in model.named_parameters() if ".experts." in n)
-    add_lora(model, dropout=0.1, targets=targets)
+    add_adapter(model, lora_config(model, dropout=0.1), targets)
