@@ -161,6 +161,8 @@ def _evaluate(asked: dict[str, Any], export_data: str | None) -> None:
         return export(export_data, asked["tasks"])
     if missing := [f"--{name} is missing" for name in ("model", "out") if not asked[name]]:
         raise SettingsError(*missing)
+    # lm-eval and torch take many seconds to import; a command that says nothing looks as if it hung.
+    print(f"evaluate   {visible(asked['model'])}: loading lm-eval and the model", file=sys.stderr, flush=True)
     _need_lm_eval()
     from preftree.evaluate.run import Evaluation, run
 

@@ -90,6 +90,27 @@ def _wrong(row: Any, fields: Sequence[str]) -> str:
     bad = [name for name in fields if name not in known or not _FORMS.get(name, _is_text)(known[name])]
     if bad:
         return f"{', '.join(bad)} missing or of another form"
+    return _wrong_answer(row)
+
+
+def _wrong_answer(row: dict[str, Any]) -> str:
+    """What is wrong with a row's right answer: it must be one of the options."""
+    if "answerKey" in row and isinstance(row["choices"], dict):
+        labels = row["choices"]["label"]
+        if len(labels) != len(row["choices"]["text"]):
+            return f"{len(labels)} labels for {len(row['choices']['text'])} choices"
+        if row["answerKey"] not in labels:
+            return f"answerKey {row['answerKey']!r} is none of the labels {', '.join(map(repr, labels))}"
+    for field, options in (("answer", "choices"), ("label", "endings")):
+        if field in row and not 0 <= int(row[field]) < len(row[options]):
+            return f"{field} is {row[field]}, and {options} has {len(row[options])}, numbered from 0"
+    for field in ("mc1_targets", "mc2_targets"):
+        labels = row.get(field, {}).get("labels", [1])
+        # Where the right answer is first, as lm-eval takes it of mc1.
+        if not set(labels) <= {0, 1} or (labels[0] != 1 if field == "mc1_targets" else 1 not in labels):
+            return (
+                f"{field}: labels must be 1 (true) and 0, with {'the first' if field == 'mc1_targets' else 'one'} true"
+            )
     return ""
 
 

@@ -1,21 +1,20 @@
 """lm-eval's model class over token trees: `preftree` beside `hf`, the same numbers for less work.
 
-It is lm-eval's own `HFLM` in all that touches text: chat templates, BOS, empty contexts, what a too long request
-loses on its left, generation. Only the scoring of token ids is another: all requests at once, as one stream in
-which every common beginning is computed once (`model.stream`).
+It is lm-eval's own `HFLM` in all that touches text: chat templates, BOS, empty contexts, truncation of long requests
+on the left, generation. Only the scoring of token ids differs: all requests at once, as one stream in which every
+common prefix is computed once (`model.stream`).
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils.memory import clear_device_cache
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
@@ -23,28 +22,25 @@ from lm_eval.models.huggingface import HFLM
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from preftree.errors import ModelError, SettingsError, did_you_mean
+from preftree.errors import ModelError, SettingsError
 from preftree.evaluate.cache import RequestCache, request_key, sampled
+from preftree.evaluate.options import check_options
+from preftree.evaluate.quiet import without_warnings
 from preftree.forest import ScoreRequest
 from preftree.forest.stream import split_paths
 from preftree.hardware.device import kind_of, require_device
 from preftree.hardware.precision import choose_dtype
+from preftree.io.console import visible
 from preftree.io.progress import Progress
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
+from preftree.model.memory import is_out_of_memory
 from preftree.model.score import attach
-from preftree.model.stream import RequestScore, can_stream, score_requests
+from preftree.model.stream import PathTooLong, RequestScore, can_stream, score_requests
 
-#: Tokens of a forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
+#: Tokens per forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
 BUDGET = {"cpu": 2048}
 BUDGET_ELSEWHERE = 16384
-
-#: Arguments of `HFLM` that mean the same here. Others would be dropped by it without a word: the model comes loaded.
-_PASSED_ON = {
-    "add_bos_token", "backend", "batch_size", "chat_template_args", "enable_thinking", "logits_cache", "max_batch_size",
-    "max_length", "prefix_token_id", "think_end_token", "tokenizer", "truncation",
-}  # fmt: skip
-_KNOWN = _PASSED_ON | {"pretrained", "peft", "dtype", "device", "on_truncation", "revision", "tokens_per_forest"}
 
 
 @register_model("preftree")
@@ -54,31 +50,34 @@ class PreftreeLM(HFLM):
     Args:
         pretrained: a folder, a hub id, `smollm2`, or a loaded transformers model.
         peft: folder of a PEFT adapter on it.
-        dtype: float32, bfloat16, float16, or auto: what is fast on the device (see `precision.choose_dtype`).
+        dtype: float32, bfloat16, float16, or auto: what is fast on the device (see `hardware.precision`).
         device: cpu, cuda, cuda:0, …; None takes a GPU if there is one.
         revision: of the model on the hub.
-        tokens_per_forest: fresh tokens of a forward pass.
-        on_truncation: "warn" (lm-eval's way) or "refuse" requests that are longer than the model's positions.
-        options: those of `HFLM` that concern text (`_PASSED_ON`).
+        tokens_per_forest: new tokens per forward pass.
+        on_truncation: "warn" (what lm-eval does) or "refuse" requests that are longer than the model's positions.
+        options: arguments of `HFLM` that concern text (see `options`).
 
     Raises:
-        SettingsError: an option of `HFLM` that has no meaning here.
-        DeviceError: `device` is not there.
-        ModelError: the model or adapter cannot be loaded, or do not fit.
+        SettingsError: an argument of `HFLM` that has no effect here.
+        DeviceError: `device` does not exist.
+        ModelError: the model or adapter cannot be loaded, or they do not fit together.
     """
+
+    batch_size_per_gpu: int | str
+    """For what goes through lm-eval's own batches; "auto" finds a size that fits by itself."""
 
     def __init__(
         self,
         pretrained: str | PreTrainedModel,
         peft: str | None = None,
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         device: str | None = None,
         revision: str | None = None,
         tokens_per_forest: int | None = None,
         on_truncation: str = "warn",
         **options: Any,
     ) -> None:
-        _check_options(options)
+        check_options(options)
         self.console = Console(soft_wrap=True, stderr=True)
         self.processes = PartialState(cpu=kind_of(device or "") == "cpu" or not torch.cuda.is_available())
         if isinstance(pretrained, str):
@@ -86,26 +85,33 @@ class PreftreeLM(HFLM):
             require_device(device)
             source = resolve(pretrained)
             extra = {"revision": revision} if revision else {}
-            options.setdefault("tokenizer", load_tokenizer(source, **extra))
-            choice = choose_dtype(device, dtype)
-            self._say(f"precision  {choice}")
+            if options.get("tokenizer") is None:
+                # As in `hf`: a tokenizer that adds no BOS by itself adds one only if it is loaded with this flag.
+                bos = {name: value for name, value in options.items() if name == "add_bos_token" and value is not None}
+                options["tokenizer"] = load_tokenizer(source, **extra, **bos)
+            choice = choose_dtype(device, str(dtype).removeprefix("torch."))
+            self.say(f"precision  {choice}")
             model: Any = load_model(source, choice.value, **extra).to(device)
         else:
             model = pretrained
         if peft:
             model = load_adapter(model, peft)
         model.requires_grad_(False)  # frozen weights may go through fused kernels
-        with _without_warnings():
-            super().__init__(pretrained=model, dtype=None, **options)
+        try:
+            with without_warnings("lm_eval.models.huggingface"):
+                super().__init__(pretrained=model, dtype=None, **options)
+        except ValueError as problem:  # two arguments that lm-eval itself does not take together
+            raise SettingsError(f"--model_args: {problem}") from problem
         self.pretrained, self.peft, self.revision = str(pretrained), peft, revision
         self.budget = int(tokens_per_forest or BUDGET.get(self.device.type, BUDGET_ELSEWHERE))
         self.cache: RequestCache | None = None
         self.on_truncation, self.truncated = on_truncation, 0
         self._encoded: dict[str, list[int]] = {}
+        self._instances: dict[tuple[Any, ...], Instance] = {}
         self.scorer = attach(self.model)
         self.streams, reason = can_stream(self.scorer)
-        way = f"token trees, {self.budget} tokens a forward pass" if self.streams else "lm-eval's own batches"
-        self._say(f"scoring    {way}: {reason}")
+        way = f"token trees, {self.budget} tokens per forward pass" if self.streams else "lm-eval's own batches"
+        self.say(f"scoring    {way}: {reason}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -113,8 +119,9 @@ class PreftreeLM(HFLM):
         names = ("add_bos_token", "prefix_token_id", "max_length", "truncation", "think_end_token", "enable_thinking")
         tokenizer = self.tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
-        return {name: getattr(self, name) for name in names} | {"streams": self.streams, "tokenizer": words}
+        vocabulary = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
+        path = self.scorer.name if self.streams else "lm-eval"
+        return {name: getattr(self, name) for name in names} | {"path": path, "tokenizer": vocabulary}
 
     @property
     def max_length(self) -> int:
@@ -125,7 +132,7 @@ class PreftreeLM(HFLM):
 
     def remember(self, cache: RequestCache) -> None:
         """Take answers from `cache`, and put new ones there as they come."""
-        self.cache = cache
+        self.cache, self._cache_checked = cache, False
         self.set_cache_hook(cache)  # type: ignore[arg-type]
         self.processes.wait_for_everyone()  # or a process could read what another one has written by now
 
@@ -135,14 +142,28 @@ class PreftreeLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """See `lm_eval.api.model.LM.loglikelihood_rolling`."""
-        return self._remembered("loglikelihood_rolling", requests, super().loglikelihood_rolling)
+        rolling = super().loglikelihood_rolling
+
+        def compute(missing: list[Instance]) -> list[float]:
+            size = self.batch_size_per_gpu
+            if self.streams:
+                self.batch_size_per_gpu = sys.maxsize  # one stream of all windows
+            try:
+                return list(rolling(missing, disable_tqdm=True))
+            finally:
+                self.batch_size_per_gpu = size
+
+        return self._remembered("loglikelihood_rolling", requests, compute)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """See `lm_eval.api.model.LM.generate_until`; through the model's own `generate`."""
-        return self._remembered("generate_until", requests, super().generate_until)
+        generate = super().generate_until
+        return self._remembered(
+            "generate_until", requests, lambda missing: self._in_smaller_batches(lambda: generate(missing))
+        )
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval keeps of the model in its results; nothing is asked of a hub."""
+        """What lm-eval keeps of the model in its results; no hub is asked."""
         return {
             "model_num_parameters": sum(p.numel() for p in self.model.parameters()),
             "model_dtype": str(self.model.dtype),
@@ -152,7 +173,7 @@ class PreftreeLM(HFLM):
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
-        """See `HFLM.tok_encode`; texts of the running call were encoded together beforehand."""
+        """See `HFLM.tok_encode`; the texts of a running call were encoded together beforehand."""
         if add_special_tokens is None and not options and string in self._encoded:
             return self._encoded[string]
         return list(super().tok_encode(string, add_special_tokens=add_special_tokens, **options))
@@ -160,27 +181,49 @@ class PreftreeLM(HFLM):
     def _remembered(
         self, kind: str, requests: list[Instance], compute: Callable[[list[Instance]], list[Any]]
     ) -> list[Any]:
-        """Answers from the cache, and from `compute` for the rest, which several processes share among them."""
-        answers: dict[str, Any] = {}
-        missing: dict[str, Instance] = {}
+        """Answers from the cache, and from `compute` for the rest, which is sharded over the processes."""
         # What is sampled is asked for anew each time, even by the same words.
         keys = [request_key(kind, r.args) + (f" {i}" if sampled(r.args) else "") for i, r in enumerate(requests)]
-        for key, request in zip(keys, requests, strict=True):
-            if self.cache is not None and (found := self.cache.get(key)) is not None:
-                answers[key] = found
-            else:
-                missing.setdefault(key, request)
+        wanted = dict(zip(keys, requests, strict=True))
+        answers = self._cached(kind, wanted)
+        missing = {key: request for key, request in wanted.items() if key not in answers}
         if answers:
-            self._say(
-                f"cache      {len(answers)} of {len(answers) + len(missing)} {kind} requests were answered before"
-            )
-        mine = self._share(missing)
+            self.say(f"cache      {len(answers)} of {len(wanted)} {kind} requests were answered before")
+        mine = self._shard(missing)
         fresh = list(zip(mine, compute([missing[key] for key in mine]) if mine else [], strict=True))
         answers.update(gather_object(fresh) if self.processes.num_processes > 1 else fresh)
+        if self.cache is not None:  # all processes know the same answers, or they would shard the next call differently
+            self.cache.learn({key: answers[key] for key, request in missing.items() if not sampled(request.args)})
         return [answers[key] for key in keys]
 
-    def _share(self, missing: Mapping[str, Instance]) -> list[str]:
-        """This process's part of the requests. Texts that begin alike stay together, so that sharing survives."""
+    def _cached(self, kind: str, wanted: Mapping[str, Instance]) -> dict[str, Any]:
+        """What the cache holds of `wanted`. One answer is computed again first: a cache that disagrees is dropped."""
+        if self.cache is None:
+            return {}
+        found = {key: answer for key in wanted if (answer := self.cache.get(key)) is not None}
+        if found and kind == "loglikelihood" and not self._cache_checked:
+            self._cache_checked = True
+            key = min(found, key=lambda key: len("".join(map(str, wanted[key].args))))
+            ((logprob, _),) = self._loglikelihood([wanted[key]])
+            agrees = [abs(logprob - found[key][0]) <= self._tolerance(wanted[key])]
+            if self.processes.num_processes > 1:
+                broadcast_object_list(agrees)
+            if not agrees[0]:
+                self.say(
+                    f"cache      discarded: it holds {found[key][0]:.4f} where {logprob:.4f} is right "
+                    f"({self._named(wanted[key].args)})"
+                )
+                self.cache.forget()
+                return {}
+        return found
+
+    def _tolerance(self, request: Instance) -> float:
+        """How far two computations of one answer may be apart."""
+        tokens = len(self.tokenizer(request.args[1], add_special_tokens=False)["input_ids"])
+        return self.scorer.truth.tolerance * max(1, tokens)
+
+    def _shard(self, missing: Mapping[str, Instance]) -> list[str]:
+        """This process's shard of the requests. Texts with a common prefix stay together: it is computed once."""
         keys = list(missing)
         if self.processes.num_processes == 1:
             return keys
@@ -188,11 +231,17 @@ class PreftreeLM(HFLM):
         return [keys[i] for i in split_paths(texts, self.processes.num_processes)[self.processes.process_index]]
 
     def _loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        if self.enable_thinking:
+            raise SettingsError(
+                "--model_args enable_thinking=True is for tasks that generate; log-likelihoods leave no room to think "
+                f"({', '.join(sorted({str(request.task_name) for request in requests}))})"
+            )
         self._encode_together(requests)
+        self._instances = {request.args: request for request in requests}
         try:
             return super().loglikelihood(requests, disable_tqdm=True)
         finally:
-            self._encoded = {}
+            self._encoded, self._instances = {}, {}
 
     def _encode_together(self, requests: list[Instance]) -> None:
         """Token ids of the texts that `loglikelihood` is about to ask for, by the tokenizer's own threads.
@@ -209,8 +258,11 @@ class PreftreeLM(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **options: Any
     ) -> list[tuple[float, bool]]:
+        self._check_continuations(requests)
         if not self.streams:
-            return list(super()._loglikelihood_tokens(requests, disable_tqdm=disable_tqdm, **options))
+            score = super()._loglikelihood_tokens
+            one_batch = options.get("override_bs") is not None  # a batch of windows; their bar would be one of many
+            return self._in_smaller_batches(lambda: list(score(requests, disable_tqdm=one_batch, **options)))
         self._check_lengths(requests)
         asked = [self._request(context, continuation) for _, context, continuation in requests]
 
@@ -218,17 +270,56 @@ class PreftreeLM(HFLM):
             if (arguments := requests[index][0]) is not None:  # rolling windows have none: their sum is remembered
                 self.cache_hook.add_partial("loglikelihood", arguments, (answer.logprob, answer.greedy))
 
+        def shrunk(budget: int) -> None:
+            self.budget = budget
+            self.say(f"note: out of memory; {budget} tokens per forward pass from here on")
+
         progress = Progress(self.console, "scoring    ", "tokens") if self.processes.is_main_process else None
-        answers = score_requests(self.scorer, asked, self.budget, finished, progress)
+        try:
+            answers = score_requests(self.scorer, asked, self.budget, finished, progress, shrunk)
+        except PathTooLong as error:
+            raise ModelError(
+                f"out of memory: {self._named(requests[error.request][0])} does not fit, even one token at a time "
+                f"({error.tokens} tokens). Give fewer shots (--num_fewshot) or a lower --max_length with --truncate, "
+                "or take a device with more memory"
+            ) from error
         return [(answer.logprob, answer.greedy) for answer in answers]
 
-    def _check_lengths(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> None:
-        """Count what does not fit, and say so once instead of once a request."""
-        longest = max((len(continuation) for _, _, continuation in requests), default=0)
-        if longest > self.max_length:
+    def _in_smaller_batches(self, compute: Callable[[], list[Any]]) -> list[Any]:
+        """Redo what runs out of memory with half the batch size, until one request alone does not fit."""
+        while True:
+            try:
+                return compute()
+            except (RuntimeError, MemoryError) as error:
+                size = self.batch_size_per_gpu
+                if not is_out_of_memory(error) or not isinstance(size, int):
+                    raise
+                if size == 1:
+                    raise ModelError(
+                        "out of memory with one request per batch. Give fewer shots (--num_fewshot) or a lower "
+                        "--max_length with --truncate, or take a device with more memory"
+                    ) from error
+            self.batch_size_per_gpu = size // 2
+            self.say(f"note: out of memory; {self.batch_size_per_gpu} requests per batch from here on")
+            clear_device_cache(garbage_collection=True)
+
+    def _check_continuations(self, requests: Iterable[tuple[Any, list[int], list[int]]]) -> None:
+        """Refuse answers that are no tokens of their own, which lm-eval's own code fails on."""
+        empty = [arguments for arguments, _, continuation in requests if not continuation]
+        if empty:
             raise ModelError(
-                f"an answer of {longest} tokens is longer than the model's {self.max_length} positions, so it cannot "
-                "be scored; take another model or leave the task out"
+                f"{self._named(empty[0])} cannot be scored: with this tokenizer {_short(empty[0][1])} after its "
+                f"context adds no token of its own ({len(empty)} such answers in all). "
+                "Leave the task out, or take a model with another tokenizer"
+            )
+
+    def _check_lengths(self, requests: Sequence[tuple[Any, list[int], list[int]]]) -> None:
+        """Count what does not fit, and say so once instead of once per request."""
+        longest = max(requests, key=lambda request: len(request[2]), default=None)
+        if longest is not None and len(longest[2]) > self.max_length:
+            raise ModelError(
+                f"an answer of {len(longest[2])} tokens is longer than the model's {self.max_length} positions, so it "
+                f"cannot be scored ({self._named(longest[0])}); take another model or leave the task out"
             )
         over = {r[0][0]: n for r in requests if (n := len(r[1]) + len(r[2]) - self.max_length - 1) > 0}
         if not over:
@@ -239,16 +330,25 @@ class PreftreeLM(HFLM):
             f"positions, by up to {max(over.values())} tokens: their beginnings (shots, instructions) are cut off"
         )
         if self.on_truncation == "refuse":
-            raise ModelError(f"{words}. Give fewer shots (--num_fewshot), or --truncate to go on as lm-eval does")
-        self._say(f"note: {words}")
+            raise ModelError(f"{words}. Give fewer shots (--num_fewshot), or --truncate to continue as lm-eval does")
+        self.say(f"note: {words}")
 
     def _request(self, context: list[int], continuation: list[int]) -> ScoreRequest:
         """Cut on the left to what the model can take, as lm-eval does: its input is all but the last token."""
         return ScoreRequest(tuple(context[-(self.max_length + 1 - len(continuation)) :]), tuple(continuation))
 
-    def _say(self, text: str) -> None:
+    def _named(self, arguments: Any) -> str:
+        """A request as a user can find it: its task, question and option, or its text."""
+        instance = self._instances.get(arguments) if arguments is not None else None
+        if instance is None:
+            return "a window of a text" if arguments is None else f"the request {_short(arguments[-1])}"
+        option = _short(instance.args[1])
+        return f"task {instance.task_name}, question {instance.doc_id}, option {instance.idx} {option}"
+
+    def say(self, text: str) -> None:
+        """Print a line on standard error, from the first process only."""
         if self.processes.is_main_process:
-            self.console.print(text, markup=False, highlight=False)
+            self.console.print(visible(text), markup=False, highlight=False)
 
 
 def lm_eval_command(argv: Sequence[str]) -> None:
@@ -261,25 +361,5 @@ def lm_eval_command(argv: Sequence[str]) -> None:
     cli_evaluate()
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    unknown = [name for name, value in options.items() if name not in _PASSED_ON and value not in (None, False)]
-    if unknown:
-        raise SettingsError(
-            *(
-                f"--model_args {name}: not an argument of lm-eval's model preftree.{did_you_mean(name, _KNOWN)} "
-                f"It takes {', '.join(sorted(_KNOWN))}; for anything else use --model hf."
-                for name in unknown
-            )
-        )
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Without HFLM's warning that the model comes loaded: it does so on purpose."""
-    logger = logging.getLogger("lm_eval.models.huggingface")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _short(text: str, room: int = 60) -> str:
+    return repr(text if len(text) <= room else f"{text[: room - 1]}…")

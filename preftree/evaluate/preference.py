@@ -1,4 +1,4 @@
-"""What a model thinks of held-out pairs: which answer is the more probable, by how much, and what training moved."""
+"""Log-probs of pairs of answers: which answer is the more probable one, by how much, and what training moved."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from peft import PeftModel
-from rich.table import Table
 from torch import Tensor
 
-from preftree.forest import Pair, forests_of_pairs
+from preftree.errors import ModelError
+from preftree.forest import Bundle, Forest, Pair, bundles_of_pairs, grow, pack
+from preftree.model.memory import is_out_of_memory
 from preftree.model.score import Scorer, evaluating, leaf_logprobs
 
 
@@ -23,7 +23,7 @@ class PairScores:
 
     @property
     def accuracy(self) -> float:
-        """Share of pairs whose chosen answer is the more probable one."""
+        """Fraction of pairs whose chosen answer is the more probable one."""
         return float((self.chosen_P > self.rejected_P).double().mean())
 
     @property
@@ -32,29 +32,77 @@ class PairScores:
         return float((self.chosen_P - self.rejected_P).mean())
 
 
+class AnswerTooLong(ModelError):
+    """The memory does not suffice for one answer behind its prompt; `leaf` is 2i (chosen) or 2i + 1 of pair i."""
+
+    def __init__(self, leaf: int, tokens: int) -> None:
+        super().__init__(f"out of memory: one answer and its prompt, {tokens} tokens, do not fit")
+        self.leaf, self.tokens = leaf, tokens
+
+
 def score_pairs(
     scorer: Scorer,
     pairs: Sequence[Pair],
     budget: int = 2048,
     progress: Callable[[int, int], None] | None = None,
+    shrunk: Callable[[int], None] | None = None,
 ) -> PairScores:
-    """Score `pairs` in forests of at most `budget` tokens.
+    """Score `pairs` in forests of at most `budget` tokens; what runs out of memory is redone in smaller forests.
 
     Args:
         scorer: of the model; its training mode is restored.
         progress: called with (pairs done, pairs in all) after each forest.
+        shrunk: called with the new budget after the memory did not suffice.
+
+    Raises:
+        AnswerTooLong: one answer behind its prompt does not fit into memory.
     """
-    device = scorer.causal.device
     sums: dict[int, Tensor] = {}
+    bundles = bundles_of_pairs(pairs)
     with evaluating(scorer.model):
-        for forest in forests_of_pairs(pairs, budget, device):
-            scores = leaf_logprobs(scorer, forest)
-            sum_L = scores.sum_L.double().cpu()
-            sums |= {name: sum_L[leaf] for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True)}
-            if progress is not None:
-                progress(len(sums) // 2, len(pairs))
+        while bundles:
+            groups = pack(bundles, budget)
+            bundles = []
+            for number, group in enumerate(groups):
+                try:
+                    sums |= _sums(scorer, group)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    bundles = [*_smaller(group), *(bundle for later in groups[number + 1 :] for bundle in later)]
+                    tokens = sum(tree.size for tree in grow(group))
+                    budget = max(1, min(budget, tokens // 2 if len(group) > 1 else tokens - 1))
+                    if shrunk is not None:
+                        shrunk(budget)
+                    break
+                if progress is not None:
+                    progress(len(sums) // 2, len(pairs))
     ordered_L = torch.stack([sums[leaf] for leaf in range(2 * len(pairs))])
     return PairScores(ordered_L[0::2], ordered_L[1::2])
+
+
+def _sums(scorer: Scorer, group: Sequence[Bundle]) -> dict[int, Tensor]:
+    """log p of each answer of a forest, by its leaf's name."""
+    forest = Forest.of(group, scorer.causal.device)
+    sum_L = leaf_logprobs(scorer, forest).sum_L.double().cpu()
+    return {name: sum_L[leaf] for name, leaf in zip(forest.leaf_ids, forest.leaf_of_id, strict=True)}
+
+
+def _smaller(group: Sequence[Bundle]) -> list[Bundle]:
+    """The same answers in smaller pieces: pairs by themselves, or the two answers of one pair.
+
+    Raises:
+        AnswerTooLong: there is nothing smaller.
+    """
+    if len(group) > 1:
+        return list(group)
+    (bundle,) = group
+    if len(bundle.continuations) == 1:
+        raise AnswerTooLong(bundle.leaf_ids[0], bundle.size)
+    return [
+        Bundle(bundle.prompt, (continuation,), (leaf,))
+        for continuation, leaf in zip(bundle.continuations, bundle.leaf_ids, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -62,7 +110,7 @@ class PreferenceReport:
     """Held-out pairs under one model. Standard errors are over pairs; log-probs are sums over an answer, in nats.
 
     Args:
-        accuracy: share of pairs whose chosen answer is the more probable one.
+        accuracy: fraction of pairs whose chosen answer is the more probable one.
         margin: mean of log p(chosen) − log p(rejected).
         length_controlled_accuracy: mean of `accuracy_longer` and `accuracy_shorter`, pairs whose chosen answer has
             more, or fewer, tokens than the rejected one. A model that only prefers short (or long) answers has 0.5,
@@ -70,7 +118,7 @@ class PreferenceReport:
         per_token_accuracy: as `accuracy`, of log-probs divided by the answers' tokens.
         chosen_shift, rejected_shift: mean of log p under the adapter minus log p without it. A chosen shift below
             0 is displacement: training made the preferred answers less probable too (arXiv 2410.08847).
-        reward_accuracy: share of pairs whose chosen shift is above its rejected shift, DPO's implicit reward
+        reward_accuracy: fraction of pairs whose chosen shift is above its rejected shift, DPO's implicit reward
             (arXiv 2305.18290, section 4) up to beta. None without an adapter, as are the shifts.
     """
 
@@ -133,38 +181,3 @@ def preference_report(
 
 def _stderr(value_P: Tensor) -> float:
     return float(value_P.std() / len(value_P) ** 0.5) if len(value_P) > 1 else float("nan")
-
-
-def report_pairs(
-    scorer: Scorer, pairs: Sequence[Pair], progress: Callable[[int, int], None] | None = None
-) -> PreferenceReport:
-    """Score pairs under a model, and without its adapter if it has one."""
-    lengths = [
-        torch.tensor([len(ids) for ids in side])
-        for side in zip(*((p.chosen_ids, p.rejected_ids) for p in pairs), strict=True)
-    ]
-    scores, without = score_pairs(scorer, pairs, progress=progress), None
-    if isinstance(scorer.model, PeftModel):
-        with scorer.model.disable_adapter():
-            without = score_pairs(scorer, pairs, progress=progress)
-    return preference_report(scores, lengths[0], lengths[1], without)
-
-
-def preference_table(report: PreferenceReport) -> Table:
-    """A report for a terminal."""
-    table = Table(title=f"{report.pairs} held-out pairs", title_justify="left", show_header=False)
-
-    def add(name: str, value: float | None, form: str, error: float | None = None) -> None:
-        if value is not None:
-            table.add_row(name, f"{value:{form}}" + (f" ± {error:{form.lstrip('+')}}" if error is not None else ""))
-
-    add("chosen answer more probable", report.accuracy, ".1%", report.accuracy_stderr)
-    add("the same, length-controlled", report.length_controlled_accuracy, ".1%")
-    add(f"  chosen the longer one ({report.longer} pairs)", report.accuracy_longer, ".1%")
-    add(f"  chosen the shorter one ({report.shorter} pairs)", report.accuracy_shorter, ".1%")
-    add("chosen answer more probable per token", report.per_token_accuracy, ".1%")
-    add("margin, log p(chosen) − log p(rejected)", report.margin, "+.2f", report.margin_stderr)
-    add("log p(chosen), adapter minus base", report.chosen_shift, "+.2f", report.chosen_shift_stderr)
-    add("log p(rejected), adapter minus base", report.rejected_shift, "+.2f")
-    add("DPO's implicit reward ranks rightly", report.reward_accuracy, ".1%")
-    return table

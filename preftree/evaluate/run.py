@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import shutil
+import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets.exceptions import DatasetNotFoundError
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from rich.console import Console
 
-from preftree.data.encode import encode_pairs
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
 from preftree.evaluate.harness import PreftreeLM
-from preftree.evaluate.preference import preference_table, report_pairs
-from preftree.evaluate.results import find_results, leaderboard
+from preftree.evaluate.heldout import HeldOut, encode_heldout, score_heldout
+from preftree.evaluate.quiet import quiet_libraries
+from preftree.evaluate.results import find_results, leaderboard, results_files
+from preftree.evaluate.save import remove_unfinished, save_results
 from preftree.evaluate.tasks import expand, plan_tasks
-from preftree.hardware.environment import environment
-from preftree.io.atomic import write_json
 from preftree.io.cache import cache_root
+from preftree.io.console import sayer
+from preftree.io.lock import folder_lock
 from preftree.io.progress import Progress
-from preftree.io.run_folder import RunFolder, make_folder
+from preftree.io.run_folder import make_folder
 
 
 @dataclass(frozen=True)
@@ -55,66 +54,27 @@ class Evaluation:
 
 
 def run(asked: Evaluation) -> None:
-    """`preftree evaluate`: the tasks, then the held-out pairs if some are given."""
-    console = Console(soft_wrap=True)
-    check_free(asked.out)
-    pairs = load_pairs(asked.preferences) if asked.preferences else None  # a file that is missing is told at once
-    lm = evaluate(asked, console)
-    if pairs is None:
-        return
-    encoded, _ = encode_pairs(
-        pairs, lm.tokenizer, max_length=lm.max_length, max_prompt_length=max(1, lm.max_length // 2)
-    )
-    if lm.processes.is_main_process:
-        report = report_pairs(lm.scorer, encoded, Progress(console, "pairs      ", "pairs"))
-        write_json(Path(asked.out) / "preferences.json", {"file": asked.preferences, **asdict(report)})
-        console.print(preference_table(report))
-
-
-def evaluate(asked: Evaluation, console: Console) -> PreftreeLM:
-    """Run the tasks and write lm-eval's results and samples; returns the model.
+    """`preftree evaluate`: the tasks, then the held-out pairs if some are given.
 
     Raises:
-        PreftreeError: anything about flags, data or model that the user can mend.
+        PreftreeError: anything about flags, data or model that the user can fix.
     """
-    names = expand(asked.tasks)
-    with _quiet_libraries(), tempfile.TemporaryDirectory() as place:
-        manager = plan_tasks(names, Path(place), asked.data, asked.num_fewshot)
-        lm = _model(asked)
-        tracker = EvaluationTracker(output_path=asked.out)
-        with _fetching():
-            results: Any = simple_evaluate(
-                lm,
-                model_args={"pretrained": asked.model} | ({"peft": asked.adapter} if asked.adapter else {}),
-                tasks=list(names),
-                batch_size=asked.batch_size,
-                device=str(lm.device),
-                limit=asked.limit,
-                apply_chat_template=asked.apply_chat_template,
-                fewshot_as_multiturn=asked.apply_chat_template,
-                evaluation_tracker=tracker,
-                task_manager=manager,
-            )
-        if results is None:  # not the first process
-            return lm
-        results["config"]["model"] = "preftree"
-        _save(asked, tracker, dict(results))
-    console.print(leaderboard(find_results(asked.out)))
-    console.print(f"{asked.out}: lm-eval's results and samples; compare runs by `preftree compare`", markup=False)
-    return lm
-
-
-@contextmanager
-def _fetching() -> Iterator[None]:
-    """lm-eval fetches a task's rows while it evaluates; where it cannot, say what can be done about it."""
-    try:
-        yield
-    except (ConnectionError, DatasetNotFoundError) as problem:
-        raise DataError(
-            f"--data hub: the questions could not be downloaded from the hub: {problem}. Without a network give local "
-            "files by --data DIR, which preftree evaluate --export-data DIR writes where there is one "
-            "(docs/evaluation.md)"
-        ) from problem
+    check_free(asked.out)
+    console = Console(soft_wrap=True)
+    # The first process writes; the others would find its lock.
+    first = os.environ.get("RANK", "0") == "0"
+    with folder_lock(Path(asked.out) / ".lock", Path(asked.out)) if first else nullcontext():
+        check_free(asked.out)  # again: another evaluation may have ended in between
+        if first:
+            remove_unfinished(asked.out)
+        pairs = load_pairs(asked.preferences, limit=asked.limit) if asked.preferences else None
+        with tempfile.TemporaryDirectory() as folder:
+            manager = plan_tasks(expand(asked.tasks), Path(folder), asked.data, asked.num_fewshot)
+            lm = _model(asked)
+            heldout = None if pairs is None else encode_heldout(asked.preferences or "", pairs, lm, asked.truncate)
+            _run_tasks(asked, lm, manager, console)
+        if heldout is not None and lm.processes.is_main_process:
+            _run_heldout(asked, lm, heldout, console)
 
 
 def check_free(out: str) -> None:
@@ -125,9 +85,9 @@ def check_free(out: str) -> None:
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise RunError(f"--out {out} is a file. Give a folder.")
-    if found := sorted(path.glob("**/results_*.json")) if path.is_dir() else []:
+    if found := results_files(path):
         raise RunError(
-            f"--out {out} holds an evaluation already ({found[-1].name}); nothing is written over. Give another folder."
+            f"--out {out} holds an evaluation already ({found[-1].name}); nothing is overwritten. Give another folder."
         )
     make_folder("--out", out)
 
@@ -144,37 +104,53 @@ def _model(asked: Evaluation) -> PreftreeLM:
         on_truncation="warn" if asked.truncate else "refuse",
     )
     if asked.cache:
-        lm.remember(RequestCache(cache_root() / "answers" / model_key(lm.model, lm.settings)))
+        lm.remember(RequestCache(cache_root() / "answers" / model_key(lm.model, lm.settings), lm.say))
     return lm
 
 
-def _save(asked: Evaluation, tracker: EvaluationTracker, results: dict[str, Any]) -> None:
-    """Samples first, then the results file: whoever finds that finds them all."""
-    samples = results.pop("samples")
-    RunFolder(asked.out).write_env(environment())
-    # The tracker names samples by the time of its results, so these are written to a place of their own first.
-    with tempfile.TemporaryDirectory(dir=asked.out) as half:
-        tracker.output_path = half
-        tracker.save_results_aggregated(results=results, samples=samples)
-        for task, rows in samples.items():
-            tracker.save_results_samples(task_name=task, samples=rows)
-        written = sorted(Path(half).rglob("*.json*"), key=lambda path: path.name.startswith("results_"))
-        if not any(path.name.startswith("results_") for path in written):
-            raise RunError(f"--out {asked.out}: lm-eval could not write its results there; is the disk full?")
-        for path in written:
-            target = Path(asked.out) / path.relative_to(half)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.move(path, target)
+def _run_tasks(asked: Evaluation, lm: PreftreeLM, manager: Any, console: Console) -> None:
+    """Run the tasks and write lm-eval's results and samples."""
+    tracker = EvaluationTracker(output_path=asked.out)
+    with quiet_libraries(Progress(lm.console, "contexts   ", "contexts")), _downloads():
+        results: Any = simple_evaluate(
+            lm,
+            model_args={"pretrained": asked.model} | ({"peft": asked.adapter} if asked.adapter else {}),
+            tasks=expand(asked.tasks),  # type: ignore[arg-type]
+            batch_size=asked.batch_size,
+            device=str(lm.device),
+            limit=asked.limit,
+            apply_chat_template=asked.apply_chat_template,
+            fewshot_as_multiturn=asked.apply_chat_template,
+            evaluation_tracker=tracker,
+            task_manager=manager,
+        )
+        if results is None:  # not the first process
+            return
+        results["config"]["model"] = "preftree"
+        save_results(asked.out, tracker, dict(results))
+    console.print(leaderboard(find_results(asked.out)))
+    sayer(console)(f"{asked.out}: lm-eval's results and samples; compare runs with `preftree compare`")
+
+
+def _run_heldout(asked: Evaluation, lm: PreftreeLM, heldout: HeldOut, console: Console) -> None:
+    """Score the held-out pairs, write and show what they say."""
+
+    def shrunk(budget: int) -> None:
+        lm.say(f"note: out of memory; {budget} tokens per forward pass from here on")
+
+    scored = score_heldout(heldout, lm.scorer, lm.budget, Progress(lm.console, "pairs      ", "pairs"), shrunk)
+    scored.write(asked.out)
+    console.print(scored.table())
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """lm-eval's log and datasets' bars say little that is for the user; errors still come through."""
-    logger, level = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").level
-    logger.setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
+def _downloads() -> Iterator[None]:
+    """lm-eval downloads a task's rows while it evaluates; where it cannot, say what can be done about it."""
     try:
         yield
-    finally:
-        logger.setLevel(level)
-        datasets.enable_progress_bars()
+    except (ConnectionError, DatasetNotFoundError) as problem:
+        raise DataError(
+            f"--data hub: the questions could not be downloaded from the hub: {problem}. Without a network give local "
+            "files by --data DIR, which preftree evaluate --export-data DIR writes where there is one "
+            "(docs/evaluation.md)"
+        ) from problem

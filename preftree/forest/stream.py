@@ -110,16 +110,19 @@ class Stream:
 
     def cut(self, budget: int, device: torch.device | str = "cpu") -> Iterator[Stretch]:
         """Stretches of about equal length, each of at most `budget` fresh tokens."""
-        if budget < 1:
-            raise ValueError(f"the token budget must be at least 1, got {budget}")
-        count = -(-len(self) // budget)
-        known_K = torch.zeros(0, dtype=torch.long)
-        for number in range(count):
-            start, stop = (len(self) * n // count for n in (number, number + 1))
-            place_T = torch.cat([known_K, torch.arange(start, stop)])
-            keep = (self.end_N[place_T] > stop).nonzero().squeeze(1)  # what leads to token `stop`
-            yield self._stretch(place_T, start, stop, keep, torch.device(device))
-            known_K = place_T[keep]
+        for start, stop in even_pieces(0, len(self), budget):
+            yield self.stretch(start, stop, device)
+
+    def stretch(self, start: int, stop: int, device: torch.device | str = "cpu") -> Stretch:
+        """The tokens from `start` up to `stop`, with the path that leads to them."""
+        known_K = (self.end_N[:start] > start).nonzero().squeeze(1)
+        place_T = torch.cat([known_K, torch.arange(start, stop)])
+        keep = (self.end_N[place_T] > stop).nonzero().squeeze(1)  # what leads to token `stop`
+        return self._stretch(place_T, start, stop, keep, torch.device(device))
+
+    def request_through(self, token: int) -> int:
+        """A request whose path passes through a token."""
+        return int(self.request_S[torch.searchsorted(self.row_S, token)])
 
     def _stretch(self, place_T: Tensor, start: int, stop: int, keep: Tensor, device: torch.device) -> Stretch:
         known = len(place_T) - (stop - start)
@@ -139,8 +142,16 @@ class Stream:
         )
 
 
+def even_pieces(start: int, stop: int, budget: int) -> list[tuple[int, int]]:
+    """A range in pieces of about equal length, each of at most `budget`."""
+    if budget < 1:
+        raise ValueError(f"the token budget must be at least 1, got {budget}")
+    length, count = stop - start, -(-(stop - start) // budget)
+    return [(start + length * n // count, start + length * (n + 1) // count) for n in range(count)]
+
+
 def split_paths(paths: Sequence[bytes], parts: int) -> list[list[int]]:
-    """Indices of `paths` for several processes: neighbours in the trie stay together, its tokens are shared out.
+    """Indices of `paths` for several processes: neighbours in the trie stay together, its tokens are split evenly.
 
     Args:
         paths: four bytes a token, big-endian.

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lm_eval.evaluator import simple_evaluate
@@ -19,40 +18,14 @@ from preftree.cli import app
 from preftree.errors import DataError, DeviceError, ModelError, RunError, SettingsError
 from preftree.evaluate import compare
 from preftree.evaluate.results import find_results
-from preftree.evaluate.run import Evaluation, run
 from preftree.evaluate.tasks import plan_tasks
 from tests.support import tiny
 
 TASKS = "arc_challenge,truthfulqa_mc2,mmlu"
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model and an adapter on it, with a tokenizer that reads any text."""
-    from transformers import AutoTokenizer  # noqa: F401 -- imported here for the warning filters of its first import
-
-    place = tmp_path_factory.mktemp("models")
-    tokenizer = tiny.word_tokenizer()
-    model = tiny.llama(max_position_embeddings=4096)
-    model.save_pretrained(place / "base")
-    tokenizer.save_pretrained(place / "base")
-    tiny.with_lora(model).save_pretrained(place / "adapter")
-    return place
-
-
-@pytest.fixture
-def evaluated(models: Path, samples: Path, tmp_path: Path) -> Callable[..., Path]:
-    def evaluate(name: str, **more: Any) -> Path:
-        options = {"tasks": TASKS, "limit": 2, "device": "cpu", "dtype": "float32", "num_fewshot": 1, **more}
-        options.setdefault("data", str(samples / "eval"))
-        run(Evaluation(model=str(models / "base"), out=str(tmp_path / name), **options))
-        return tmp_path / name
-
-    return evaluate
-
-
 def test_results_are_lm_evals(evaluated: Callable[..., Path], models: Path, samples: Path, tmp_path: Path) -> None:
-    found = find_results(str(evaluated("base")))
+    found = find_results(str(evaluated("base", tasks=TASKS)))
     (tmp_path / "plan").mkdir()
     manager = plan_tasks(TASKS.split(","), tmp_path / "plan", str(samples / "eval"), num_fewshot=1)
     theirs = HFLM(pretrained=str(models / "base"), dtype="float32", device="cpu", batch_size=4)
@@ -73,7 +46,7 @@ def test_results_are_lm_evals(evaluated: Callable[..., Path], models: Path, samp
 
 
 def test_a_model_beside_its_base(evaluated: Callable[..., Path], models: Path, tmp_path: Path) -> None:
-    base, tuned = evaluated("base"), evaluated("tuned", adapter=str(models / "adapter"))
+    base, tuned = evaluated("base", tasks=TASKS), evaluated("tuned", tasks=TASKS, adapter=str(models / "adapter"))
     compare.run([str(base), str(tuned)], str(tmp_path / "table"))
     text = (tmp_path / "table" / "compare.md").read_text()
     assert "| Model | Average | ARC | MMLU | TruthfulQA |" in text
@@ -85,10 +58,10 @@ def test_a_model_beside_its_base(evaluated: Callable[..., Path], models: Path, t
         scores = [model["tasks"][task]["score"] for model in content["models"]]
         assert d["mean"] == pytest.approx(scores[1] - scores[0])
         assert d["low"] <= d["mean"] <= d["high"]
-    with pytest.raises(RunError, match="exists and is not written over"):
+    with pytest.raises(RunError, match="exists and is not overwritten"):
         compare.run([str(base), str(tuned)], str(tmp_path / "table"))
     with pytest.raises(RunError, match="holds an evaluation already"):
-        evaluated("base")
+        evaluated("base", tasks=TASKS)
 
 
 def test_different_settings_are_not_compared(evaluated: Callable[..., Path], tmp_path: Path) -> None:
@@ -108,7 +81,7 @@ def test_held_out_pairs_beside_the_tasks(evaluated: Callable[..., Path], models:
     rows = (samples / "pref" / "orca_pairs.jsonl").read_text().splitlines()[:12]
     pairs = models / "pairs.jsonl"
     pairs.write_text("\n".join(rows))
-    folder = evaluated("out", tasks="truthfulqa_mc2", adapter=str(models / "adapter"), preferences=str(pairs))
+    folder = evaluated("out", tasks="truthfulqa_mc2", adapter=str(models / "adapter"), preferences=str(pairs), limit=10)
     report = json.loads((folder / "preferences.json").read_text())
     assert report["pairs"] > 6
     assert report["chosen_shift"] != 0
@@ -174,7 +147,7 @@ def test_the_command_says_what_is_wrong(
 def test_two_processes_give_the_results_of_one(
     evaluated: Callable[..., Path], models: Path, samples: Path, tmp_path: Path
 ) -> None:
-    one = find_results(str(evaluated("one")))
+    one = find_results(str(evaluated("one", tasks=TASKS)))
     launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no"
     flags = "--limit 2 --device cpu --dtype float32 --num-fewshot 1 --no-cache"
     places = ["--model", str(models / "base"), "--out", str(tmp_path / "two"), "--data", str(samples / "eval")]
@@ -187,3 +160,22 @@ def test_two_processes_give_the_results_of_one(
     for name, scores in one.scores.items():
         assert two.scores[name].value_Q == pytest.approx(scores.value_Q, abs=1e-5)
     assert len(list((tmp_path / "two").glob("**/results_*.json"))) == 1
+
+
+def test_the_first_line_comes_before_anything_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's import takes many seconds."""
+
+    def stop() -> None:
+        raise SettingsError("stopped before the import")
+
+    monkeypatch.setattr("preftree.cli._need_lm_eval", stop)
+    result = CliRunner().invoke(app, ["evaluate", "--model", "M", "--out", "O"])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[0] == "evaluate   M: loading lm-eval and the model"
+
+
+def test_nothing_foreign_is_printed(evaluated: Callable[..., Path], capfd: pytest.CaptureFixture[str]) -> None:
+    """Every line is ours: no bars without a name, no warnings of lm-eval, no complaint of git."""
+    evaluated("out", tasks="mmlu,truthfulqa_mc2", limit=1)
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if line.split()[0] not in ("precision", "scoring", "cache", "contexts")] == []

@@ -113,3 +113,34 @@ def test_unknown_tasks_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("preftree.evaluate.tasks.TaskManager", lambda **_: few)
     with pytest.raises(SettingsError, match=r"--tasks arc_esay: lm-eval has no such task. Did you mean arc_easy"):
         plan_tasks(["arc_esay"], tmp_path, "hub")
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "said"),
+    [
+        ("arc_challenge", {"answerKey": "Z"}, "answerKey 'Z' is none of the labels 'A', 'B'"),
+        ("arc_challenge", {"choices": {"text": ["a", "b"], "label": ["A"]}}, "1 labels for 2 choices"),
+        ("mmlu", {"answer": 4}, "answer is 4, and choices has 4, numbered from 0"),
+        ("mmlu", {"answer": -1}, "answer is -1"),
+        ("hellaswag", {"label": "7"}, "label is 7, and endings has 4"),
+        ("truthfulqa_mc1", {"mc1_targets": {"choices": ["a", "b"], "labels": [0, 1]}}, "with the first true"),
+        ("truthfulqa_mc2", {"mc2_targets": {"choices": ["a", "b"], "labels": [0, 0]}}, "with one true"),
+        ("truthfulqa_mc2", {"mc2_targets": {"choices": ["a", "b"], "labels": [1, "x"]}}, "labels must be 1"),
+    ],
+)
+def test_a_right_answer_that_is_no_option_is_refused(
+    task: str, change: dict[str, Any], said: str, samples: Path, tmp_path: Path
+) -> None:
+    """lm-eval would end in a traceback, or count every answer as wrong."""
+    place = tmp_path / "data"
+    place.mkdir()
+    benchmark = BY_TASK[task]
+    for split, name in benchmark.files.items():
+        rows = [json.loads(line) for line in (samples / "eval" / name).read_text().splitlines()[:2]]
+        if split == benchmark.tested:
+            rows[1] |= change
+        (place / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="line 2: ") as caught:
+        read_splits(str(place), task)
+    assert len(caught.value.problems) == 1
+    assert said in caught.value.problems[0]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 
 from preftree.errors import ModelError
-from preftree.forest import ScoreRequest
-from preftree.model import logprob
+from preftree.forest import ScoreRequest, Stream, Stretch
+from preftree.model import logprob, stream
 from preftree.model.score import attach
-from preftree.model.stream import RequestScore, can_stream, score_requests
+from preftree.model.stream import PathTooLong, RequestScore, can_stream, score_requests
 from tests.support import tiny
 
 
@@ -124,3 +125,59 @@ def test_a_model_without_trees_has_no_streams() -> None:
     assert can_stream(scorer) == (False, scorer.reason)
     with pytest.raises(ModelError, match="this model is scored by padded"):
         score_requests(scorer, requests(), 10)
+
+
+@pytest.mark.parametrize("most", [40, 7, 1])
+def test_out_of_memory_halves_the_budget_and_redoes_the_pass(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = attach(tiny.mistral().double())
+    expected = score_requests(scorer, requests(), 1000)
+    budgets, sizes = small_memory(monkeypatch, most), list[int]()
+    finished: list[int] = []
+    found = score_requests(scorer, requests(), 100, lambda index, _: finished.append(index), shrunk=sizes.append)
+    assert [a.logprob for a in found] == pytest.approx([e.logprob for e in expected], abs=1e-9)
+    assert [a.greedy for a in found] == [e.greedy for e in expected]
+    assert sorted(finished) == list(range(len(requests())))
+    assert sizes
+    assert max(budgets) <= most
+
+
+def test_only_a_path_that_does_not_fit_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = attach(tiny.llama().double())
+    deep = ScoreRequest(tuple(range(5, 35)), (7,))
+    small_memory(monkeypatch, 5, deepest=25)
+    with pytest.raises(PathTooLong) as caught:
+        score_requests(scorer, [ScoreRequest((5, 6), (7,)), deep], 5)
+    assert (caught.value.request, caught.value.tokens) == (1, 26)
+
+
+def test_other_errors_are_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(stream, "token_scores", fail)
+    scorer = attach(tiny.llama())
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        score_requests(scorer, requests(), 50)
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, most: int, deepest: int = 1000) -> list[int]:
+    """Lets no pass of more than `most` tokens through, nor one behind a longer path; returns the sizes that were."""
+    score, sizes = stream.token_scores, list[int]()
+
+    def scores(*arguments: Any) -> Any:
+        stretch = made[-1]
+        if len(stretch.forest) - stretch.known > most or stretch.known >= deepest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        sizes.append(len(stretch.forest) - stretch.known)
+        return score(*arguments)
+
+    made: list[Stretch] = []
+    cut = Stream.stretch
+
+    def watched(self: Stream, *arguments: Any) -> Stretch:
+        made.append(cut(self, *arguments))
+        return made[-1]
+
+    monkeypatch.setattr(Stream, "stretch", watched)
+    monkeypatch.setattr(stream, "token_scores", scores)
+    return sizes
