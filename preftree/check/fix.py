@@ -81,6 +81,8 @@ def check_target(flag: str, target: str | None, source: str) -> None:
     given = Path(source).expanduser()
     if not given.exists():
         raise SettingsError(f"--fix works on local files, and {source!r} is none: download it first.")
+    if given.is_dir() and any(Path(table.name).is_dir() for table in find_tables(source)[0]):
+        raise SettingsError(f"--fix writes files, and {source} was saved by `datasets`: save it as Parquet first.")
     if given.is_file() and path.suffix.lower() != given.suffix.lower():
         raise SettingsError(f"--fix writes the format that it reads: {target} must end in {given.suffix}.")
     if _log_of(path).exists():

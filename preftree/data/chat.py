@@ -266,6 +266,8 @@ class Chat:
             notes.append("The tokenizer has no chat template: ### System, ### User, ### Assistant is used.")
         elif not self._tail_tokens:
             notes.append(f"The chat template writes no end token behind an answer: {self.terminator} is added.")
+        if "strftime_now" in str(self.tokenizer.chat_template):
+            notes.append("The chat template writes the date: prompts encoded on another day are other prompts.")
         if lead.strip():
             where = f"The chat template writes {lead!r} before an answer but not in its generation prompt"
             notes.append(f"{where}: the model has to generate it, so it counts as part of the answer.")

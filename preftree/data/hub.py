@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from preftree.data.files import READERS, Numbered
+from preftree.data.files import READERS, Numbered, without_nulls
 from preftree.data.local import nothing_there
 from preftree.errors import DataError
 
@@ -33,7 +33,8 @@ def hub_rows(name: str, options: dict[str, Any]) -> Iterator[Numbered]:
     try:
         with _offline_if_unreachable():
             rows = datasets.load_dataset(name, **options)
-        yield from enumerate(rows, start=1)
+        for number, row in enumerate(rows, start=1):
+            yield number, without_nulls(row)
     except Exception as error:
         # The library raises a dozen kinds of error (its own, HTTP, OS, value errors), each of which means
         # that this name, configuration, split or revision could not be had from here.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from preftree.data.files import READERS
+from preftree.data.files import READERS, Numbered, without_nulls
+from preftree.data.messages import RowProblem
 from preftree.data.scan import Table
 from preftree.errors import DataError, did_you_mean
 
@@ -13,10 +15,18 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validation")
 
 
+# What the hub and `datasets` write about data beside it.
+_ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json"}
+
+
 def local_tables(path: Path, split: str) -> tuple[list[Table], list[str]]:
     """The file itself or the files of a folder that belong to the split; and those of other splits."""
     if path.is_dir():
         return _folder_tables(path, split)
+    if not path.is_file():
+        raise DataError(f"{path} is a pipe or a device and not a file, and data is read more than once: save it first.")
+    if path.suffix.lower() == ".arrow":
+        raise DataError(f"{path} is a part of a data set saved by `datasets`: name the folder that it lies in.")
     if path.suffix.lower() not in READERS:
         raise DataError(
             f"{path} cannot be read: its ending is none of {', '.join(READERS)}. Convert it to one of them."
@@ -30,22 +40,49 @@ def local_tables(path: Path, split: str) -> tuple[list[Table], list[str]]:
 
 
 def _folder_tables(folder: Path, split: str) -> tuple[list[Table], list[str]]:
-    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    names = {path: path.relative_to(folder) for path in inside}
-    files = [
-        path
-        for path in inside
-        if path.suffix.lower() in READERS and not any(part.startswith(".") for part in names[path].parts)
-    ]
-    if not files:
+    places = _places(folder)
+    if not places:
         raise DataError(f"The folder {folder} holds no file that ends in {', '.join(READERS)}. Put the data there.")
     wanted = _SPLITS.get(split, split)
-    taken = [path for path in files if _split_of(names[path]) == wanted]
+    taken = {path: name for path, name in places.items() if _split_of(name) == wanted}
     if not taken:
-        there = ", ".join(sorted({_split_of(names[path]) for path in files}))
+        there = ", ".join(sorted({_split_of(name) for name in places.values()}))
         raise DataError(f"The folder {folder} holds no file of the split {split!r}. It has: {there}.")
-    tables = [Table(str(path), names[path].as_posix(), READERS[path.suffix.lower()](path)) for path in taken]
-    return tables, [str(path) for path in files if path not in taken]
+    tables = [
+        Table(str(path), name.as_posix(), saved_rows(path) if path.is_dir() else READERS[path.suffix.lower()](path))
+        for path, name in taken.items()
+    ]
+    return tables, [str(path) for path in places if path not in taken]
+
+
+def _places(folder: Path) -> dict[Path, Path]:
+    """The files of data, and the folders that `Dataset.save_to_disk` wrote, each with its name within the folder."""
+    inside = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    saved = [
+        path.parent for path in inside if path.name == "state.json" and (path.parent / "dataset_info.json").is_file()
+    ]
+    names = {path: Path(path.relative_to(folder).as_posix()) for path in (*saved, *inside)}
+    names |= {path: Path(folder.name) for path in saved if path == folder}
+    return {
+        path: name
+        for path, name in names.items()
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and (path in saved or (path.suffix.lower() in READERS and path.name not in _ABOUT_DATA))
+        and not any(path != root and path.is_relative_to(root) for root in saved)
+    }
+
+
+def saved_rows(folder: Path) -> Iterator[Numbered]:
+    """The rows of a data set that `datasets` saved to a folder."""
+    import datasets  # here, because it takes seconds and files do not need it
+
+    try:
+        rows = datasets.load_from_disk(str(folder))
+        for number, row in enumerate(rows, start=1):
+            yield number, without_nulls(row)
+    except Exception as error:  # the library's own, Arrow's and the system's, all of them about this folder
+        said = " ".join(str(error).split()) or type(error).__name__
+        yield 0, RowProblem(f"it cannot be read as a data set that `datasets` saved ({said[:300]}). Is it whole?")
 
 
 def _split_of(name: Path) -> str:

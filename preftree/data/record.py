@@ -85,7 +85,8 @@ class PreferencePair:
     def prompt_parts(self) -> list[str]:
         """Everything that makes the prompt what it is, to hash or compare."""
         parts = [part for turn in self.turns for part in (turn.role, turn.content, turn.keys)]
-        return [self.system or "", *parts, self.tools, self.template_kwargs]
+        system = "" if self.system is None else f"system: {self.system}"  # an empty one is not none
+        return [system, *parts, self.tools, self.template_kwargs]
 
 
 @dataclass(frozen=True, slots=True)

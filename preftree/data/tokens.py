@@ -2,19 +2,24 @@
 
     CACHE/tokens/<key>/pairs.safetensors
 
-`<key>` is a hash of everything that makes the token ids what they are: the texts in their order, the tokenizer (its
-model, template and special tokens, never its name), the lengths, and the code that encodes.
+`<key>` is a hash of everything that makes the token ids what they are: the pairs in their order with all that their
+messages hold, the tokenizer (its class, model, template and special tokens, never its name), the date where the
+template writes it, the lengths, and the code that encodes, with the versions of the libraries that it calls.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from datetime import datetime
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import xxhash
@@ -22,19 +27,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from preftree.data import chat, encode, record
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair
 from preftree.io.atomic import atomic_path
 from preftree.io.cache import cache_root
+
+# What a template may ask the clock for and still write the same all day.
+_CLOCK = re.compile(r"strftime_now\s*\(")
+_DAYS = re.compile(r"strftime_now\s*\(\s*(['\"])((?:[^%'\"]|%[-_#]?[aAbBdeDFGhjmuUVwWxyY%])*)\1\s*\)")
+_CHANCE = re.compile(r"\|\s*random\b")
+
+
+class Lengths(TypedDict):
+    """What bounds a pair; see `PairEncoder`."""
+
+    max_length: int | None
+    max_prompt_length: int | None
+    truncation_mode: str
 
 
 def remembered_pairs(
     pairs: Sequence[PreferencePair],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    max_length: int,
-    max_prompt_length: int,
+    max_length: int | None,
+    max_prompt_length: int | None = None,
+    truncation_mode: str = "keep_start",
     afresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[EncodedPair], EncodeReport, bool]:
@@ -46,37 +64,70 @@ def remembered_pairs(
     Returns:
         the pairs, the report of their encoding, and whether they came from the cache.
     """
-    key = content_key(pairs, tokenizer, max_length, max_prompt_length)
+    lengths: Lengths = {
+        "max_length": max_length,
+        "max_prompt_length": max_prompt_length,
+        "truncation_mode": truncation_mode,
+    }
+    key = content_key(pairs, tokenizer, lengths)
     file = cache_root() / "tokens" / key / "pairs.safetensors" if key else None
     if file is not None and not afresh:
         try:
             return *_read(file), True
         except (OSError, SafetensorError, KeyError, ValueError):  # not there, or damaged: encoded again
             pass
-    encoded, report = encode_pairs(
-        pairs, tokenizer, max_length=max_length, max_prompt_length=max_prompt_length, progress=progress
-    )
+    encoded, report = encode_pairs(pairs, tokenizer, **lengths, progress=progress)
     if file is not None:
         _write(file, encoded, report)
     return encoded, report, False
 
 
-def content_key(
-    pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, max_length: int, max_prompt_length: int
-) -> str | None:
-    """Hash of what decides the token ids; None for a tokenizer that cannot be written down (a slow one)."""
-    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+def content_key(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerBase, lengths: Lengths) -> str | None:
+    """Hash of what decides the token ids; None where that cannot be written down.
+
+    That is so for a slow tokenizer, and for a template that writes the time of day or draws by chance.
+    """
+    template = json.dumps(tokenizer.chat_template)
+    clock = written_dates(template)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or clock is None:
         return None
-    digest = xxhash.xxh3_128()
-    for module in (encode, chat, record):
-        digest.update(Path(module.__file__ or "").read_bytes())
-    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    made_of = (tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, special, max_length, max_prompt_length)
+    digest = xxhash.xxh3_128(_code())
+    kind = type(tokenizer)
+    made_of = {
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "switches": {name: value for name, value in tokenizer.init_kwargs.items() if isinstance(value, bool)},
+        "model": tokenizer.backend_tokenizer.to_str(),
+        "template": template,
+        "dates": clock,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "lengths": lengths,
+    }
     digest.update(json.dumps(made_of, sort_keys=True, default=str).encode())
     for pair in pairs:
-        turns = [(turn.role, turn.content) for turn in pair.turns]
-        digest.update(json.dumps([pair.system, turns, pair.chosen, pair.rejected, pair.row, pair.source]).encode())
+        answers = (pair.chosen, pair.chosen_keys, pair.rejected, pair.rejected_keys)
+        digest.update(json.dumps([pair.prompt_parts, answers, pair.row, pair.source]).encode())
     return digest.hexdigest()
+
+
+def written_dates(template: str, now: datetime | None = None) -> list[str] | None:
+    """The dates that a chat template asks the clock for; None where it asks for more than the day, or throws dice."""
+    now = now or datetime.now()
+    template = template.replace('\\"', '"')
+    days = [found.group(2) for found in _DAYS.finditer(template)]
+    if len(days) != len(_CLOCK.findall(template)) or _CHANCE.search(template):
+        return None
+    return [now.strftime(day) for day in days]
+
+
+@cache
+def _code() -> bytes:
+    """The code that reads and encodes pairs, with the versions of the libraries that it calls."""
+    digest = xxhash.xxh3_128()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    for library in ("transformers", "tokenizers", "jinja2"):
+        digest.update(version(library).encode())
+    return digest.digest()
 
 
 def _write(file: Path, pairs: Sequence[EncodedPair], report: EncodeReport) -> None:

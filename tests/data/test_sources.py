@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,3 +301,48 @@ def test_what_is_written_must_not_lie_in_what_is_read(tmp_path: Path, monkeypatc
     for name in ("data", "some/hub-id", "data.jsonl", None):
         refuse_inside("--output_dir", "database", name)
     refuse_inside("--output_dir", None, "data")
+
+
+PAIR = {"prompt": "Hi", "chosen": "Hello.", "rejected": "Go."}
+
+
+def test_what_datasets_saved_to_a_folder_is_read_by_the_library(tmp_path: Path) -> None:
+    import datasets
+
+    rows = [{**PAIR, "chosen": f"Hello {i}."} for i in range(7)]
+    whole = datasets.Dataset.from_list(rows)
+    whole.select([3, 1]).save_to_disk(str(tmp_path / "one"), num_shards=2)
+    assert [p.chosen for p in load_pairs(str(tmp_path / "one"))] == ["Hello 3.", "Hello 1."]
+    datasets.DatasetDict(train=whole, test=whole.select([5])).save_to_disk(str(tmp_path / "splits"))
+    train = load_pairs(str(tmp_path / "splits"))
+    assert (len(train), train[0].source, train.left_out) == (7, "train:1", [str(tmp_path / "splits/test")])
+    assert [p.chosen for p in load_pairs(Source(str(tmp_path / "splits"), split="test"))] == ["Hello 5."]
+    (shard, *_) = sorted((tmp_path / "one").glob("*.arrow"))
+    assert "name the folder that it lies in" in problems_of(shard)[0]
+    shard.write_bytes(shard.read_bytes()[:50])
+    assert "cannot be read as a data set that `datasets` saved" in problems_of(tmp_path / "one")[0]
+
+
+def test_messages_that_arrow_filled_with_nulls_have_only_their_own_keys(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    other = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": {"b": 1}}}]}
+    write_parquet(tmp_path / "calls.parquet", [{"prompt": "Hi", "chosen": [call], "rejected": [other]}])
+    (pair,) = load_pairs(str(tmp_path / "calls.parquet"))
+    assert json.loads(pair.chosen_keys)["tool_calls"] == call["tool_calls"]
+    assert json.loads(pair.rejected_keys)["tool_calls"] == other["tool_calls"]
+
+
+def test_what_the_hub_writes_about_data_is_no_data(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [PAIR])
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"features": {}}}')
+    (tmp_path / "README.md").write_text("about")
+    loaded = load_pairs(str(tmp_path))
+    assert [Path(name).suffix for name in loaded.files] == [".parquet"]
+    assert loaded.left_out == []
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pairs.jsonl")  # opening it would wait for a writer for ever
+    assert "is a pipe or a device" in problems_of(tmp_path / "pairs.jsonl")[0]
+    assert "holds no file that ends in" in problems_of(tmp_path)[0]
