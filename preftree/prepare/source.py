@@ -126,7 +126,7 @@ def _only(source: SourceSettings, split: str) -> SourceSettings:
 
 
 def _row(row: Mapping[str, Any], number: int, short: str) -> SourceRow | str:
-    question, response = _text(row, "question"), _text(row, "response")
+    question, response = _asked(row), _text(row, "response")
     if not question.strip():
         return NO_QUESTION
     if not response.strip():
@@ -138,6 +138,14 @@ def _row(row: Mapping[str, Any], number: int, short: str) -> SourceRow | str:
     teacher = next((label for label, pattern in _TEACHERS if pattern.search(told)), "unknown")
     label = family.group(1).lower() if family else "other"
     return SourceRow(name, _text(row, "system"), question, response, label, teacher, place)
+
+
+def _asked(row: Mapping[str, Any]) -> str:
+    """The question, with the `input` that the alpaca form has beside its instruction."""
+    question, given = _text(row, "question"), row.get("input")
+    if not isinstance(given, str) or given.strip() in question:
+        return question
+    return f"{question}\n\n{given}" if question.strip() else given
 
 
 def _column(row: Mapping[str, Any], what: str) -> Any:
