@@ -1,7 +1,7 @@
-"""The command line, `preftree --help`, and the entry point of dpo_clm.py.
+"""The command line, `preftree --help`, and the entry point of dpo_clm.py: dispatch only.
 
-Only light modules are imported here; a stage brings its own when it runs. What a user can mend ends with one
-message and exit code 2, a bug with its traceback.
+Each command reads its own flags (`preftree.config`), which imports neither torch nor transformers, and then imports
+its stage. What a user can fix ends with one message and exit code 2, a bug with its traceback.
 """
 
 from __future__ import annotations
@@ -11,54 +11,56 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from preftree import __version__
+from preftree.config.parser import FlagParser
 from preftree.distributed import gaudi, launcher
 from preftree.errors import PreftreeError, SettingsError
 from preftree.io.cache import cache_parts, cache_root, clear_cache
 from preftree.io.console import visible
+from preftree.io.secrets import redacted
 
 app = typer.Typer(
     name="preftree",
     help="Exact, fast preference optimization over token trees.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-#: `evaluate` takes --max_length as well as --max-length; the other stages have the first, as transformers does.
-_EITHER = {"token_normalize_func": lambda name: name.replace("_", "-")}
-
-
-def main_train(argv: Sequence[str]) -> int:
-    """Train as the command line says; returns the exit code. `dpo_clm.py` and `preftree train` are this."""
-    return guarded(lambda: _train(list(argv)))
 
 
 def guarded(stage: Callable[[], int | None]) -> int:
-    """Run a stage: 0, or 2 after one message for what the user can mend, or 130 after Ctrl-C."""
+    """Run a stage: 0, or 2 after one message for what the user can fix, or 130 after Ctrl-C."""
     try:
         return stage() or 0
     except PreftreeError as error:
         # Settings are wrong on all ranks alike; anything else may be one rank's own trouble.
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, SettingsError):
-            print(f"error: {visible(str(error))}", file=sys.stderr)
+        if launcher.is_first_rank() or not isinstance(error, SettingsError):
+            print(f"error: {visible(redacted(str(error)))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
 
 
-def _train(argv: list[str]) -> int | None:
-    gaudi.bootstrap(argv)  # before torch is imported
-    if gaudi.flag_is_on(argv, "use_habana"):
-        gaudi.require_gaudi()
+def main_train(argv: Sequence[str]) -> int:
+    """Train as the command line says; returns the exit code. `dpo_clm.py` and `preftree train` are this."""
+    return guarded(lambda: _train(argv))
+
+
+def _train(argv: Sequence[str]) -> int | None:
     from preftree.config.train import parse_settings
 
     settings = parse_settings(argv)
+    gaudi.bootstrap(settings.train.use_lazy_mode)  # before torch is imported
+    if settings.train.use_habana:
+        gaudi.require_gaudi()
     if os.environ.get("RANK", "0") == "0":
         for note in [*launcher.advice(), *settings.notes]:
             print(f"note: {visible(note)}")
@@ -70,37 +72,115 @@ def _train(argv: list[str]) -> int | None:
     return code
 
 
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def train(context: typer.Context) -> None:
-    """Train a model by DPO: [settings.yaml] --flag value …; --help lists the flags."""
-    raise typer.Exit(main_train(context.args))
-
-
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def prepare(context: typer.Context) -> None:
-    """Make preference pairs from an instruction set: [settings.yaml] --flag value …; --help lists the flags."""
-    raise typer.Exit(guarded(lambda: _prepare(context.args)))
-
-
-def _prepare(argv: list[str]) -> None:
+def _prepare(argv: Sequence[str]) -> None:
     from preftree.config.prepare import parse_settings
 
     settings = parse_settings(argv)
-    from preftree.prepare.run import prepare as run_prepare
+    from preftree.prepare.run import prepare
 
-    run_prepare(settings)
-
-
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def check(context: typer.Context) -> None:
-    """Find what in preference data would spoil training: PATH --flag value …; --help lists the flags."""
-    raise typer.Exit(guarded(lambda: _check(context.args)))
+    prepare(settings)
 
 
-def _check(argv: list[str]) -> int:
-    from preftree.check.run import main as run_check
+def _check(argv: Sequence[str]) -> int:
+    from preftree.config.check import parse_check_settings
 
-    return run_check(argv)
+    parse_check_settings(argv)  # help and mistakes without the stage's imports
+    from preftree.check.run import main
+
+    return main(argv)
+
+
+def _demo(argv: Sequence[str]) -> int:
+    from preftree.demo.run import main
+
+    return main(argv)
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    from preftree.config.evaluate import parse_evaluate
+
+    settings = parse_evaluate(argv)
+    if settings.export_data is not None:
+        from preftree.evaluate.data import export
+
+        return export(settings.export_data, settings.tasks)
+    # lm-eval and torch take many seconds to import; a command that says nothing looks as if it hung.
+    print(f"evaluate   {visible(settings.model)}: loading lm-eval and the model", file=sys.stderr, flush=True)
+    _need_lm_eval()
+    from preftree.evaluate.run import run
+
+    return run(settings)
+
+
+def _compare(argv: Sequence[str]) -> None:
+    from preftree.config.evaluate import parse_compare
+
+    settings = parse_compare(argv)
+    from preftree.evaluate.compare import run
+
+    run(settings.runs, settings.out)
+
+
+def _lm_eval(argv: Sequence[str]) -> None:
+    _need_lm_eval()
+    from preftree.evaluate.harness import lm_eval_command
+
+    lm_eval_command(list(argv))
+
+
+def _need_lm_eval() -> None:
+    if find_spec("lm_eval") is None:
+        raise SettingsError("evaluation needs lm-eval: pip install 'preftree[eval]'")
+
+
+#: Command -> the stage that reads the rest of the command line, and what --help of `preftree` says of it.
+_STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
+    "prepare": (_prepare, "Make preference pairs from an instruction set."),
+    "check": (_check, "Find what in preference data would spoil training."),
+    "train": (_train, "Train a model by DPO."),
+    "evaluate": (_evaluate, "Score a model on lm-eval's tasks and on held-out preference pairs."),
+    "compare": (_compare, "Put evaluations side by side."),
+    "demo": (_demo, "Train the small bundled model on the bundled pairs and show what it learned."),
+    "lm-eval": (_lm_eval, "lm-eval's own command line, in which --model preftree is known."),
+}
+
+
+class _Stage(TyperCommand):
+    """A command that reads its flags itself, and lists them to the shell's completion."""
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        parser = _parser(self.name or "")
+        names = [f"--{name}" for name in sorted(parser.table)] if parser is not None else []
+        # Any object with these three attributes; typer brings its own copy of click's class in some versions.
+        return [SimpleNamespace(value=name, type="plain", help=None) for name in names if name.startswith(incomplete)]
+
+
+def _parser(command: str) -> FlagParser | None:
+    """The parser of a command, None for those that have another's."""
+    if command == "train":
+        from preftree.config.train import parser
+    elif command == "prepare":
+        from preftree.config.prepare import parser
+    elif command == "check":
+        from preftree.config.check import parser
+    elif command == "evaluate":
+        from preftree.config.evaluate import evaluate_parser as parser
+    elif command == "compare":
+        from preftree.config.evaluate import compare_parser as parser
+    else:
+        return None
+    return parser()
+
+
+def _add(name: str, stage: Callable[[Sequence[str]], int | None], summary: str) -> None:
+    def command(context: typer.Context) -> None:
+        raise typer.Exit(guarded(lambda: stage(context.args)))
+
+    app.command(name, cls=_Stage, help=summary, context_settings=_PASS_ON, add_help_option=False)(command)
+
+
+for _name, (_stage, _summary) in _STAGES.items():
+    _add(_name, _stage, _summary)
 
 
 @app.command()
@@ -111,100 +191,9 @@ def env() -> None:
     print(json.dumps(environment(), indent=2, ensure_ascii=False))
 
 
-@app.command(context_settings=_PASS_ON, add_help_option=False)
-def demo(context: typer.Context) -> None:
-    """Train the small bundled model on the bundled pairs and show what it learned."""
-    from preftree.demo.run import main as run_demo
-
-    raise typer.Exit(guarded(lambda: run_demo(context.args)))
-
-
-@app.command(context_settings=_EITHER)
-def evaluate(
-    model: Annotated[str, typer.Option(help="a folder, a hub id or smollm2")] = "",
-    out: Annotated[str, typer.Option(help="folder for lm-eval's results and samples; must not hold others")] = "",
-    adapter: Annotated[str | None, typer.Option(help="folder of a PEFT adapter on the model")] = None,
-    tasks: Annotated[
-        str, typer.Option(help="openllm (the leaderboard's four), or lm-eval's names, by commas")
-    ] = "openllm",
-    data: Annotated[str, typer.Option(help="hub, or a folder of local files (see docs/evaluation.md)")] = "hub",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="questions a task (of MMLU, a subject); for trying out")
-    ] = None,
-    num_fewshot: Annotated[int | None, typer.Option(min=0, help="shots, instead of the leaderboard's")] = None,
-    apply_chat_template: Annotated[bool, typer.Option(help="put questions into the model's chat template")] = False,
-    dtype: Annotated[str, typer.Option(help="auto (what is fast here), float32, bfloat16, float16")] = "auto",
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; by default a GPU if there is one")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, help="longest input, instead of the model's positions")
-    ] = None,
-    truncate: Annotated[bool, typer.Option(help="cut what is too long on its left instead of refusing")] = False,
-    tokens_per_forest: Annotated[int | None, typer.Option(min=1, help="tokens of a forward pass")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="of generation; log-likelihoods need none")] = 1,
-    preferences: Annotated[
-        str | None, typer.Option(help="held-out pairs to score as well, in any of train's formats")
-    ] = None,
-    cache: Annotated[bool, typer.Option(help="take answers from earlier runs of this model, and keep new ones")] = True,
-    export_data: Annotated[
-        str | None, typer.Option(help="write the tasks' local files from the hub here, and stop")
-    ] = None,
-) -> None:
-    """Score a model on lm-eval's tasks, every common beginning of their questions computed once."""
-    asked = {name: value for name, value in locals().items() if name != "export_data"}
-    raise typer.Exit(guarded(lambda: _evaluate(asked, export_data)))
-
-
-def _evaluate(asked: dict[str, Any], export_data: str | None) -> None:
-    if export_data is not None:
-        from preftree.evaluate.data import export
-
-        return export(export_data, asked["tasks"])
-    if missing := [f"--{name} is missing" for name in ("model", "out") if not asked[name]]:
-        raise SettingsError(*missing)
-    # lm-eval and torch take many seconds to import; a command that says nothing looks as if it hung.
-    print(f"evaluate   {visible(asked['model'])}: loading lm-eval and the model", file=sys.stderr, flush=True)
-    _need_lm_eval()
-    from preftree.evaluate.run import Evaluation, run
-
-    return run(Evaluation(**asked))
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[str], typer.Argument(help="folders of evaluations, the one to compare with first")],
-    out: Annotated[str | None, typer.Option(help="folder for compare.md and compare.json")] = None,
-) -> None:
-    """Put evaluations side by side: scores, differences with 95 % intervals, questions that flipped."""
-    raise typer.Exit(guarded(lambda: _compare(runs, out)))
-
-
-def _compare(runs: list[str], out: str | None) -> None:
-    from preftree.evaluate.compare import run
-
-    run(runs, out)
-
-
-@app.command(name="lm-eval", context_settings=_PASS_ON, add_help_option=False)
-def lm_eval(context: typer.Context) -> None:
-    """lm-eval's own command line, in which --model preftree is known."""
-    raise typer.Exit(guarded(lambda: _lm_eval(context.args)))
-
-
-def _lm_eval(argv: list[str]) -> None:
-    _need_lm_eval()
-    from preftree.evaluate.harness import lm_eval_command
-
-    lm_eval_command(argv)
-
-
-def _need_lm_eval() -> None:
-    if find_spec("lm_eval") is None:
-        raise SettingsError("evaluation needs lm-eval: pip install 'preftree[eval]'")
-
-
 @app.command()
 def cache(action: Annotated[str, typer.Argument(help="info or clear")] = "info") -> None:
-    """Say what the caches hold (reference log-probs, evaluation answers, converted models), or delete them."""
+    """Show what the caches hold (reference log-probs, evaluation answers, converted models), or delete them."""
     raise typer.Exit(guarded(lambda: _cache(action)))
 
 
@@ -221,6 +210,21 @@ def _cache(action: str) -> None:
 def version() -> None:
     """Print the version."""
     print(__version__)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Exact, fast preference optimization over token trees."""
 
 
 def main() -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+from preftree.config.checks import one_of, refuse, within
 from preftree.config.choices import PAIR_RULES
-from preftree.config.parser import FlagParser, filled, one_of, refuse, within
+from preftree.config.parser import Command, FlagParser, filled
 
 
 @dataclass
@@ -17,7 +18,7 @@ class CheckSettings:
 
     _argument_group_name: ClassVar[str] = "check"
 
-    dataset_name: str | None = None
+    dataset_name: str | None = field(default=None, metadata={"positional": True})
     """What to check: a local file (jsonl, json, csv, parquet), a folder of such files, or a hub id."""
     model_name_or_path: str | None = None
     """The model to be trained, or a folder with its tokenizer: for everything that is counted in tokens."""
@@ -37,7 +38,7 @@ class CheckSettings:
     """Longest prompt and answer together, in tokens."""
     max_prompt_length: int = 512
     """Longest prompt, in tokens."""
-    pair_rule: str = "best_worst"
+    pair_rule: str = field(default="best_worst", metadata={"choices": PAIR_RULES})
     """Pairs made of a prompt's ranked answers: best_worst, best_each (best against each other one) or all."""
     min_margin: float = 0.0
     """Make pairs only of answers whose scores differ by more than this."""
@@ -81,16 +82,29 @@ def parse_check_settings(argv: Sequence[str]) -> CheckSettings:
 
     Raises SettingsError with every problem found.
     """
-    words = list(argv)
-    if words and not words[0].startswith("-") and not words[0].endswith((".yaml", ".yml")):
-        words = ["--dataset_name", *words]
-    parsed = _parser().parse(words)
-    groups: list[CheckSettings] = filled((CheckSettings,), parsed)
+    parsed = parser().parse(argv)
+    groups = filled((CheckSettings,), parsed)
     refuse(parsed.problems)
     return groups[0]
 
 
+COMMAND = Command(
+    name="check",
+    summary="Find what in preference data would spoil training.",
+    groups=(CheckSettings,),
+    common=(
+        "dataset_name", "model_name_or_path", "max_length", "max_prompt_length", "split", "max_rows", "token_sample",
+        "eval_data", "near_duplicates", "pair_rule", "min_margin", "json", "html", "fix",
+    ),
+    examples=(
+        "preftree check pairs.jsonl",
+        "preftree check pairs.jsonl --model smollm2 --html report.html",
+        "preftree check pairs.jsonl --fix cleaned.jsonl",
+    ),
+)  # fmt: skip
+
+
 @functools.cache
-def _parser() -> FlagParser:
-    said = "Find what in preference data would spoil training. PATH --flag value … or a YAML file."
-    return FlagParser((CheckSettings,), prog="preftree check", description=said, old_flags={})
+def parser() -> FlagParser:
+    """The parser of `preftree check`."""
+    return FlagParser(COMMAND)

@@ -1,6 +1,12 @@
-"""Choices that several commands offer."""
+"""Choices that several commands offer. Names only, so that parsing needs nothing heavy."""
 
 from __future__ import annotations
 
+#: Precisions of weights and computation.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+#: The names of `preftree.data.record.PAIR_RULES`.
 PAIR_RULES = ("best_worst", "best_each", "all")
-"""The names of `preftree.data.record.PAIR_RULES`, here so that parsing flags needs no data code."""
+#: The names of `preftree.train.losses.LOSSES`.
+LOSS_TYPES = ("sigmoid", "ipo", "hinge")
+#: The names of devices that --device takes.
+DEVICES = ("auto", "cpu", "cuda", "hpu", "mps", "xpu")

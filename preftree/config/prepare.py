@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 from preftree.benchmarks import headings
-from preftree.config.parser import FlagParser, filled, one_of, refuse, within
+from preftree.config.checks import one_of, refuse, within
+from preftree.config.choices import DEVICES, DTYPES
+from preftree.config.parser import Command, FlagParser, filled
 from preftree.errors import SettingsError
 
 STRATA = ("family", "teacher", "system")
@@ -119,10 +121,12 @@ class GenerateSettings:
     """transformers, vllm (if installed), or openai: any server that speaks that protocol."""
     chat_template: str | None = None
     """llama-2, chatml or a Jinja file, for a tokenizer without a template of its own."""
-    torch_dtype: str = field(default="auto", metadata={"aliases": ["--dtype"]})
+    torch_dtype: str = field(default="auto", metadata={"choices": DTYPES})
     """Precision of weights and computation: auto (what is fast here), float32, bfloat16 or float16."""
     use_cpu: bool = False
-    """Compute on the CPU, even where there is a GPU."""
+    """Compute on the CPU even if there is an accelerator."""
+    device: str = field(default="auto", metadata={"choices": DEVICES})
+    """Where to compute; auto takes a GPU or another accelerator if there is one."""
     num_rejected: int = 1
     """Rejected answers for each prompt; each makes a row of its own."""
     max_new_tokens: int = 512
@@ -136,7 +140,7 @@ class GenerateSettings:
     top_k: int = 0
     """Sample among the top-k tokens; 0: all."""
     max_rounds: int = 4
-    """How often an answer is asked for before it is given up."""
+    """Attempts at an answer before its prompt is dropped."""
     max_similarity: float = 0.8
     """A rejected answer this similar to the chosen one (Jaccard, runs of three words) is sampled again."""
     batch_size: int | None = None
@@ -147,7 +151,7 @@ class GenerateSettings:
         if not self.model_name_or_path:
             problems.append("--model_name_or_path is missing: name the model that writes the rejected answers.")
         one_of(problems, "engine", self.engine, ENGINES)
-        one_of(problems, "torch_dtype", self.torch_dtype, ("auto", "float32", "bfloat16", "float16"))
+        one_of(problems, "torch_dtype", self.torch_dtype, DTYPES)
         one_of(problems, "cut_answers", self.cut_answers, ("trim", "keep", "drop"))
         for name in ("num_rejected", "max_new_tokens", "max_rounds", "batch_size"):
             within(problems, name, getattr(self, name), 1)
@@ -165,7 +169,11 @@ class GenerateSettings:
                     problems.append(f"--{name} is the server's business with --engine openai: leave it out.")
             if not self.tokenizer_name:
                 problems.append("--engine openai needs --tokenizer_name: lengths are in tokens. 'smollm2' will do.")
+        if self.use_cpu and self.device not in ("auto", "cpu"):
+            problems.append(f"--use_cpu and --device {self.device} contradict each other: leave one of them out.")
         refuse(problems)
+        if self.use_cpu:
+            self.device = "cpu"
         if self.batch_size is None:
             self.batch_size = {"transformers": 16, "vllm": 512, "openai": 1}[self.engine]
 
@@ -259,16 +267,14 @@ class PrepareSettings:
         }
 
 
-_GROUPS = (SourceSettings, SelectSettings, GenerateSettings, ServerSettings, OutputSettings)
-
-
 def parse_settings(argv: Sequence[str]) -> PrepareSettings:
     """Read `[settings.yaml] --flag value …`.
 
     Raises SettingsError with every problem found; `--help` prints the flags and exits with 0.
     """
-    parsed = _parser().parse(argv)
-    problems, groups = parsed.problems, filled(_GROUPS, parsed)
+    parsed = parser().parse(argv)
+    problems = parsed.problems
+    groups: list[Any] = filled(COMMAND.groups, parsed)
     if parsed.values.get("engine") == "openai" and not parsed.values.get("base_url"):
         problems.append("--engine openai needs --base_url: the server's address, as in http://localhost:8000/v1.")
     refuse(problems)
@@ -282,6 +288,26 @@ def parse_settings(argv: Sequence[str]) -> PrepareSettings:
     return settings
 
 
+COMMAND = Command(
+    name="prepare",
+    summary="Make preference pairs from an instruction set: its answers are chosen, a weaker model's are rejected.",
+    groups=(SourceSettings, SelectSettings, GenerateSettings, ServerSettings, OutputSettings),
+    common=(
+        "dataset_name", "model_name_or_path", "output_dir", "num_samples", "seed", "stratify_by", "max_prompt_length",
+        "max_answer_length", "near_duplicates", "decontaminate", "engine", "chat_template", "torch_dtype", "device",
+        "max_new_tokens", "num_rejected", "temperature", "top_p", "batch_size", "base_url", "concurrency",
+        "output_format", "ray",
+    ),
+    examples=(
+        "preftree prepare --dataset_name Open-Orca/OpenOrca --model smollm2 --out pairs",
+        "preftree prepare settings.yaml --num_samples 500 --out trial",
+        "preftree prepare --dataset_name rows.jsonl --model NAME --engine openai \\\n"
+        "      --base_url http://localhost:8000/v1 --tokenizer_name FOLDER --out pairs",
+    ),
+)  # fmt: skip
+
+
 @functools.cache
-def _parser() -> FlagParser:
-    return FlagParser(_GROUPS, "preftree prepare", "Preference pairs from an instruction set.", old_flags={})
+def parser() -> FlagParser:
+    """The parser of `preftree prepare`."""
+    return FlagParser(COMMAND)

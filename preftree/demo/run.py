@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         load_pairs(str(DATA_FOLDER / "heldout.jsonl")), tokenizer, max_length=256, max_prompt_length=192
     )
 
-    device = choose_device(settings).value
+    device = choose_device(settings.train.device).value
     base = load_model(source, choose_dtype(device, settings.model.torch_dtype).value).to(device)
     console.print(f"before     {len(rows)} held-out prompts: scoring the pairs, answering greedily …")
     before = _judge(console, base, tokenizer, rows, pairs)

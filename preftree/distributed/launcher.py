@@ -1,7 +1,7 @@
-"""As which of how many ranks this process was started: torch's names for what launchers say under names of their own.
+"""Which rank this process is, and of how many: torch's variables from those of other launchers.
 
-torchrun and accelerate set RANK and WORLD_SIZE. mpirun and srun set others that torch does not read, and every rank
-would train alone without a word. Standard library only: this is read before torch is imported.
+torchrun and accelerate set RANK and WORLD_SIZE. mpirun and srun set variables that torch does not read, and every rank
+would silently train alone. Standard library only: this runs before torch is imported.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from preftree.errors import DeviceError
 
 @dataclass(frozen=True)
 class _Mpi:
-    """The variables of one mpirun, and how it is told where the ranks meet."""
+    """The variables of one MPI launcher, and how to tell it where the rendezvous is."""
 
     rank: str
     local_rank: str
     size: str
     local_size: str
-    meeting: str
+    advice: str
 
 
 _MPI = (
@@ -44,13 +44,13 @@ _MPI = (
 
 
 def ranks_for(environ: Mapping[str, str]) -> dict[str, str]:
-    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and where ranks meet, as far as they are not set yet.
+    """RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE MASTER_ADDR and MASTER_PORT, as far as they are not set yet.
 
-    Empty for a process that was started alone or by a launcher that speaks torch's names: those win, so that torchrun
-    may itself be started by srun or mpirun, once a host.
+    Empty for a process that was started alone or by a launcher that sets torch's variables. Those win, so that
+    torchrun may itself be started by srun or mpirun, once per host.
 
     Raises:
-        DeviceError: there are other ranks, but how to find them is not said.
+        DeviceError: there are other ranks, and the environment does not say how to find them.
     """
     if "RANK" in environ and "WORLD_SIZE" in environ:
         return {}
@@ -62,7 +62,7 @@ def ranks_for(environ: Mapping[str, str]) -> dict[str, str]:
         return _of_srun(environ)
     if _number(environ, "PMI_SIZE") > 1:
         raise DeviceError(
-            f"An MPI launcher started {environ['PMI_SIZE']} ranks, but says to none which one of its host it is"
+            f"An MPI launcher started {environ['PMI_SIZE']} ranks, but does not tell them their local ranks"
             " (MPI_LOCALRANKID). Start them by torchrun, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and"
             " MASTER_PORT for each."
         )
@@ -75,9 +75,9 @@ def _of_mpi(mpi: _Mpi, environ: Mapping[str, str]) -> dict[str, str]:
     found = {"RANK": environ[mpi.rank], "LOCAL_RANK": environ[mpi.local_rank], "WORLD_SIZE": size}
     if local_size != size and "MASTER_ADDR" not in environ:
         raise DeviceError(
-            f"mpirun started ranks on several hosts, but MASTER_ADDR does not say where they meet. {mpi.meeting}"
+            f"mpirun started ranks on several hosts, but MASTER_ADDR, the host of rank 0, is not set. {mpi.advice}"
         )
-    return found | {"LOCAL_WORLD_SIZE": local_size} | _meeting("127.0.0.1", 29500, environ)
+    return found | {"LOCAL_WORLD_SIZE": local_size} | _rendezvous("127.0.0.1", 29500, environ)
 
 
 def _of_srun(environ: Mapping[str, str]) -> dict[str, str]:
@@ -93,18 +93,18 @@ def _of_srun(environ: Mapping[str, str]) -> dict[str, str]:
         missing.append("SLURM_NODEID")
     if missing:
         raise DeviceError(
-            f"srun started {size} ranks, but does not say to each which one it is ({', '.join(missing)}). Start them by"
+            f"srun started {size} ranks, but does not tell each its rank ({', '.join(missing)}). Start them by"
             " torchrun, as runs/slurm.sh does, or set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT for each."
         )
     found = {"RANK": environ["SLURM_PROCID"], "LOCAL_RANK": environ["SLURM_LOCALID"], "WORLD_SIZE": size}
     # The node that called srun may be a login node: rank 0 is on the first of the step's own.
     address = "127.0.0.1" if len(here) == 1 else first_host(nodes)
-    # Jobs and steps that share a host meet at ports of their own.
+    # Jobs and steps that share a host use different ports.
     port = 20000 + (_number(environ, "SLURM_JOB_ID", 0) + _number(environ, "SLURM_STEP_ID", 0)) % 10000
-    return found | {"LOCAL_WORLD_SIZE": str(here[node])} | _meeting(address, port, environ)
+    return found | {"LOCAL_WORLD_SIZE": str(here[node])} | _rendezvous(address, port, environ)
 
 
-def _meeting(address: str, port: int, environ: Mapping[str, str]) -> dict[str, str]:
+def _rendezvous(address: str, port: int, environ: Mapping[str, str]) -> dict[str, str]:
     defaults = {"MASTER_ADDR": address, "MASTER_PORT": str(port)}
     return {name: value for name, value in defaults.items() if name not in environ}
 
@@ -124,11 +124,19 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def advice(environ: Mapping[str, str] = os.environ) -> list[str]:
-    """A note for a process that is alone where Slurm has set places aside for several."""
+    """A note for a process that is alone where Slurm has allocated several tasks."""
     tasks = _number(environ, "SLURM_NTASKS")
     if "RANK" in environ or tasks < 2 or "SLURM_STEP_NUM_TASKS" in environ:
         return []
-    return [f"This Slurm job has places for {tasks} tasks, and this process trains alone; srun starts one a place."]
+    return [f"This Slurm job has {tasks} tasks, and this process trains alone; srun starts one process per task."]
+
+
+def is_first_rank(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process speaks for the run; also before `ranks_for` was applied."""
+    try:
+        return {**environ, **ranks_for(environ)}.get("RANK", "0") == "0"
+    except DeviceError:
+        return True
 
 
 def check_world_size(actual: int, environ: Mapping[str, str] = os.environ) -> None:

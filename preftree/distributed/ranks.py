@@ -1,9 +1,9 @@
-"""The processes that train together: what they agree on, what they add up, and what is said when one is lost.
+"""The processes that train together: what they agree on, what they reduce, and what is said when one is lost.
 
 Trainer and accelerate would wrap the model in DistributedDataParallel. Its hooks reduce gradients while `forward`
 of the wrapper is followed by one backward pass; here a step is many backward passes through
-`leaf_logprobs(scorer, forest)`, and only LoRA has gradients. So they are added up by one all-reduce of one flat
-bucket after the last backward pass: the bytes of one `no_sync` window, exact at any number of forests a rank,
+`leaf_logprobs(scorer, forest)`, and only LoRA has gradients. So they are summed by one all-reduce of one flat
+bucket after the last backward pass: the bytes of one `no_sync` window, exact at any number of forests per rank,
 none included, and the same beside a sharded base model (`model/shard.py`).
 
 Two groups of processes: gradients travel by the device's own backend (NCCL, HCCL, gloo), counts and reference
@@ -25,7 +25,7 @@ from preftree.errors import RunError
 
 
 class Ranks:
-    """The ranks of this run; without a process group one rank, for which everything below does nothing.
+    """The ranks of this run; without a process group a single rank, for which everything below does nothing.
 
     Args:
         timeout: seconds to wait for the other ranks.
@@ -65,7 +65,7 @@ class Ranks:
         return [content_[:length] for content_, length in zip(everyones, lengths, strict=True)]
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its sum over all ranks, the same bits on every rank; one bucket a dtype."""
+        """Replace each tensor by its sum over all ranks, the same bits on every rank; one bucket per dtype."""
         self._in_buckets(tensors, lambda bucket: dist.all_reduce(bucket, group=self._data))
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
@@ -77,10 +77,10 @@ class Ranks:
         if self.count == 1:
             return
         for dtype in {tensor.dtype: None for tensor in tensors}:  # a dict keeps the order, the same on every rank
-            alike = [tensor for tensor in tensors if tensor.dtype == dtype]
-            bucket = torch.cat([tensor.reshape(-1) for tensor in alike])
+            same = [tensor for tensor in tensors if tensor.dtype == dtype]
+            bucket = torch.cat([tensor.reshape(-1) for tensor in same])
             exchange(bucket)
-            for tensor, result in zip(alike, bucket.split([tensor.numel() for tensor in alike]), strict=True):
+            for tensor, result in zip(same, bucket.split([tensor.numel() for tensor in same]), strict=True):
                 tensor.copy_(result.view_as(tensor))
 
     def check_same(self, what: str, text: str) -> None:
@@ -94,10 +94,6 @@ class Ranks:
                 f"the ranks do not have the same {what}: rank {', '.join(others[:8])} differs from rank 0. Give all "
                 "hosts the same files and flags."
             )
-
-    def wait(self) -> None:
-        """Until all ranks are here."""
-        self.gather([0])
 
     @contextmanager
     def explained(self, advice: str) -> Iterator[None]:

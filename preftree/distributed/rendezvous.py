@@ -1,4 +1,4 @@
-"""Until all ranks are there: how long they are waited for, and who is missing when time is up.
+"""The rendezvous of all ranks: with a timeout, and with the names of those that are missing when it is over.
 
 torch waits as well, but for 30 minutes where accelerate does not pass --ddp_timeout on (on the CPU), without a word,
 deaf to Ctrl-C, and at the end without saying which rank is missing.
@@ -21,17 +21,17 @@ from preftree.errors import DeviceError
 if TYPE_CHECKING:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-_QUIET = 10.0  # seconds without a word: launchers start ranks one after the other
+_QUIET = 10.0  # seconds before the first message: launchers start ranks one after the other
 
 
-def meet(timeout: float, environ: Mapping[str, str] = os.environ) -> TCPStore | None:
+def rendezvous(timeout: float, environ: Mapping[str, str] = os.environ) -> TCPStore | None:
     """Wait until as many processes as $WORLD_SIZE says are at $MASTER_ADDR and $MASTER_PORT.
 
-    Returns what rank 0 must keep until its process group is there: the place at which the others look for it. None
-    for a process that is alone.
+    Returns the store that rank 0 must keep until its process group has started, since the others look for it there.
+    None for a process that is alone.
 
     Raises:
-        DeviceError: some did not come within `timeout` seconds, or it is not said where to meet.
+        DeviceError: some did not come within `timeout` seconds, or it is not known where rank 0 is.
     """
     count, rank = int(environ.get("WORLD_SIZE") or 1), int(environ.get("RANK") or 0)
     if count < 2 or not dist.is_available() or dist.is_initialized():
@@ -41,14 +41,14 @@ def meet(timeout: float, environ: Mapping[str, str] = os.environ) -> TCPStore | 
             f"WORLD_SIZE={count} says that there are other ranks, but not set: {', '.join(missing)}. Start the ranks "
             "by torchrun, or set for each its number and the host and a free port of rank 0."
         )
-    return _Meeting(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), rank, count, timeout, environ).held()
+    return _Rendezvous(environ["MASTER_ADDR"], int(environ["MASTER_PORT"]), rank, count, timeout, environ).held()
 
 
-class _Meeting:
+class _Rendezvous:
     def __init__(self, host: str, port: int, rank: int, count: int, timeout: float, environ: Mapping[str, str]) -> None:
         self.host, self.port, self.rank, self.count, self.timeout = host, port, rank, count, timeout
         self.started = time.monotonic()
-        # torchrun's agents have met already and keep a store open themselves, the same one after a restart.
+        # torchrun's agents have had their rendezvous and keep the store open themselves, the same one after a restart.
         self.hosted = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
         self.name = f"preftree/{environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
@@ -96,13 +96,16 @@ class _Meeting:
         raise self._missing(f"rank{'s' if len(away) > 1 else ''} {who}")
 
     def _ticks(self, whom: str) -> Iterator[float]:
-        """Seconds that are left, once now and then ever less often, until none are; one word when it takes long."""
+        """The seconds left, yielded ever less often until none are; one message when it takes long."""
         pause, told = 0.02, False
         while (left := self.timeout - (time.monotonic() - self.started)) > 0:
             yield left
             if not told and self.timeout - left > _QUIET:
                 told = True
-                print(f"rank {self.rank} waits for {whom}, at most {self.timeout:g} s (--ddp_timeout)", file=sys.stderr)
+                print(
+                    f"rank {self.rank} is waiting for {whom}, at most {self.timeout:g} s (--ddp_timeout)",
+                    file=sys.stderr,
+                )
             time.sleep(min(pause, left))
             pause = min(2 * pause, 1.0)
 
@@ -121,6 +124,6 @@ class _Meeting:
             else "Rank 0 has stopped, or something else listens there: see what rank 0 printed."
         )
         return DeviceError(
-            f"rank {self.rank} of {self.count} on {socket.gethostname()}: meeting the others at {self.host}:{self.port}"
+            f"rank {self.rank} of {self.count} on {socket.gethostname()}: the rendezvous at {self.host}:{self.port}"
             f" failed ({first}). {advice}"
         )

@@ -1,12 +1,12 @@
-"""Is the frozen base model whole on every rank, or shared out? What flags, launchers and config files say.
+"""Is the frozen base model replicated or sharded? What flags, launchers and config files say.
 
     --fsdp true [--fsdp_config FILE]     transformers' flags
     accelerate launch --use_fsdp …       its environment variables
     --deepspeed FILE                     the stages of ZeRO (arXiv 1910.02054)
 
-All name the same two layouts, because nothing but LoRA is trained. What ZeRO's stages 1 and 2 share out,
-optimizer states and gradients, is LoRA's alone and stays whole; stage 3 and FSDP share out the weights, which is
-done by torch's own FSDP2 (`model/shard.py`). DeepSpeed's engine is not used: it owns the backward pass and the
+All name the same two layouts, because nothing but LoRA is trained. What ZeRO's stages 1 and 2 shard, optimizer
+states and gradients, is LoRA's alone and stays replicated; stage 3 and FSDP shard the weights, which is done by
+torch's own FSDP2 (`model/shard.py`). DeepSpeed's engine is not used: it owns the backward pass and the
 step, and a step here is several backward passes. Standard library only.
 """
 
@@ -22,7 +22,7 @@ _NO = ("", "false", "no", "none", "0")
 #: What accelerate and transformers read to build plugins of their own.
 _LAUNCHERS = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "FSDP_CPU_RAM_EFFICIENT_LOADING")
 #: Settings of FSDP that choose nothing here: one wrap policy, plain adapters on disk, every rank loads.
-_FSDP_MOOT = {
+_FSDP_WITHOUT_EFFECT = {
     "auto_wrap_policy", "backward_prefetch", "cpu_ram_efficient_loading", "forward_prefetch", "limit_all_gathers",
     "min_num_params", "state_dict_type", "sync_module_states", "use_orig_params", "activation_checkpointing",
     "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt", "version", "cpu_offload", "offload_params", "reshard_after_forward",
@@ -37,13 +37,13 @@ class Sharding:
     """How the base model lies on the ranks, and why.
 
     Args:
-        base: shared out; else whole on every rank.
-        layers: class names of the units that are gathered together; empty for the model's own layer class.
+        base: sharded; else replicated on every rank.
+        layers: class names of the modules that are gathered as one; empty for the model's own layer class.
     """
 
     base: bool = False
     layers: tuple[str, ...] = ()
-    reason: str = "the base model is whole on every rank; --fsdp true shares it out"
+    reason: str = "the base model is replicated on every rank; --fsdp true shards it"
 
 
 def read_sharding(
@@ -51,7 +51,7 @@ def read_sharding(
     fsdp_config: Any,
     deepspeed: Any,
     flags: Mapping[str, Any],
-    environ: MutableMapping[str, str],
+    environ: Mapping[str, str],
     problems: list[str],
 ) -> Sharding:
     """What was asked for; what cannot be had is added to `problems`.
@@ -59,17 +59,16 @@ def read_sharding(
     Args:
         fsdp, fsdp_config, deepspeed: the flags' values.
         flags: values of the flags that a DeepSpeed file may repeat, by flag name.
-        environ: accelerate's variables are taken out of it, or it would wrap the model in a plugin of its own.
+        environ: what accelerate's launcher has set is read from it.
     """
-    launcher = {name: environ.pop(name) for name in _LAUNCHERS if name in environ}
-    if launcher.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in _NO and not deepspeed:
+    if environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() not in _NO and not deepspeed:
         file = environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
         stage = int(environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 2))
         deepspeed = file if file.lower() != "none" else {"zero_optimization": {"stage": stage}}
     by_flag = str(fsdp or "").lower() not in _NO
-    by_launcher = launcher.get("ACCELERATE_USE_FSDP", "").lower() not in _NO
+    by_launcher = environ.get("ACCELERATE_USE_FSDP", "").lower() not in _NO
     if deepspeed and (by_flag or by_launcher):
-        problems.append("--deepspeed and FSDP share out the same weights: leave one of them out.")
+        problems.append("--deepspeed and FSDP shard the same weights: leave one of them out.")
         return Sharding()
     if deepspeed:
         return _zero(_read(deepspeed, "deepspeed", problems), flags, problems)
@@ -91,11 +90,17 @@ def read_sharding(
     return Sharding()
 
 
+def hide_from_accelerate(environ: MutableMapping[str, str]) -> None:
+    """Remove what accelerate's launcher has set, or it would wrap the model in a plugin of its own."""
+    for name in _LAUNCHERS:
+        environ.pop(name, None)
+
+
 def _fsdp(config: Mapping[str, Any], reason: str, problems: list[str]) -> Sharding:
-    for key in config.keys() - _FSDP_MOOT - {"ignored_modules"}:
+    for key in config.keys() - _FSDP_WITHOUT_EFFECT - {"ignored_modules"}:
         problems.append(f"--fsdp_config: {key} is not supported.")
     if _yes(config.get("cpu_offload", config.get("offload_params"))):
-        problems.append("FSDP's CPU offload is not supported: share the weights out to more ranks instead.")
+        problems.append("FSDP's CPU offload is not supported: shard the weights over more ranks instead.")
     if _yes(config.get("activation_checkpointing")):
         problems.append("FSDP's activation_checkpointing is not supported: use --gradient_checkpointing true.")
     if str(config.get("version", 2)) == "1" and reason == "asked for by --fsdp":
@@ -140,7 +145,7 @@ def _zero(config: Mapping[str, Any], flags: Mapping[str, Any], problems: list[st
     if stage == 3:
         return Sharding(True, (), "ZeRO stage 3, by torch's FSDP2 and not by DeepSpeed's engine")
     return Sharding(
-        reason=f"ZeRO stage {stage} shares out gradients and optimizer states; LoRA's are small and stay whole"
+        reason=f"ZeRO stage {stage} shards gradients and optimizer states; LoRA's are small and stay replicated"
     )
 
 

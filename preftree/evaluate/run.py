@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.loggers import EvaluationTracker
 from rich.console import Console
 
+from preftree.config.evaluate import EvaluateSettings
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
@@ -31,29 +31,7 @@ from preftree.io.progress import Progress
 from preftree.io.run_folder import make_folder
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What `preftree evaluate` was asked for; the flags' help says what each is."""
-
-    model: str
-    out: str
-    adapter: str | None = None
-    tasks: str = "openllm"
-    data: str = "hub"
-    limit: int | None = None
-    num_fewshot: int | None = None
-    apply_chat_template: bool = False
-    dtype: str = "auto"
-    device: str | None = None
-    max_length: int | None = None
-    truncate: bool = False
-    tokens_per_forest: int | None = None
-    batch_size: int = 1
-    preferences: str | None = None
-    cache: bool = True
-
-
-def run(asked: Evaluation) -> None:
+def run(asked: EvaluateSettings) -> None:
     """`preftree evaluate`: the tasks, then the held-out pairs if some are given.
 
     Raises:
@@ -92,7 +70,7 @@ def check_free(out: str) -> None:
     make_folder("--out", out)
 
 
-def _model(asked: Evaluation) -> PreftreeLM:
+def _model(asked: EvaluateSettings) -> PreftreeLM:
     lm = PreftreeLM(
         asked.model,
         peft=asked.adapter,
@@ -108,7 +86,7 @@ def _model(asked: Evaluation) -> PreftreeLM:
     return lm
 
 
-def _run_tasks(asked: Evaluation, lm: PreftreeLM, manager: Any, console: Console) -> None:
+def _run_tasks(asked: EvaluateSettings, lm: PreftreeLM, manager: Any, console: Console) -> None:
     """Run the tasks and write lm-eval's results and samples."""
     tracker = EvaluationTracker(output_path=asked.out)
     with quiet_libraries(Progress(lm.console, "contexts   ", "contexts")), _downloads():
@@ -132,7 +110,7 @@ def _run_tasks(asked: Evaluation, lm: PreftreeLM, manager: Any, console: Console
     sayer(console)(f"{asked.out}: lm-eval's results and samples; compare runs with `preftree compare`")
 
 
-def _run_heldout(asked: Evaluation, lm: PreftreeLM, heldout: HeldOut, console: Console) -> None:
+def _run_heldout(asked: EvaluateSettings, lm: PreftreeLM, heldout: HeldOut, console: Console) -> None:
     """Score the held-out pairs, write and show what they say."""
 
     def shrunk(budget: int) -> None:

@@ -6,15 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
-from preftree.distributed.gaudi import require_gaudi
 from preftree.errors import DeviceError
-
-if TYPE_CHECKING:
-    from preftree.config.train import Settings
 
 T = TypeVar("T")
 
@@ -35,24 +31,36 @@ def kind_of(device: str) -> str:
     return device.partition(":")[0]
 
 
-def choose_device(settings: Settings) -> Choice[str]:
-    """The device transformers' Trainer will use ('cpu', 'cuda:0', 'hpu:0', …).
+def find_accelerator() -> str | None:
+    """The kind of accelerator that torch offers here ('cuda', 'hpu', 'mps', …), or None."""
+    if torch.accelerator.is_available():
+        return kind_of(str(torch.accelerator.current_accelerator()))
+    from transformers.utils.import_utils import is_torch_hpu_available
 
-    Raises DeviceError when --use_habana is given and the Gaudi stack is not there.
+    return "hpu" if is_torch_hpu_available() else None
+
+
+def choose_device(asked: str = "auto", found: str | None = None) -> Choice[str]:
+    """The device to compute on ('cpu', 'cuda:0', 'hpu:0', …), and why.
+
+    Args:
+        asked: the value of --device, a kind of device or "auto".
+        found: the device that transformers has set up, with the number of this rank's card; None looks for one.
+
+    Raises:
+        DeviceError: a device that is asked for is not there.
     """
-    train = settings.train
-    if train.use_habana:
-        require_gaudi()
-    device = str(train.device)  # found by TrainingArguments already; a second opinion could only disagree
+    device = found or find_accelerator() or "cpu"
     kind = kind_of(device)
+    if asked == "cpu":
+        return Choice("cpu", "asked for by --use_cpu")
+    if asked not in ("auto", kind):
+        there = "no accelerator" if kind == "cpu" else kind
+        raise DeviceError(f"--device {asked}: torch finds {there} here. Leave the flag out, or take --device cpu.")
     if kind == "cpu":
-        missing = "no GPU or other accelerator was found"
-        return Choice(kind, missing if train.cpu_by_default else "asked for by --use_cpu")
-    if kind == "cuda":
-        return Choice(device, f"{torch.cuda.get_device_name(device)}; --use_cpu would keep off it")
-    if train.use_habana and kind != "hpu":
-        raise DeviceError(f"--use_habana: the Gaudi software is installed, but no card answers; torch offers {device}.")
-    return Choice(device, "the accelerator that torch found; --use_cpu would keep off it")
+        return Choice("cpu", "no GPU or other accelerator was found")
+    name = torch.cuda.get_device_name(device) if kind == "cuda" else "the accelerator that torch found"
+    return Choice(device, f"{name}; --use_cpu avoids it")
 
 
 def require_device(asked: str) -> None:

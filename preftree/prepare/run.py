@@ -19,6 +19,7 @@ from preftree.data.chat import Chat, Messages
 from preftree.data.record import Turn
 from preftree.data.sources import refuse_inside
 from preftree.errors import DataError
+from preftree.hardware.device import choose_device
 from preftree.hardware.environment import environment
 from preftree.hardware.precision import choose_dtype
 from preftree.io.atomic import atomic_file
@@ -28,7 +29,7 @@ from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
-from preftree.prepare.engines.local import RenderTokens, generation_device, make_chat
+from preftree.prepare.engines.local import RenderTokens, make_chat
 from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.generate import Generated, Prompt, Render, SamplingPlan, generate
 from preftree.prepare.journal import Journal
@@ -84,7 +85,7 @@ def _claim(folder: PrepareFolder, settings: PrepareSettings, say: Callable[[str]
             " here on may differ from those that one machine would have made."
         )
     if settings.generate.engine == "transformers":
-        device = generation_device(settings.generate)
+        device = choose_device(settings.generate.device)
         say(f"device     {device}")
         say(f"precision  {choose_dtype(device.value, settings.generate.torch_dtype)}")
 
@@ -288,7 +289,7 @@ def _environment(settings: PrepareSettings) -> dict[str, Any]:
     kept |= {"cpu": found["cpu"], "capability": found["cpu_capability"], "threads": torch.get_num_threads()}
     if settings.generate.engine == "openai":
         return {"preftree": kept["preftree"]}
-    device = generation_device(settings.generate).value
+    device = choose_device(settings.generate.device).value
     dtype = choose_dtype(device, settings.generate.torch_dtype).value
     return {**kept, "devices": found["devices"], "device": device, "dtype": str(dtype).removeprefix("torch.")}
 

@@ -64,11 +64,11 @@ def step_hook(train: TrainSettings, device: str) -> StepHook:
     return StepHook(core.mark_step, train.pad_max)
 
 
-def optimizer(train: TrainSettings, device: str) -> Choice[tuple[Any, dict[str, Any]] | None]:
+def optimizer(args: TrainingArguments, device: str) -> Choice[tuple[Any, dict[str, Any]] | None]:
     """Gaudi's fused AdamW with the arguments of --optim adamw; None leaves the optimizer to Trainer."""
     if not device.startswith("hpu"):
         return Choice(None, "torch's own")
-    name = OptimizerNames(train.optim).value
+    name = OptimizerNames(args.optim).value
     if not name.startswith("adamw_torch"):
         return Choice(None, f"asked for by --optim {name}")
     try:
@@ -76,8 +76,8 @@ def optimizer(train: TrainSettings, device: str) -> Choice[tuple[Any, dict[str, 
     except ImportError:
         return Choice(None, f"{name}: this Gaudi software has no FusedAdamW")
     arguments = {
-        "lr": train.learning_rate,
-        "betas": (train.adam_beta1, train.adam_beta2),
-        "eps": train.adam_epsilon,
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon,
     }
     return Choice((FusedAdamW, arguments), "Gaudi's FusedAdamW, one kernel for all weights")

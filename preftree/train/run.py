@@ -8,13 +8,13 @@ from functools import partial
 from typing import Any
 
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, ProgressCallback, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.config.train import Settings
 from preftree.data.sources import refuse_inside
-from preftree.distributed.launcher import check_world_size
 from preftree.distributed.ranks import Ranks
+from preftree.distributed.sharding import Sharding
 from preftree.errors import RunError
 from preftree.forest import Shape
 from preftree.hardware.device import choose_device, gemm_peak, kind_of
@@ -32,6 +32,7 @@ from preftree.model.score import Scorer, attach
 from preftree.model.shard import shard_base
 from preftree.model.targets import all_linear
 from preftree.model.weights import refuse_larger_tokenizer
+from preftree.train.arguments import start_arguments
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.flops import ModelFlops
 from preftree.train.hpu import optimizer, step_hook
@@ -53,7 +54,8 @@ def train(settings: Settings, console: Console | None = None) -> int:
     Raises:
         PreftreeError: whatever the user can fix, before anything is overwritten.
     """
-    console = console or Console(quiet=settings.train.process_index != 0, soft_wrap=True)
+    args = start_arguments(settings.train)
+    console = console or Console(quiet=args.process_index != 0, soft_wrap=True)
     say: Say = sayer(console)
     folder, resume = RunFolder(settings.train.output_dir or ""), _checkpoint(settings)
     claim: dict[str, Any] = {
@@ -64,9 +66,9 @@ def train(settings: Settings, console: Console | None = None) -> int:
     }
     refuse_inside("--output_dir", settings.train.output_dir, settings.data.dataset_name)
     folder.check(**claim)  # before minutes of loading
-    ranks = _ranks(settings, say)
+    ranks = _ranks(settings.train.sharding, args, say)
     with ranks.explained("Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."):
-        device = choose_device(settings)
+        device = choose_device("auto" if settings.train.use_habana else settings.train.device, str(args.device))
         dtype = choose_dtype(
             device.value, settings.model.torch_dtype, bf16=settings.train.bf16, fp16=settings.train.fp16
         )
@@ -84,22 +86,20 @@ def train(settings: Settings, console: Console | None = None) -> int:
             # From here on: what loading has freed is given back in any case.
             keep_freed_memory(settings.train.max_memory is None)
         reference = _reference(settings, scorer, key, ranks, say)
-        trainer = _trainer(settings, reference, tokenizer, prepared, folder, device.value, console, say)
-        if settings.train.should_save:
+        trainer = _trainer(settings, reference, tokenizer, prepared, folder, args, console, say)
+        if args.should_save:
             folder.claim(**claim)
             folder.write_env(environment())
         _run(trainer, resume, say)
     return 0
 
 
-def _ranks(settings: Settings, say: Say) -> Ranks:
-    """The processes of this run. Fails where a launcher started more of them than found each other."""
-    args = settings.train
-    check_world_size(args.world_size)
-    ranks = Ranks(args.ddp_timeout, kind_of(str(args.device)), lockstep=args.sharding.base)
+def _ranks(sharding: Sharding, args: TrainingArguments, say: Say) -> Ranks:
+    """The processes of this run."""
+    ranks = Ranks(args.ddp_timeout, kind_of(str(args.device)), lockstep=sharding.base)
     if ranks.count > 1:
-        say(f"ranks      {ranks.count}: {args.sharding.reason}; LoRA's gradients are all-reduced once per step")
-    elif args.sharding.base:
+        say(f"ranks      {ranks.count}: {sharding.reason}; LoRA's gradients are all-reduced once per step")
+    elif sharding.base:
         say("ranks      one, so there is nothing to shard the base model over")
     return ranks
 
@@ -208,18 +208,18 @@ def _trainer(
     tokenizer: PreTrainedTokenizerBase,
     prepared: EncodedSplits,
     folder: RunFolder,
-    device: str,
+    args: TrainingArguments,
     console: Console,
     say: Say,
 ) -> PreferenceTrainer:
-    args, ranks, scorer = settings.train, reference.ranks, reference.scorer
+    train, ranks, scorer, device = settings.train, reference.ranks, reference.scorer, str(args.device)
     budget = choose_budget(
         scorer,
         prepared.train + prepared.validation,
         device=device,
         checkpointing=bool(args.activation_checkpointing),
-        asked=args.tokens_per_forest,
-        max_memory=args.max_bytes,
+        asked=train.tokens_per_forest,
+        max_memory=train.max_bytes,
     )
     if ranks.count > 1:  # as the rank with the least memory can; all must recompute, or none
         everyones = ranks.gather([budget.tokens, budget.checkpointing])
@@ -228,13 +228,13 @@ def _trainer(
     args.activation_checkpointing = args.gradient_checkpointing = budget.checkpointing
     say(f"forests    of at most {budget.tokens} tokens: {budget.reason}")
     shape: Shape | None = None
-    if args.pad_max:
-        choice = choose_shape(budget.tokens, prepared.train + prepared.validation, args.pairs_per_step)
+    if train.pad_max:
+        choice = choose_shape(budget.tokens, prepared.train + prepared.validation, train.pairs_per_step)
         shape = choice.value
         say(f"shape      {choice}")
     say(
-        f"step       {ranks.count * args.pairs_per_step} pairs ({args.per_device_train_batch_size} x "
-        f"{args.gradient_accumulation_steps} x {ranks.count} ranks), loss {args.loss_type}, beta {args.beta:g}"
+        f"step       {ranks.count * train.pairs_per_step} pairs ({args.per_device_train_batch_size} x "
+        f"{args.gradient_accumulation_steps} x {ranks.count} ranks), loss {train.loss_type}, beta {train.beta:g}"
     )
     chosen = optimizer(args, device)
     if chosen.value is not None:
@@ -247,18 +247,18 @@ def _trainer(
         train_pairs=prepared.train,
         eval_pairs=prepared.validation,
         reference=reference,
-        objective=Objective(args.loss_type, args.beta, args.label_smoothing),
+        objective=Objective(train.loss_type, train.beta, train.label_smoothing),
         budget=budget.tokens if shape is None else shape.tokens,
         shape=shape,
         tokenizer=tokenizer,
         live_metrics=live_metrics,
-        hook=step_hook(args, device),
+        hook=step_hook(train, device),
         optimizer=chosen.value,
         flops=flops,
         callbacks=[
             LiveLine(console, live_metrics, device, partial(flops.mfu, ranks=ranks.count)),
             RunLog(folder),
-            *([StepProfile(console)] if args.profile else []),
+            *([StepProfile(console)] if train.profile else []),
         ],
         by_prompt=settings.data.pair_rule != "best_worst",
     )

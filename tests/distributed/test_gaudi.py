@@ -9,54 +9,28 @@ from pathlib import Path
 import pytest
 
 import gaudi_spawn
-from preftree.distributed.gaudi import bootstrap, environment_for, flag_is_on
+from preftree.distributed.gaudi import bootstrap
 from tests.support.launchers import HERE, OPEN_MPI, RANKS
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("argv", "environ", "changes"),
+    ("lazy", "environ", "changes"),
     [
-        ([], {}, {"PT_HPU_LAZY_MODE": "0"}),
-        (["--use_lazy_mode"], {}, {"PT_HPU_LAZY_MODE": "1"}),
-        (["--use_lazy_mode", "--bf16"], {"PT_HPU_LAZY_MODE": "0"}, {"PT_HPU_LAZY_MODE": "1"}),
-        (["--use_lazy_mode", "false"], {"PT_HPU_LAZY_MODE": "1"}, {"PT_HPU_LAZY_MODE": "0"}),
-        ([], OPEN_MPI, {"PT_HPU_LAZY_MODE": "0"} | RANKS | HERE),
-        ([], OPEN_MPI | {"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"PT_HPU_LAZY_MODE": "0"} | RANKS),
-        ([], {"RANK": "0", "WORLD_SIZE": "2"}, {"PT_HPU_LAZY_MODE": "0"}),
+        (False, {}, {"PT_HPU_LAZY_MODE": "0"}),
+        (True, {}, {"PT_HPU_LAZY_MODE": "1"}),
+        (True, {"PT_HPU_LAZY_MODE": "0"}, {"PT_HPU_LAZY_MODE": "1"}),
+        (False, {"PT_HPU_LAZY_MODE": "1"}, {"PT_HPU_LAZY_MODE": "0"}),
+        (False, OPEN_MPI, {"PT_HPU_LAZY_MODE": "0"} | RANKS | HERE),
+        (False, OPEN_MPI | {"MASTER_ADDR": "h", "MASTER_PORT": "1"}, {"PT_HPU_LAZY_MODE": "0"} | RANKS),
+        (False, {"RANK": "0", "WORLD_SIZE": "2"}, {"PT_HPU_LAZY_MODE": "0"}),
     ],
 )
-def test_the_environment_before_torch(argv: list[str], environ: dict[str, str], changes: dict[str, str]) -> None:
-    assert environment_for(argv, environ) == changes
+def test_the_environment_before_torch(lazy: bool, environ: dict[str, str], changes: dict[str, str]) -> None:
     copy = dict(environ)
-    assert bootstrap(argv, copy) == changes
+    bootstrap(lazy, copy)
     assert copy == environ | changes
-
-
-@pytest.mark.parametrize(
-    ("argv", "on"),
-    [
-        ([], False),
-        (["--use_habana"], True),
-        (["--use-habana"], True),
-        (["--use_habana=false"], False),
-        (["--use_habana", "True"], True),
-        (["--use_habana", "no", "--x"], False),
-        (["--x", "use_habana"], False),
-    ],
-)
-def test_flags_are_read_without_a_parser(argv: list[str], on: bool) -> None:
-    assert flag_is_on(argv, "use_habana") is on
-
-
-def test_flags_are_read_from_yaml_and_the_command_line_wins(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_text("output_dir: O\nuse_lazy_mode: true  # legacy\nuse_habana: 'no'\n")
-    assert flag_is_on([str(path)], "use_lazy_mode")
-    assert not flag_is_on([str(path)], "use_habana")
-    assert not flag_is_on([str(path), "--use_lazy_mode", "false"], "use_lazy_mode")
-    assert not flag_is_on([str(tmp_path / "none.yaml")], "use_lazy_mode")
 
 
 def test_bootstrap_needs_no_torch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from preftree.distributed.launcher import advice, check_world_size, first_host, ranks_for
+from preftree.distributed.launcher import advice, check_world_size, first_host, is_first_rank, ranks_for
 from preftree.errors import DeviceError
 from tests.support.launchers import HERE, OPEN_MPI, RANKS
 
@@ -97,6 +97,14 @@ def test_a_world_of_the_wrong_size_is_refused() -> None:
 
 def test_a_batch_script_is_told_of_srun() -> None:
     batch = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
-    assert "places for 8 tasks" in advice(batch)[0]
+    assert "has 8 tasks" in advice(batch)[0]
     for environ in (ALONE, SRUN, TORCHRUN, batch | TORCHRUN, batch | {"SLURM_NTASKS": "1"}):
         assert advice(environ) == []
+
+
+def test_one_rank_speaks_for_all() -> None:
+    assert is_first_rank(ALONE)
+    assert not is_first_rank({"RANK": "1", "WORLD_SIZE": "2"})
+    assert not is_first_rank(OPEN_MPI)  # before torch's variables are set
+    assert is_first_rank(OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "0"})
+    assert is_first_rank({"PMI_RANK": "3", "PMI_SIZE": "8"})  # not known, so nothing is held back

@@ -11,7 +11,7 @@ from types import FrameType
 import pytest
 import torch.distributed as dist
 
-from preftree.distributed.rendezvous import meet
+from preftree.distributed.rendezvous import rendezvous
 from preftree.errors import DeviceError
 from tests.support.ranks import as_torchrun, free_port
 
@@ -22,13 +22,13 @@ def of(rank: int, count: int, port: int, **more: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("environ", [{}, {"WORLD_SIZE": "1", "RANK": "0"}, {"WORLD_SIZE": ""}])
 def test_alone(environ: Mapping[str, str]) -> None:
-    assert meet(1, environ) is None
+    assert rendezvous(1, environ) is None
 
 
 def test_all_come() -> None:
     port = free_port()
     with ThreadPoolExecutor(3) as threads:
-        waits = [threads.submit(meet, 30, of(rank, 3, port)) for rank in (2, 1, 0)]
+        waits = [threads.submit(rendezvous, 30, of(rank, 3, port)) for rank in (2, 1, 0)]
         assert all(wait.result() is not None for wait in waits)
 
 
@@ -39,7 +39,7 @@ def test_under_torchrun() -> None:
     under = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
     for attempt in "01":
         with pytest.raises(DeviceError, match="rank 1 did not come"):
-            meet(0.1, of(0, 2, port, TORCHELASTIC_RESTART_COUNT=attempt, **under))
+            rendezvous(0.1, of(0, 2, port, TORCHELASTIC_RESTART_COUNT=attempt, **under))
     del agent
 
 
@@ -51,13 +51,13 @@ def test_under_torchrun() -> None:
 )  # fmt: skip
 def test_who_is_missing(rank: int, count: int, who: str) -> None:
     with pytest.raises(DeviceError, match=who) as caught:
-        meet(0.2, of(rank, count, free_port()))
+        rendezvous(0.2, of(rank, count, free_port()))
     assert "--ddp_timeout" in str(caught.value)
 
 
 def test_a_host_that_nobody_knows() -> None:
     with pytest.raises(DeviceError, match=r"rank 0 did not come to no\.such\.host\.invalid:1 "):
-        meet(0.2, of(1, 2, 1, MASTER_ADDR="no.such.host.invalid"))
+        rendezvous(0.2, of(1, 2, 1, MASTER_ADDR="no.such.host.invalid"))
 
 
 def test_a_port_that_is_taken() -> None:
@@ -65,7 +65,7 @@ def test_a_port_that_is_taken() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         with pytest.raises(DeviceError, match="set another MASTER_PORT"):
-            meet(1, of(0, 2, other.getsockname()[1]))
+            rendezvous(1, of(0, 2, other.getsockname()[1]))
 
 
 @pytest.mark.parametrize("name", ["RANK", "MASTER_ADDR", "MASTER_PORT"])
@@ -73,7 +73,7 @@ def test_where_to_meet_is_not_said(name: str) -> None:
     environ = of(1, 2, 1)
     del environ[name]
     with pytest.raises(DeviceError, match=f"not set: {name}"):
-        meet(1, environ)
+        rendezvous(1, environ)
 
 
 def test_ctrl_c_ends_the_wait() -> None:
@@ -84,6 +84,6 @@ def test_ctrl_c_ends_the_wait() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.1)
     try:
         with pytest.raises(KeyboardInterrupt):
-            meet(60, of(1, 2, free_port()))
+            rendezvous(60, of(1, 2, free_port()))
     finally:
         signal.signal(signal.SIGALRM, before)

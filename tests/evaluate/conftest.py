@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from preftree.evaluate.run import Evaluation, run
+from preftree.config.evaluate import EvaluateSettings
+from preftree.evaluate.run import run
 from tests.support import tiny
 
 
@@ -34,7 +35,7 @@ def evaluated(models: Path, samples: Path, tmp_path: Path) -> Callable[..., Path
     def evaluate(name: str, **more: Any) -> Path:
         options = {"tasks": "truthfulqa_mc2", "limit": 2, "device": "cpu", "dtype": "float32", "num_fewshot": 1, **more}
         options.setdefault("data", str(samples / "eval"))
-        run(Evaluation(model=str(models / "base"), out=str(tmp_path / name), **options))
+        run(EvaluateSettings(model=str(models / "base"), out=str(tmp_path / name), **options))
         return tmp_path / name
 
     return evaluate

@@ -5,24 +5,26 @@ from __future__ import annotations
 import pytest
 import torch
 
-from preftree.config.train import Settings, TrainSettings, parse_settings
+from preftree.config.train import parse_settings
 from preftree.errors import DeviceError
+from preftree.hardware import device
 from preftree.hardware.device import Choice, choose_device, gemm_peak
 from preftree.hardware.memory import available_memory, total_memory
+from preftree.train.arguments import start_arguments
 
 BASE = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O"]
 
 
-def settings(*flags: str) -> Settings:
-    return parse_settings([*BASE, *flags])
-
-
-def test_the_device_is_the_one_training_arguments_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert choose_device(settings("--use_cpu")) == Choice("cpu", "asked for by --use_cpu")
-    monkeypatch.setattr("preftree.config.train._accelerator_available", lambda: False)
-    assert "was found" in choose_device(settings()).reason
-    monkeypatch.setattr(TrainSettings, "device", torch.device("cpu:0"))  # of a rank among several
-    assert choose_device(settings("--use_cpu")).value == "cpu"
+def test_the_device_is_what_is_asked_for_or_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_device("cpu") == Choice("cpu", "asked for by --use_cpu")
+    monkeypatch.setattr(device, "find_accelerator", lambda: None)
+    assert "was found" in choose_device().reason
+    assert choose_device(found="cpu:0").value == "cpu"  # of a rank among several
+    with pytest.raises(DeviceError, match="--device cuda: torch finds no accelerator here"):
+        choose_device("cuda")
+    monkeypatch.setattr(device, "find_accelerator", lambda: "hpu")
+    assert choose_device().value == "hpu"
+    assert choose_device("hpu", "hpu:1").value == "hpu:1"
 
 
 def test_a_cpu_with_a_number_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +40,7 @@ def test_a_cpu_with_a_number_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_is_taken_and_named() -> None:
-    choice = choose_device(settings("--bf16"))
+    choice = choose_device()
     assert choice.value.startswith("cuda")
     assert torch.cuda.get_device_name() in choice.reason
     assert 0 < available_memory(choice.value) <= total_memory(choice.value)
@@ -46,7 +48,7 @@ def test_a_gpu_is_taken_and_named() -> None:
 
 def test_habana_without_its_stack_is_one_clear_error() -> None:
     with pytest.raises(DeviceError, match="habana_frameworks") as caught:
-        choose_device(settings("--use_habana"))
+        start_arguments(parse_settings([*BASE, "--use_habana"]).train)
     assert "--use_habana" in str(caught.value)
 
 

@@ -92,7 +92,7 @@ def test_prepare_has_no_policy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> No
         raise Loaded(dtype)
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    monkeypatch.setattr(local, "generation_device", lambda generate: Choice("cuda:0", "a test"))
+    monkeypatch.setattr(local, "choose_device", lambda asked: Choice("cuda:0", "a test"))
     monkeypatch.setattr(local, "load_model", load)
     flags = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O"]
     with pytest.raises(Loaded, match="float32"):

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from preftree.config.parser import OLD_FLAGS, FlagParser, Parsed
-from preftree.config.train import DataSettings, LoraSettings, ModelSettings, TrainSettings
+from preftree.config.legacy import OLD_FLAGS
+from preftree.config.parser import FlagParser, Parsed
+from preftree.config.train import parser
 
 pytestmark = pytest.mark.gaudi_oracle
 
@@ -52,9 +53,8 @@ VALUES = """
 ONLY_OURS = {"--validation_split_percentage 2.5"}
 
 
-@cache
 def ours() -> FlagParser:
-    return FlagParser((ModelSettings, DataSettings, LoraSettings, TrainSettings))
+    return parser()
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from preftree.config.prepare import GenerateSettings, PrepareSettings
 from preftree.data.chat import Chat, Messages
 from preftree.errors import RunError
-from preftree.hardware.device import Choice
+from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
 from preftree.model.generate import Answer, Sampling, answer_batch
 from preftree.model.load import load_model, load_tokenizer, resolve
@@ -72,7 +72,7 @@ class TransformersEngine:
 def make(settings: PrepareSettings) -> TransformersEngine:
     """Load the model. Raises ModelError where it cannot be had."""
     generate = settings.generate
-    device = generation_device(generate).value
+    device = choose_device(generate.device).value
     dtype = choose_dtype(device, generate.torch_dtype).value
     place = resolve(generate.model_name_or_path or "")
     revision = {"revision": generate.model_revision} if place.gguf is None else {}
@@ -83,12 +83,3 @@ def make(settings: PrepareSettings) -> TransformersEngine:
 def sampling(generate: GenerateSettings) -> Sampling:
     """The settings' way of drawing a token."""
     return Sampling(generate.temperature, generate.top_k, generate.top_p)
-
-
-def generation_device(generate: GenerateSettings) -> Choice[str]:
-    """Where the model computes, and why."""
-    if generate.use_cpu:
-        return Choice("cpu", "asked for by --use_cpu")
-    if not torch.accelerator.is_available():
-        return Choice("cpu", "no GPU or other accelerator was found")
-    return Choice(str(torch.accelerator.current_accelerator()), "the accelerator that torch found; --use_cpu")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from preftree.config.prepare import PrepareSettings
+from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
 from preftree.model.generate import Answer
 from preftree.model.load import resolve
-from preftree.prepare.engines.local import generation_device, make_chat
+from preftree.prepare.engines.local import make_chat
 from preftree.prepare.generate import Unit
 
 
@@ -38,7 +39,7 @@ def make(settings: PrepareSettings) -> VllmEngine:
 
     generate, place = settings.generate, resolve(settings.generate.model_name_or_path or "")
     chat = make_chat(settings)
-    dtype = choose_dtype(generation_device(generate).value, generate.torch_dtype).value
+    dtype = choose_dtype(choose_device(generate.device).value, generate.torch_dtype).value
     llm = LLM(
         model=str(Path(place.place) / place.gguf) if place.gguf else place.place,
         revision=None if place.local else generate.model_revision,

@@ -1,0 +1,240 @@
+"""What is wrong with the settings of a training run, found before anything slow, and what is odd about them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from preftree.config.checks import one_of, within
+from preftree.config.choices import LOSS_TYPES
+
+if TYPE_CHECKING:
+    from preftree.config.shared import LoraSettings
+    from preftree.config.train import TrainSettings
+
+_LARGEST_SEED = 2**32 - 1  # of numpy's generators
+#: Beyond this, beta times a log-ratio of a few nats leaves no gradient in float32.
+_LARGEST_BETA = 1e4
+_LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+#: Part of an optimizer's name -> the Python module that it needs, and what to install.
+_OPTIMIZER_PACKAGES = {
+    "bnb": ("bitsandbytes", "bitsandbytes"),
+    "8bit": ("bitsandbytes", "bitsandbytes"),
+    "paged": ("bitsandbytes", "bitsandbytes"),
+    "ademamix": ("bitsandbytes", "bitsandbytes"),
+    "lion": ("bitsandbytes", "bitsandbytes"),
+    "galore": ("galore_torch", "galore-torch"),
+    "apollo": ("apollo_torch", "apollo-torch"),
+    "lomo": ("lomo_optim", "lomo-optim"),
+    "grokadamw": ("grokadamw", "grokadamw"),
+    "schedule_free": ("schedulefree", "schedulefree"),
+    "4bit": ("torchao", "torchao"),
+    "torch_8bit": ("torchao", "torchao"),
+    "stable_adamw": ("optimi", "torch-optimi"),
+    "anyprecision": ("torchdistx", "torchdistx"),
+    "apex": ("apex", "apex"),
+}
+#: A tracker of --report_to -> the Python modules of which it needs one, and what to install.
+_TRACKER_PACKAGES = {
+    "azure_ml": (("azureml",), "azureml-mlflow"),
+    "clearml": (("clearml",), "clearml"),
+    "codecarbon": (("codecarbon",), "codecarbon"),
+    "comet_ml": (("comet_ml",), "comet_ml"),
+    "dagshub": (("dagshub",), "dagshub mlflow"),
+    "dvclive": (("dvclive",), "dvclive"),
+    "flyte": (("flytekit",), "flytekit"),
+    "mlflow": (("mlflow",), "mlflow"),
+    "neptune": (("neptune",), "neptune"),
+    "swanlab": (("swanlab",), "swanlab"),
+    "tensorboard": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "trackio": (("trackio",), "trackio"),
+    "wandb": (("wandb",), "wandb"),
+}
+#: A schedule -> keys of --lr_scheduler_kwargs of which it needs one.
+_SCHEDULE_KEYS = {
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+    "cosine_warmup_with_min_lr": ("min_lr", "min_lr_rate"),
+    "warmup_stable_decay": ("num_decay_steps",),
+}
+_JSON_FLAGS = (
+    "accelerator_config", "activation_checkpointing_kwargs", "gradient_checkpointing_kwargs", "lr_scheduler_kwargs",
+)  # fmt: skip
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def check_training(train: TrainSettings) -> list[str]:
+    """Everything that is wrong with the training group itself."""
+    problems: list[str] = []
+    if not train.output_dir:
+        problems.append("--output_dir is missing: name a folder for the adapter, the checkpoints and the logs.")
+    _objective(train, problems)
+    _numbers(train, problems)
+    _steps(train, problems)
+    _devices(train, problems)
+    _packages(train, problems)
+    _contradictions(train, problems)
+    for name in _JSON_FLAGS:
+        _json(name, getattr(train, name, None), problems)
+    return problems
+
+
+def _objective(train: TrainSettings, problems: list[str]) -> None:
+    within(problems, "beta", train.beta, 0, _LARGEST_BETA, above=True)
+    one_of(problems, "loss_type", train.loss_type, LOSS_TYPES)
+    within(problems, "label_smoothing", train.label_smoothing, 0, 0.5, below=True)
+    if train.label_smoothing and train.loss_type in LOSS_TYPES and train.loss_type != "sigmoid":
+        problems.append(f"--label_smoothing has no meaning for --loss_type {train.loss_type}: leave one of them out.")
+    if train.label_smoothing_factor:
+        problems.append("--label_smoothing_factor is for next-token losses; DPO's is --label_smoothing.")
+
+
+def _numbers(train: TrainSettings, problems: list[str]) -> None:
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        within(problems, name, getattr(train, name), 1)
+    for name in ("tokens_per_forest", "ddp_timeout", "save_total_limit", "torch_empty_cache_steps"):
+        within(problems, name, getattr(train, name), 1)
+    for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
+        within(problems, name, getattr(train, name), 0)
+    for name in ("adam_beta1", "adam_beta2"):
+        within(problems, name, getattr(train, name), 0, 1, below=True)
+    within(problems, "adam_epsilon", train.adam_epsilon, 0)
+    for name in ("seed", "data_seed"):
+        within(problems, name, getattr(train, name), 0, _LARGEST_SEED)
+    for name in ("log_level", "log_level_replica"):
+        one_of(problems, name, getattr(train, name), _LOG_LEVELS)
+    if train.max_steps <= 0:
+        within(problems, "num_train_epochs", train.num_train_epochs, 0, above=True)
+    try:
+        _ = train.max_bytes
+    except ValueError:
+        problems.append(f"--max_memory {train.max_memory}: write a number and a unit, such as 2GB or 1500MiB.")
+
+
+def _steps(train: TrainSettings, problems: list[str]) -> None:
+    """When to log, to evaluate and to save."""
+    for what in ("logging", "eval", "save"):
+        name, steps = f"{what}_steps", getattr(train, f"{what}_steps")
+        if getattr(train, f"{what}_strategy") != "steps" or (what == "eval" and steps is None):
+            continue
+        within(problems, name, steps, 0, above=True)
+        if steps > 1 and steps != int(steps):
+            problems.append(f"--{name} must be whole above 1; below 1 it is a share of all steps. Got {steps}.")
+    if train.save_strategy == "best" and (train.eval_strategy == "no" or not train.metric_for_best_model):
+        problems.append(
+            "--save_strategy best needs --eval_strategy steps (or epoch) and --metric_for_best_model loss: it saves"
+            " when that metric improves."
+        )
+    needs_evaluation = train.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy")
+    if needs_evaluation and train.eval_strategy == "no":
+        problems.append(f"--lr_scheduler_type {train.lr_scheduler_type} needs --eval_strategy steps or epoch.")
+    if train.load_best_model_at_end and train.save_strategy != "best":
+        if train.eval_strategy != train.save_strategy:
+            problems.append(
+                "--load_best_model_at_end requires that --eval_strategy and --save_strategy are the same. Got"
+                f" {train.eval_strategy} and {train.save_strategy}."
+            )
+        elif train.eval_strategy == "steps" and (train.save_steps / (train.eval_steps or train.logging_steps)) % 1:
+            problems.append("--load_best_model_at_end requires that --save_steps is a multiple of --eval_steps.")
+
+
+def _devices(train: TrainSettings, problems: list[str]) -> None:
+    if train.use_cpu and train.device not in ("auto", "cpu"):
+        problems.append(f"--use_cpu and --device {train.device} contradict each other: leave one of them out.")
+    if train.use_habana and (train.use_cpu or train.device not in ("auto", "hpu")):
+        other = "--use_cpu" if train.use_cpu else f"--device {train.device}"
+        problems.append(f"--use_habana and {other} contradict each other: leave one of them out.")
+    if train.use_hpu_graphs_for_training and not train.use_lazy_mode:
+        problems.append("--use_hpu_graphs_for_training needs --use_lazy_mode: add it, or leave the graphs out.")
+
+
+def _packages(train: TrainSettings, problems: list[str]) -> None:
+    """Optional packages that are asked for and not installed, and a hub that cannot be reached by choice."""
+    optimizer = str(getattr(train, "optim", ""))
+    needed = next((need for part, need in reversed(_OPTIMIZER_PACKAGES.items()) if part in optimizer), None)
+    if needed and find_spec(needed[0]) is None:
+        problems.append(f"--optim {optimizer} needs a package that is not installed: pip install {needed[1]}")
+    asked = train.report_to if isinstance(train.report_to, list) else [train.report_to]
+    for tracker in asked:
+        if tracker in ("none", "all"):
+            continue
+        if tracker not in _TRACKER_PACKAGES:
+            one_of(problems, "report_to", tracker, ("none", "all", *_TRACKER_PACKAGES))
+            continue
+        modules, package = _TRACKER_PACKAGES[tracker]
+        if not any(find_spec(module) for module in modules):
+            problems.append(f"--report_to {tracker} needs a package that is not installed: pip install {package}")
+    if train.push_to_hub and (name := next((name for name in _OFFLINE if _is_on(os.environ.get(name))), None)):
+        problems.append(f"--push_to_hub cannot work while {name} is set: unset it, or leave the flag out.")
+
+
+def _contradictions(train: TrainSettings, problems: list[str]) -> None:
+    if train.bf16 and train.fp16:
+        problems.append("At most one of --fp16 and --bf16 can be given: leave one of them out.")
+    if train.bf16_full_eval and train.fp16_full_eval:
+        problems.append("At most one of --fp16_full_eval and --bf16_full_eval can be given: leave one of them out.")
+    if train.dataloader_num_workers == 0:
+        for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+            if getattr(train, name):
+                problems.append(f"--{name} needs --dataloader_num_workers above 0.")
+    keys = _SCHEDULE_KEYS.get(train.lr_scheduler_type, ())
+    if keys and not any(f'"{key}"' in json.dumps(train.lr_scheduler_kwargs or {}).replace("\\", "") for key in keys):
+        problems.append(
+            f"--lr_scheduler_type {train.lr_scheduler_type} needs {' or '.join(keys)} in --lr_scheduler_kwargs, as in"
+            f""" '{{"{keys[0]}": 1}}'."""
+        )
+
+
+def _json(name: str, value: Any, problems: list[str]) -> None:
+    """A flag that holds a JSON object, or for some the name of a file with one."""
+    if not isinstance(value, str):
+        return
+    try:
+        if value.lstrip().startswith("{"):
+            json.loads(value)
+        elif name != "accelerator_config" or not os.path.isfile(value):
+            raise ValueError
+    except (ValueError, RecursionError):
+        problems.append(f"""--{name} must be a JSON object, as in '{{"name": 1}}'.""")
+
+
+def check_validation(values: Mapping[str, Any], problems: list[str]) -> None:
+    """Evaluation during training needs something to evaluate on, as far as can be told before the data is read."""
+    if values["eval_strategy"] == "no" or values["validation_file"] or values["validation_split_percentage"]:
+        return
+    if os.path.isfile(values["dataset_name"] or ""):
+        problems.append(
+            f"--eval_strategy {values['eval_strategy']} needs validation data: give --validation_file, or"
+            " --validation_split_percentage above 0."
+        )
+
+
+def advice(train: TrainSettings, lora: LoraSettings) -> list[str]:
+    """Notes on settings that are accepted and do not do what one might think."""
+    graphs, lazy = train.use_hpu_graphs_for_training, train.use_lazy_mode
+    notes = {
+        "--learning_rate 0: nothing is learned.": train.learning_rate == 0,
+        "--gaudi_config_name: ignored, optimum-habana's configuration has no counterpart here.": bool(
+            train.gaudi_config_name
+        ),
+        "--use_lazy_mode: the vendor no longer develops lazy mode; eager mode is the default here.": lazy
+        and train.use_habana,
+        "--pad_max: pads forests for devices that compile for each shape; here it only costs time.": train.pad_max
+        and not train.use_habana,
+        "--use_habana without --pad_max true: the device compiles for each forest's own shape.": train.use_habana
+        and not train.pad_max,
+        "--use_hpu_graphs_for_training: changes nothing; with --pad_max true lazy mode compiles a pass once and runs it"
+        " again, and graphs recorded beside that could not be checked without a card.": graphs and train.use_habana,
+        "--use_lazy_mode and --use_hpu_graphs_for_training do nothing without --use_habana.": (lazy or graphs)
+        and not train.use_habana,
+        "--lora_all_linear is on, so --lora_target_modules is not used; add --lora_all_linear false.": bool(
+            lora.lora_all_linear and lora.lora_target_modules
+        ),
+    }
+    return [text for text, applies in notes.items() if applies]
+
+
+def _is_on(value: str | None) -> bool:
+    return str(value or "").lower() in ("1", "true", "yes", "on")
