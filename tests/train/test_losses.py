@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from preftree.config.train import LOSS_TYPES
+from preftree.config.choices import LOSS_TYPES
 from preftree.train.losses import LOSSES, SMOOTHED, PairLogps
 from preftree.train.metrics import NAMES, PairMeter
 
