@@ -3,6 +3,9 @@
 Kept per token and in float32, under a hash of the token ids, so that an answer seen in an earlier epoch, in
 evaluation, in another run or under another row is not computed again. Each rank computes what is missing in its
 own share of a step, tells the others, and writes its own part to disk: no answer is computed by two ranks.
+
+What is on disk is not trusted unseen: the first answer found there is computed again and compared, and a cache that
+disagrees is discarded as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from torch import Tensor
 
 from preftree.distributed.ranks import Ranks
 from preftree.errors import ModelError
-from preftree.forest import Forest, idle_forest, upload
+from preftree.forest import Bundle, Forest, idle_forest, upload
 from preftree.model.score import LeafLogprobs, Scorer, evaluating, leaf_logprobs
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
@@ -52,12 +55,14 @@ class Reference:
         self.hits = 0
         self.misses = 0
         self._known: dict[bytes, Tensor] = dict(store) if store is not None else {}
+        self._unverified, self._verified = frozenset(self._known), False
 
     def fill(self, forests: Sequence[Forest]) -> list[Forest]:
         """Compute what is missing of this rank's forests of a step and learn what the other ranks computed.
 
         All ranks call it together, each with its own forests. Returns those that had to be computed.
         """
+        self._verify(forests)
         new: dict[bytes, Tensor] = {}
         missing = []
         for forest in forests:
@@ -73,7 +78,7 @@ class Reference:
             token_S = scores.token_S.cpu()[: sum(scores.lengths)]
             new |= dict(zip(keys, token_S.split(scores.lengths), strict=True))
         if self.ranks.lockstep:
-            for _ in range(max(counts) - len(missing)):
+            for _ in range(max(counts) - len(missing)):  # dummy passes keep the ranks' collectives in step
                 self._compute(idle_forest(self.model.device))
         for key, token_S in new.items():
             self._remember(key, token_S)
@@ -89,13 +94,48 @@ class Reference:
 
     def known(self, forest: Forest) -> Tensor:
         """The same for a forest that went through `fill`."""
-        filling = torch.zeros(len(forest.target_S) - sum(forest.leaf_lengths))
-        return upload(torch.cat([*(self._known[key] for key in _keys(forest)), filling]), forest.device)
+        padding = torch.zeros(len(forest.target_S) - sum(forest.leaf_lengths))
+        return upload(torch.cat([*(self._known[key] for key in _keys(forest)), padding]), forest.device)
 
     def flush(self) -> None:
         """Put what was computed on disk."""
         if self.store is not None:
             self.store.flush()
+
+    def _verify(self, forests: Sequence[Forest]) -> None:
+        """Compute the longest answer again that `forests` share with the disk. All ranks come to the same verdict."""
+        if self.store is None or self._verified:
+            return
+        found = [
+            (len(ids), leaf, forest)
+            for forest in forests
+            for leaf, (key, ids) in enumerate(zip(_keys(forest), forest.unrolled_ids(), strict=True))
+            if key in self._unverified
+        ]
+        if not any(count for (count,) in self.ranks.gather([len(found)])):
+            return
+        self._verified = True
+        if found:
+            _, leaf, forest = max(found, key=lambda each: each[0])
+            wrong = self._disagrees(forest, leaf)
+        else:
+            wrong = False
+            for _ in range(2 if self.ranks.lockstep else 0):
+                self._compute(idle_forest(self.model.device))
+        if any(verdict for (verdict,) in self.ranks.gather([int(wrong)])):
+            self.store.discard()
+            self._known = {key: token_S for key, token_S in self._known.items() if key not in self._unverified}
+
+    def _disagrees(self, forest: Forest, leaf: int) -> bool:
+        """Is the known answer `leaf` of `forest` further from a new computation than two new ones are apart?"""
+        ids, length = forest.unrolled_ids()[leaf], forest.leaf_lengths[leaf]
+        alone = Forest.of([Bundle(tuple(ids[:-length]), (tuple(ids[-length:]),), (0,))], device=forest.device)
+        start = sum(forest.leaf_lengths[:leaf])
+        first_S = self._compute(forest).token_S[start : start + length].cpu()
+        second_S = self._compute(alone).token_S[:length].cpu()
+        rounding = max(3 * _apart(first_S, second_S), _ROUNDING.get(self.model.dtype, 1e-3))
+        known_S = self._known[_keys(forest)[leaf]]
+        return known_S.shape != first_S.shape or not _apart(known_S, first_S) <= rounding
 
     def _remember(self, key: bytes, token_S: Tensor) -> None:
         if key not in self._known:
@@ -106,6 +146,15 @@ class Reference:
     def _compute(self, forest: Forest) -> LeafLogprobs:
         with evaluating(self.model), self.model.disable_adapter():
             return leaf_logprobs(self.scorer, forest)
+
+
+#: Mean difference per token, in nats, that two ways of computing an answer may have. Where more is wrong than rounding
+#: (a mask, a position, a weight), tenths of a nat are usual.
+_ROUNDING = {torch.bfloat16: 0.03, torch.float16: 0.03}
+
+
+def _apart(first_S: Tensor, second_S: Tensor) -> float:
+    return float((first_S.double() - second_S.double()).abs().mean())
 
 
 def _keys(forest: Forest) -> list[bytes]:

@@ -42,7 +42,7 @@ from preftree.train.metrics import LiveMetrics
 from preftree.train.profile import StepProfile
 from preftree.train.reference import Reference
 from preftree.train.step import Objective
-from preftree.train.store import LogprobStore, weights_key
+from preftree.train.store import LogprobStore, scoring_key, weights_key
 from preftree.train.trainer import PreferenceTrainer
 
 
@@ -197,7 +197,7 @@ def _reference(settings: Settings, scorer: Scorer, key: str, ranks: Ranks, say: 
     if not settings.train.reference_cache:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
         return Reference(scorer, ranks=ranks)
-    store = LogprobStore(cache_root() / "reference" / key)
+    store = LogprobStore(cache_root() / "reference" / scoring_key(key, scorer), say)
     say(f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}")
     return Reference(scorer, store, ranks)
 
