@@ -205,7 +205,7 @@ def _shrunk(config: PreTrainedConfig, noise: float, own: Mapping[str, Any]) -> P
             fields[name] = _SIZES["qk_rope_head_dim" if name == "head_dim" else "num_attention_heads"]
         elif name in _SIZES and value is not None and not isinstance(value, list | dict):
             fields[name] = _SIZES[name]
-        elif name == "is_decoder":
+        elif name in ("is_decoder", "causal"):
             fields[name] = True
         elif name.endswith("_token_id") and isinstance(value, int | list):
             fields[name] = _TOKENS.get(name, 3)

@@ -91,7 +91,7 @@ def test_merged_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = make_trainer(make_model(), tmp_path, budget=10_000)
     expected = one_step(merged, PAIRS)
 
-    def alone(pairs: Sequence[EncodedPair], budget: int, device: object) -> list[Forest]:
+    def alone(pairs: Sequence[EncodedPair], budget: int, device: object, shape: object) -> list[Forest]:
         """Every answer under a prompt of its own, all in one forest."""
         trees = []
         for i, p in enumerate(pairs):
