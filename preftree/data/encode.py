@@ -27,6 +27,7 @@ from preftree.data.record import PreferencePair
 from preftree.data.render import (
     CHOSEN_EMPTY,
     IDENTICAL,
+    IDENTICAL_WRITTEN,
     PROMPT_EMPTY,
     REJECTED_EMPTY,
     Rendered,
@@ -233,7 +234,10 @@ class PairEncoder:
             return self._within(item, _nothing_in(item, shortest=1))
         (chosen, early_chosen), (rejected, early_rejected) = map(self.chat.ended, item.response_ids)
         whole = EncodedPair(tuple(item.prompt_ids), tuple(chosen), tuple(rejected), item.pair.row, item.pair.source)
-        fate = self._within(whole, _nothing_in(whole, shortest=2))
+        reason = _nothing_in(whole, shortest=2)
+        if reason == IDENTICAL and item.pair.chosen_keys != item.pair.rejected_keys:
+            reason = IDENTICAL_WRITTEN
+        fate = self._within(whole, reason)
         fate.repairs, fate.early_ends = item.repairs, early_chosen + early_rejected
         fate.folded, fate.events = item.texts.folded, item.texts.events
         return fate

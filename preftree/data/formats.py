@@ -120,6 +120,8 @@ def read_prompted(row: Row, prompt_column: str = "prompt") -> PreferenceRecord:
     system, turns = prompt_of(row, prompt_column)
     if "conversation" in (kind_of(chosen), kind_of(rejected)):
         return _whole_conversations(row, system, (prompt_column, turns[-1].content))
+    if any(map(_has_steps, (chosen, rejected))):
+        return _answers_in_steps(row, system, turns)
     used = (prompt_column, "chosen", "rejected", "system", "system_prompt")
     answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
     return _record(row, system_of(row, system), turns, answers, used)
@@ -133,6 +135,11 @@ def read_orca(row: Row) -> PreferenceRecord:
 def read_alpaca(row: Row) -> PreferenceRecord:
     """The alpaca form: instruction, chosen, rejected; `input` and `history` have joined the instruction."""
     return read_prompted(row, "instruction")
+
+
+def read_sharegpt(row: Row) -> PreferenceRecord:
+    """ShareGPT's conversations, with the two answers beside them."""
+    return read_prompted(row, "conversations")
 
 
 def read_ultrafeedback(row: Row) -> PreferenceRecord:
@@ -210,6 +217,21 @@ def _whole_conversations(row: Row, system: str | None, prompt: tuple[str, str] |
     return replace(record, system=system) if record.system is None else record
 
 
+def _answers_in_steps(row: Row, system: str | None, turns: tuple[Turn, ...]) -> PreferenceRecord:
+    """Answers of several messages (a call, its result, what is made of it): what they share joins the prompt."""
+    steps = [
+        turns_of(row[column], column) if _has_steps(row[column]) else (answer_of(row[column], column),)
+        for column in ("chosen", "rejected")
+    ]
+    record = _from_conversations(row, turns + steps[0], turns + steps[1])
+    return replace(record, system=system_of(row, system))
+
+
+def _has_steps(answer: object) -> bool:
+    """Is it a list of messages that are not all the assistant's?"""
+    return isinstance(answer, list) and any(isinstance(m, Mapping) and m.get("role") != "assistant" for m in answer)
+
+
 def _from_conversations(row: Row, chosen: tuple[Turn, ...], rejected: tuple[Turn, ...]) -> PreferenceRecord:
     for column, turns in (("chosen", chosen), ("rejected", rejected)):
         if turns[-1].role != "assistant" or len(turns) < 2:
@@ -248,6 +270,7 @@ FORMATS: dict[str, Format] = {
         read_prompted,
     ),
     "TRL standard": Format(_TRL, _has(*_TRL), read_prompted),
+    "ShareGPT pairs": Format(("conversations", *_PAIR), _has("conversations", *_PAIR), read_sharegpt),
     "TRL implicit prompt": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "conversation", read_implicit),
     "HH-RLHF": Format(_PAIR, lambda c: _has(*_PAIR)(c) and c["chosen"] == "dialogue", read_hh),
     "KTO labels": Format(_KTO, _has(*_KTO), read_kto, by_prompt=True),

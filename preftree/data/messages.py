@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -119,13 +120,25 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def json_column(value: object, column: str, kind: type) -> str:
+def parsed_text(text: str) -> Any:
+    """The value that a text is the JSON or the Python repr of; None for any other text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def json_column(value: Any, column: str, kind: type) -> str:
     """A list or an object (or its JSON text) that goes to the chat template, as JSON text; "" for none."""
     if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except (ValueError, RecursionError):
-            raise RowProblem(f"column `{column}` is text and not JSON; it must hold JSON.") from None
+        parsed = parsed_text(value) if value.strip() else None
+        if parsed is None and value.strip() not in ("", "null", "None"):
+            raise RowProblem(f"column `{column}` is text and not JSON; it must hold JSON.")
+        value = parsed
     if not value and (value is None or isinstance(value, kind)):
         return ""
     if not isinstance(value, kind) or (kind is list and not all(isinstance(item, Mapping) for item in value)):  # type: ignore[attr-defined]

@@ -7,15 +7,14 @@ it. Each is noted, so that it can be counted and told. To add a step: a function
 
 from __future__ import annotations
 
-import ast
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from preftree.data.dialogue import dialogue_turns, is_dialogue, without_heading
 from preftree.data.files import Row
-from preftree.data.messages import RowProblem, found, is_message, plain_names
+from preftree.data.messages import RowProblem, found, is_message, parsed_text, plain_names
 
 Draft = dict[str, Any]
 
@@ -113,13 +112,13 @@ def split_dialogues(_: Normalizer, row: Draft) -> bool:
     """A dialogue in the prompt, and answers that are whole dialogues or begin with a heading."""
     changed = False
     for column in PROMPTS:
-        if isinstance(row.get(column), str) and is_dialogue(row[column]):
-            turns = dialogue_turns(row[column], column)
-            row[column] = [{"role": turn.role, "content": turn.content} for turn in turns]
-            for name in ANSWERS:
-                if isinstance(row.get(name), str):
-                    row[name] = _behind(row[name], name, row[column])
-            changed = True
+        before, text = _before_and_text(row.get(column))
+        if not is_dialogue(text):
+            continue
+        turns = [{"role": turn.role, "content": turn.content} for turn in dialogue_turns(text, column)]
+        row[column] = [*before, *turns]
+        _change_answers(row, partial(_behind, prompt=turns))
+        changed = True
     return changed
 
 
@@ -149,12 +148,7 @@ def cut_repeats(normalizer: Normalizer, row: Draft) -> bool:
     texts = _answer_texts(row) if len(prompt.split()) >= _FEWEST_WORDS else []
     if not texts or not all(_rest(text, prompt) for text in texts):
         return False
-    for name in ANSWERS:
-        if name in row:
-            row[name] = _changed_text(row[name], lambda text: _rest(text, prompt))
-    for name in RANKED:
-        if isinstance(row.get(name), list):
-            row[name] = [_changed_text(answer, lambda text: _rest(text, prompt)) for answer in row[name]]
+    _change_answers(row, lambda text, name: _rest(text, prompt))
     return True
 
 
@@ -169,18 +163,6 @@ STEPS: dict[str, Callable[[Normalizer, Draft], bool]] = {
 
 
 # --- parts of the steps ---------------------------------------------------------------------------
-
-
-def parsed_text(text: str) -> Any:
-    """The value that a text is the JSON or the Python repr of; None for any other text."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
 
 
 def _holds_messages_as_text(values: Sequence[Any]) -> bool:
@@ -232,13 +214,37 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _changed_text(value: Any, change: Callable[[str], str]) -> Any:
+def _change_answers(row: Draft, change: Callable[[str, str], str]) -> None:
+    """Change the text of every answer; `change` is given the text and the name of its column."""
+    for name in ANSWERS:
+        if name in row:
+            row[name] = _changed_text(row[name], name, change)
+    for name in RANKED:
+        if isinstance(row.get(name), list):
+            row[name] = [_changed_text(answer, name, change) for answer in row[name]]
+
+
+def _changed_text(value: Any, name: str, change: Callable[[str, str], str]) -> Any:
+    if _text(value) is None:
+        return value
     if isinstance(value, str):
-        return change(value)
+        return change(value, name)
     if isinstance(value, list):
-        return [_changed_text(value[0], change)]
+        return [_changed_text(value[0], name, change)]
     key = next(key for key in TEXT_KEYS if key in value)
-    return {**value, key: change(value[key])}
+    return {**value, key: change(value[key], name)}
+
+
+def _before_and_text(prompt: Any) -> tuple[list[Any], str]:
+    """The messages before a prompt's only user text, and that text; "" for any other prompt."""
+    if isinstance(prompt, str):
+        return [], prompt
+    if isinstance(prompt, list) and prompt and all(map(is_message, prompt)):
+        *before, last = prompt
+        roles = [message["role"] for message in before]
+        if last["role"] == "user" and isinstance(last.get("content"), str) and set(roles) <= {"system"}:
+            return before, last["content"]
+    return [], ""
 
 
 def _rest(answer: str, prompt: str) -> str:

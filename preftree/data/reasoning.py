@@ -5,14 +5,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_TAG = re.compile(
-    r"<(?P<end1>/?)(?P<name>[\w:.-]*(?:think|thought|reason)[\w:.-]*)>"
-    r"|\[(?P<end2>/?)THINK\]"
-    r"|<\|(?P<start3>START|END)_THINKING\|>"
-    r"|<\|(?P<start4>begin|end)_of_thought\|>"
-    r"|\u25c1(?P<end5>/?)think\u25b7",
-    re.IGNORECASE,
-)
+_PAIRS = {
+    "[THINK]": "[/THINK]",
+    "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|channel>thought": "<channel|>",
+    "\u25c1think\u25b7": "\u25c1/think\u25b7",
+}
+"""Marks that are no tags -> what closes them."""
+
+_TAG = r"[\w:.-]*(?:think|thought|reason)[\w:.-]*>"
+_OPENING = "|".join((f"<{_TAG}", *map(re.escape, _PAIRS)))
+_CLOSING = "|".join((f"</{_TAG}", *map(re.escape, _PAIRS.values())))
+_MARK = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +30,29 @@ class Opened:
 
 def left_open(text: str) -> Opened | None:
     """The reasoning that `text` leaves open, or None."""
-    marks = list(_TAG.finditer(text))
-    return Opened(marks[-1].group(), _closing(marks[-1])) if marks and not _closes(marks[-1]) else None
+    marks = list(_MARK.finditer(text))
+    if not marks or not (opening := marks[-1]["opening"]):
+        return None
+    return Opened(opening, _PAIRS.get(opening, f"</{opening[1:]}"))
 
 
-def has_marks(text: str) -> bool:
-    """Does it hold such a mark?"""
-    return _TAG.search(text) is not None
+def count_marks(text: str) -> int:
+    """How many such marks it holds."""
+    return sum(1 for _ in _MARK.finditer(text))
+
+
+def split_reasoning(text: str) -> tuple[str, str]:
+    """The reasoning that a text begins with, without its marks, and what follows it; ("", text) where it has none."""
+    marks = list(_MARK.finditer(text))
+    closing = next((mark for mark in marks if mark["closing"]), None)
+    if closing is None:
+        return "", text
+    opening = next((mark for mark in marks if mark["opening"]), None)
+    start = opening.end() if opening is not None and opening.end() <= closing.start() else 0
+    return text[start : closing.start()].strip(), text[closing.end() :].lstrip()
 
 
 def behind_reasoning(text: str) -> str:
     """What follows the last mark that closes reasoning; all of it where there is none."""
-    ends = [found.end() for found in _TAG.finditer(text) if _closes(found)]
+    ends = [mark.end() for mark in _MARK.finditer(text) if mark["closing"]]
     return text[ends[-1] :] if ends else text
-
-
-def _closes(found: re.Match[str]) -> bool:
-    groups = found.groupdict()
-    return bool(
-        groups["end1"]
-        or groups["end2"]
-        or groups["end5"]
-        or (groups["start3"] or "").upper() == "END"
-        or (groups["start4"] or "").lower() == "end"
-    )
-
-
-def _closing(found: re.Match[str]) -> str:
-    text = found.group()
-    if found["start3"]:
-        return text.replace("START", "END")
-    if found["start4"]:
-        return text.replace("begin", "end")
-    return f"{text[0]}/{text[1:]}"

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from preftree.data.chat import Chat, Messages
-from preftree.data.reasoning import Opened, behind_reasoning, has_marks, left_open
+from preftree.data.reasoning import Opened, behind_reasoning, count_marks, left_open, split_reasoning
 from preftree.data.record import PreferencePair, Turn
 
 PROMPT_EMPTY = "the prompt is empty"
@@ -27,6 +27,7 @@ PROMPT_REFUSED = "the chat template refuses the conversation"
 CHOSEN_EMPTY = "the chosen answer is empty"
 REJECTED_EMPTY = "the rejected answer is empty"
 IDENTICAL = "chosen and rejected are identical"
+IDENTICAL_WRITTEN = "chosen and rejected differ only in what the chat template does not write"
 TURN_LOST = "the chat template does not write a turn of the role"
 ENDS_WITH_CALL = "the prompt ends with a tool call of the assistant, which no answer can continue"
 NOT_CLOSED = "the generation prompt opens reasoning that the answer does not close"
@@ -172,7 +173,7 @@ class _Rendering:
 
     def _opening(self, prompt: str) -> str:
         """What the assistant's turn has already when the answer begins, as far as marks of reasoning are in it."""
-        if self.prefill or not has_marks(prompt[-_TAIL:]):
+        if self.prefill or not count_marks(prompt[-_TAIL:]):
             return self.prefill
         bare = self.chat.prompt(self.messages, False, self.extras)
         return prompt[len(bare) :] if prompt.startswith(bare) else prompt[-_TAIL:]
@@ -206,11 +207,13 @@ class _Rendering:
             return self.chat.without_tail(written)
         if opened is not None:
             return self._inside(prompt, full, answer, opened)
-        return self._restored(written, answer)
+        return self._parted(prompt, messages, answer) or self._restored(written, answer)
 
     def _sound(self, written: str, opened: Opened | None, text: str) -> bool:
         """Does what the template writes behind the prompt hold the text, and any reasoning once?"""
         whole = self.opening + written
+        if opened is None and 0 < count_marks(text) < count_marks(written):
+            return False
         if opened is not None and (written.lstrip().startswith(opened.opening) or left_open(whole) is not None):
             return False
         return _holds(whole, text)
@@ -230,14 +233,26 @@ class _Rendering:
             return self.chat.without_tail(behind)
         raise UnusableError(NOT_CLOSED)
 
+    def _parted(self, prompt: str, messages: Messages, answer: Turn) -> str:
+        """An answer whose reasoning the template writes from a key of its own; "" where it does not."""
+        reasoning, rest = split_reasoning(answer.content)
+        if not reasoning or self.prefill:
+            return ""
+        keys = json.loads(answer.keys) if answer.keys else {}
+        said = Turn("assistant", rest, json.dumps({**keys, "reasoning_content": reasoning}))
+        full = self.chat.conversation(messages, said, self.extras)
+        if not full.startswith(prompt) or not _holds(full[len(prompt) :], answer.content):
+            return ""
+        return self.chat.without_tail(full[len(prompt) :])
+
     def _restored(self, written: str | None, answer: Turn) -> str:
         """An answer whose text the template changes, or writes behind something else than its generation prompt."""
         text = answer.content
-        if has_marks(text) and has_marks(self.opening):
+        if count_marks(text) and count_marks(self.opening):
             raise UnusableError(NOT_OPEN)
         if written is not None:
             rest = behind_reasoning(text)
-            if rest == text or not _holds(written, rest):
+            if rest == text or not _holds(written, rest) or count_marks(written) > count_marks(rest):
                 raise UnusableError(REWRITTEN)
             self.events[REASONING_KEPT] = None
         elif answer.keys and any(key in json.loads(answer.keys) for key in ("tool_calls", "function_call")):

@@ -100,6 +100,14 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
             "rejected": [NO],
         },
     ),
+    "sharegpt": (
+        "ShareGPT pairs",
+        {
+            "conversations": [{"from": "human", "value": "Hi?"}],
+            "chosen": {"from": "gpt", "value": "Yes."},
+            "rejected": {"from": "gpt", "value": "No."},
+        },
+    ),
     "alpaca": ("alpaca pairs", {"instruction": "Hi?", "input": "", "history": [], "chosen": "Yes.", "rejected": "No."}),
 }
 
@@ -291,3 +299,14 @@ def test_broken_ranked_rows(row: dict[str, Any], said: str) -> None:
 def test_too_few_ranked_answers(scores: list[Any]) -> None:
     with pytest.raises(RowSkipped, match="fewer than two answers"):
         FORMATS["ranked answers"].read({"prompt": "Hi?", "responses": ["a", "b"], "scores": scores})
+
+
+def test_answers_of_several_messages_share_their_steps_with_the_prompt() -> None:
+    call = say(A, None, tool_calls=[{"function": {"name": "f"}}])
+    steps = [call, say("tool", "5")]
+    row = {"prompt": [say(S, "S"), HI], "chosen": [*steps, YES], "rejected": [*steps, NO]}
+    (pair,) = read(row).pairs()
+    assert [turn.role for turn in pair.turns] == [U, A, "tool"]
+    assert (pair.system, pair.chosen, pair.rejected) == ("S", "Yes.", "No.")
+    with pytest.raises(RowSkipped, match=PART_EARLY):
+        read(row | {"rejected": "No."})

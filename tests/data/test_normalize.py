@@ -160,3 +160,12 @@ def test_a_row_that_is_nested_too_deeply_is_named() -> None:
         deep = [deep]
     sound = {"prompt": [USER], "chosen": [GOOD], "rejected": [BAD]}
     assert problem(sound, {**sound, "prompt": [{**USER, "note": deep}]}) == "made row 2: it is nested too deeply."
+
+
+def test_a_dialogue_in_the_only_message_of_a_prompt() -> None:
+    system = {"role": "system", "content": "S"}
+    answers = {name: [{"role": "assistant", "content": f"\n\nAssistant: {name}"}] for name in ("chosen", "rejected")}
+    ((pair, notes),) = pairs_of({"prompt": [system, {"role": "user", "content": HH}], **answers})
+    assert (pair.system, len(pair.turns), pair.chosen, notes) == ("S", 3, "chosen", (normalize.SPLIT,))
+    ranked = {"prompt": HH, "answers": [{"answer": f"{HH} A cherry.", "rank": 1}, {"answer": " Slate.", "rank": 2}]}
+    assert read(ranked)[1:3] == ("A cherry.", "Slate.")

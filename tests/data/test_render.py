@@ -279,3 +279,14 @@ def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> No
     encoder = PairEncoder(chat_tokenizer(late), max_length=100, max_prompt_length=50)
     with pytest.raises(TemplateTimeout):
         encoder.encode([pair_of("42.", prompt=[say("loop", "user")])])
+
+
+def test_reasoning_in_the_text_is_not_written_behind_an_empty_thought() -> None:
+    (prompt, chosen, _), _ = encoded("reasoning key", pair_of(THOUGHT, THOUGHT.replace("42", "13")))
+    assert (prompt, chosen) == (QUESTION, "<think>\nSix sevens.\n</think>\n\n42.<|im_end|>")
+
+
+def test_pairs_that_differ_only_in_what_is_not_written_are_refused_for_that() -> None:
+    sides = say("42.", reasoning_content="Six sevens."), say("42.", reasoning_content="A guess.")
+    assert dropped("ChatML", pair_of(*sides)) == render.IDENTICAL_WRITTEN
+    assert dropped("ChatML", pair_of("42.", "42.<|im_end|>")) == render.IDENTICAL
