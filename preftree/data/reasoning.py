@@ -17,6 +17,7 @@ _PAIRS = {
 _TAG = r"[\w:.-]*(?:think|thought|reason)[\w:.-]*>"
 _OPENING = "|".join((f"<{_TAG}", *map(re.escape, _PAIRS)))
 _CLOSING = "|".join((f"</{_TAG}", *map(re.escape, _PAIRS.values())))
+_SIGNS = ("<", "[T", "\u25c1")
 _MARK = re.compile(f"(?P<opening>{_OPENING})|(?P<closing>{_CLOSING})")
 
 
@@ -30,7 +31,7 @@ class Opened:
 
 def left_open(text: str) -> Opened | None:
     """The reasoning that `text` leaves open, or None."""
-    marks = list(_MARK.finditer(text))
+    marks = _marks(text)
     if not marks or not (opening := marks[-1]["opening"]):
         return None
     return Opened(opening, _PAIRS.get(opening, f"</{opening[1:]}"))
@@ -38,12 +39,12 @@ def left_open(text: str) -> Opened | None:
 
 def count_marks(text: str) -> int:
     """How many such marks it holds."""
-    return sum(1 for _ in _MARK.finditer(text))
+    return len(_marks(text))
 
 
 def split_reasoning(text: str) -> tuple[str, str]:
     """The reasoning that a text begins with, without its marks, and what follows it; ("", text) where it has none."""
-    marks = list(_MARK.finditer(text))
+    marks = _marks(text)
     closing = next((mark for mark in marks if mark["closing"]), None)
     if closing is None:
         return "", text
@@ -54,5 +55,10 @@ def split_reasoning(text: str) -> tuple[str, str]:
 
 def behind_reasoning(text: str) -> str:
     """What follows the last mark that closes reasoning; all of it where there is none."""
-    ends = [mark.end() for mark in _MARK.finditer(text) if mark["closing"]]
+    ends = [mark.end() for mark in _marks(text) if mark["closing"]]
     return text[ends[-1] :] if ends else text
+
+
+def _marks(text: str) -> list[re.Match[str]]:
+    # Most texts hold no sign that a mark begins with, and looking for one is far cheaper than the pattern.
+    return list(_MARK.finditer(text)) if any(sign in text for sign in _SIGNS) else []
