@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from preftree.data.record import Turn
 from preftree.errors import did_you_mean
@@ -34,7 +34,7 @@ def found(value: object) -> str:
     return f"{type(value).__name__} ({value!r:.40})" if isinstance(value, bool | int | float) else type(value).__name__
 
 
-def is_message(value: object) -> bool:
+def is_message(value: object) -> TypeGuard[Mapping[str, Any]]:
     """Is it an object with a role (or ShareGPT's `from`)?"""
     return isinstance(value, Mapping) and ("role" in value or ("from" in value and "value" in value))
 

@@ -145,7 +145,7 @@ def join_input(_: Normalizer, row: Draft) -> bool:
 def cut_repeats(normalizer: Normalizer, row: Draft) -> bool:
     """Answers that begin with their prompt, where that is how most rows of the table are."""
     prompt = _prompt_text(row) if normalizer.cuts else ""
-    texts = _answer_texts(row) if len(prompt.split()) >= _FEWEST_WORDS else []
+    texts = _answer_texts(row) if prompt else []
     if not texts or not all(_rest(text, prompt) for text in texts):
         return False
     _change_answers(row, lambda text, name: _rest(text, prompt))

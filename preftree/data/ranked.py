@@ -14,15 +14,17 @@ from preftree.data.fields import (
     system_of,
 )
 from preftree.data.files import Row
-from preftree.data.messages import RowProblem, found
+from preftree.data.messages import RowProblem, answer_of, found, is_message
 from preftree.data.normalize import RANKED, TEXT_KEYS
-from preftree.data.record import PreferenceRecord, Response
+from preftree.data.record import PreferenceRecord, Response, Turn
 
 TOO_FEW = "fewer than two answers with a rank or score"
 
 PROMPTS = ("instruction", "prompt", "question")
 # The mean of UltraFeedback's four aspects before its overall score, in which some 10s stand for 1s.
 _SCORES = ("score", "fine-grained_score", "rating", "reward", "overall_score")
+
+_ABOUT = (*_SCORES, "rank", "model", "annotations")
 
 
 def read_ranked(row: Row) -> PreferenceRecord:
@@ -37,7 +39,7 @@ def read_ranked(row: Row) -> PreferenceRecord:
         raise RowProblem(f"column `{column}` must be a list of answers. Got {found(given)} instead.")
     beside = next((name for name in ("ranks", "scores") if row.get(name) is not None), None)
     if beside is None:
-        answers = [_ranked_answer(answer, f"column `{column}`, answer {i}") for i, answer in enumerate(given, 1)]
+        answers = [_ranked_answer(answer, column, number) for number, answer in enumerate(given, 1)]
     else:
         answers = _beside(row, column, beside)
     ranked = tuple(answer for answer in answers if answer.rank is not None or answer.score is not None)
@@ -48,17 +50,34 @@ def read_ranked(row: Row) -> PreferenceRecord:
     return PreferenceRecord(system_of(row, system), turns, ranked, extra=extra)
 
 
-def _ranked_answer(answer: object, where: str) -> Response:
+def _ranked_answer(answer: object, column: str, place: int) -> Response:
+    where = f"column `{column}`, answer {place}"
     if not isinstance(answer, Mapping):
         raise RowProblem(f"{where}: it has neither a rank nor a score; add a column `scores` or `ranks` for them.")
+    said = _said(answer, column, place)
+    scores = [answer[name] for name in _SCORES if answer.get(name) is not None]
+    if not scores and isinstance(answer.get("annotations"), Mapping):
+        scores = _aspects(answer["annotations"])
+    score = number(scores[0], where) if scores else None
+    return Response(said.content, score, rank_of(answer.get("rank"), where), said.keys)
+
+
+def _said(answer: object, column: str, place: int) -> Turn:
+    """What an answer says: a text, an object with its text under one of `TEXT_KEYS`, or a message."""
+    where, within = f"column `{column}`, answer {place}", f"{column}[{place - 1}]"
+    if isinstance(answer, list):
+        return answer_of(answer, within)
+    if is_message(answer):
+        return answer_of([{key: value for key, value in dict(answer).items() if key not in _ABOUT}], within)
+    if not isinstance(answer, Mapping):
+        if not isinstance(answer, str):
+            raise RowProblem(f"{where} must be text. Got {found(answer)} instead.")
+        return Turn("assistant", answer)
     key = next((key for key in TEXT_KEYS if key in answer), None)
     if key is None or not isinstance(answer[key], str):
         got = found(answer[key]) if key else f"only {', '.join(map(str, answer)) or 'nothing'}"
         raise RowProblem(f"{where} must have its text under one of {', '.join(TEXT_KEYS)}. Got {got} instead.")
-    scores = [answer[name] for name in _SCORES if answer.get(name) is not None]
-    if not scores and isinstance(answer.get("annotations"), Mapping):
-        scores = _aspects(answer["annotations"])
-    return Response(answer[key], number(scores[0], where) if scores else None, rank_of(answer.get("rank"), where))
+    return Turn("assistant", answer[key])
 
 
 def _aspects(annotations: Mapping[str, Any]) -> list[float]:
@@ -77,10 +96,9 @@ def _beside(row: Row, column: str, beside: str) -> list[Response]:
     answers = []
     for i, (answer, value) in enumerate(zip(texts, values, strict=True), start=1):
         where = f"column `{beside}`, value {i}"
-        text = next((answer[k] for k in TEXT_KEYS if k in answer), None) if isinstance(answer, Mapping) else answer
-        if not isinstance(text, str):
-            raise RowProblem(f"column `{column}`, answer {i} must be text. Got {found(text)} instead.")
+        said = _said(answer, column, i)
         missing = value is None or value == "N/A"
         score = None if missing or beside == "ranks" else number(value, where)
-        answers.append(Response(text, score, None if missing or beside == "scores" else rank_of(value, where)))
+        rank = None if missing or beside == "scores" else rank_of(value, where)
+        answers.append(Response(said.content, score, rank, said.keys))
     return answers

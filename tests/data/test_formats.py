@@ -87,6 +87,11 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
             "answers": [{"answer": "Yes.", "rank": 1.0}, {"answer": "No.", "rank": 2.0}, {"answer": "", "rank": None}],
         },
     ),
+    "ranked, messages": (
+        "ranked answers",
+        {"prompt": [HI], "completions": [{**NO, "score": 1, "model": "a"}, {**YES, "score": 2, "model": "b"}]},
+    ),
+    "ranked, lists of messages": ("ranked answers", {"prompt": "Hi?", "responses": [[NO], [YES]], "scores": [1, 2]}),
     "ranked, scores beside": ("ranked answers", {"prompt": [HI], "responses": ["No.", "Yes."], "scores": [0.5, 3]}),
     "ranked, ranks beside": (
         "ranked answers",
@@ -310,3 +315,10 @@ def test_answers_of_several_messages_share_their_steps_with_the_prompt() -> None
     assert (pair.system, pair.chosen, pair.rejected) == ("S", "Yes.", "No.")
     with pytest.raises(RowSkipped, match=PART_EARLY):
         read(row | {"rejected": "No."})
+
+
+def test_ranked_answers_carry_their_calls() -> None:
+    call, other = ({"function": {"name": name}} for name in ("f", "g"))
+    rows = [say(A, None, tool_calls=[call], score=1), say(A, None, tool_calls=[other], score=2)]
+    (pair,) = read({"prompt": [HI], "completions": rows}).pairs()
+    assert pair.chosen_keys == '{"content": null, "tool_calls": [{"function": {"name": "g"}}]}'
