@@ -103,7 +103,7 @@ def test_the_shape_comes_from_the_data() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "mpt"])
-@pytest.mark.parametrize("path", ["masked", "cpu", "padded", "plain"])
+@pytest.mark.parametrize("path", ["masked", "tiles", "padded", "plain"])
 def test_padding_changes_no_log_prob(family: str, path: str) -> None:
     model = tiny.with_lora(tiny.FAMILIES[family]())
     batch = random_batch(1, bundles=3)

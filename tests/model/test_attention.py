@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from preftree.forest import Bundle, Forest, Shape, pad_forest
-from preftree.model.attention import BACKENDS, Attend, Rules, cpu, flex, masked, varlen
+from preftree.model.attention import BACKENDS, Attend, Rules, flex, masked, tiles, varlen
 from tests.support import kernels
 from tests.support.strategies import batches, leaf_paths, random_batch
 
@@ -118,7 +118,7 @@ def test_backend_matches_the_specification(
     forest, qkv, rule, seed = problem
     expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, seed)
     # The plan of tiles is kept under the forest, which is new in each example.
-    with mock.patch.object(cpu, "TILE_ROWS", tile_rows), mock.patch.object(cpu, "KEEP_KEYS", keep_keys):
+    with mock.patch.object(tiles, "TILE_ROWS", tile_rows), mock.patch.object(tiles, "KEEP_KEYS", keep_keys):
         found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, seed)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
@@ -148,9 +148,9 @@ def long_forest() -> Forest:
 @pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
 @pytest.mark.parametrize("keep_keys", [300, 1024], ids=["recomputed", "kept"])
 def test_real_tiles(name: str, rule: Rules, keep_keys: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "KEEP_KEYS", keep_keys)
+    monkeypatch.setattr(tiles, "KEEP_KEYS", keep_keys)
     forest = long_forest()
-    assert max(s.end - s.start for s in forest.segments) > 2 * cpu.TILE_ROWS
+    assert max(s.end - s.start for s in forest.segments) > 2 * tiles.TILE_ROWS
     qkv = inputs(forest, 4, 2, 0, torch.float64)
     expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
     found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, 0)
@@ -250,20 +250,20 @@ def test_a_window_off_by_one_is_noticed(step: int) -> None:
 def test_tiles_cover_every_token_once_and_waste_nothing() -> None:
     """Without a window a tile's keys are its rows' ancestors and its own segment so far."""
     forest = Forest.of(random_batch(2))
-    with mock.patch.object(cpu, "TILE_ROWS", 3):
-        plan = cpu.tiles(forest, None)
+    with mock.patch.object(tiles, "TILE_ROWS", 3):
+        plan = tiles.segment_tiles(forest, None)
     assert [i for tile in plan for i in range(tile.start, tile.end)] == list(range(len(forest)))
     mask = forest.dense_mask()
     for tile in plan:
         keys = [i for span in tile.spans for i in range(*span)]
         assert sorted(keys) == mask[tile.start : tile.end].any(0).nonzero().flatten().tolist()
-        assert tile.key_position_m.tolist() == list(range(len(keys)))  # the path in order
+        assert tile.distance_m.tolist() == list(range(1 - len(keys), 1))  # the path in order
 
 
 def test_windowed_tiles_leave_out_what_no_row_reaches() -> None:
     forest = Forest.of(random_batch(2))
-    with mock.patch.object(cpu, "TILE_ROWS", 3):
-        plan = cpu.tiles(forest, 4)
+    with mock.patch.object(tiles, "TILE_ROWS", 3):
+        plan = tiles.segment_tiles(forest, 4)
     mask = forest.dense_mask(4)
     for tile in plan:
         keys = [i for span in tile.spans for i in range(*span)]
@@ -274,20 +274,20 @@ def test_windowed_tiles_leave_out_what_no_row_reaches() -> None:
 def planned() -> Iterator[list[int | None]]:
     """The windows that plans were made for."""
     calls: list[int | None] = []
-    make = cpu._plan
+    make = tiles._cut_segments
 
-    def counted(forest: Forest, window: int | None) -> list[cpu.Tile]:
+    def counted(forest: Forest, window: int | None) -> list[tiles.Tile]:
         calls.append(window)
         return make(forest, window)
 
-    with mock.patch.object(cpu, "_plan", counted):
+    with mock.patch.object(tiles, "_cut_segments", counted):
         yield calls
 
 
 def test_layers_share_a_plan_for_each_window(planned: list[int | None]) -> None:
     forest = Forest.of(random_batch(3))
     qkv = inputs(forest, 2, 1, 0, torch.float64)
-    attend: Attend = BACKENDS["cpu"].attend
+    attend: Attend = BACKENDS["tiles"].attend
     for window in (None, 4, None, 4):
         attend(*qkv, forest, Rules(0.5, window)).sum().backward()
     assert planned == [None, 4]

@@ -58,7 +58,7 @@ def test_models_without_a_tree_path_say_so(kind: str) -> None:
     assert scorer.name == "padded"
     assert not scorer.shares_prompts
     *refusals, agreement = scorer.reason.split("; ")
-    assert [refusal.partition(": ")[0] for refusal in refusals] == ["native", "cpu"]
+    assert [refusal.partition(": ")[0] for refusal in refusals] == ["native", "tiles"]
     assert all(refusal.partition(": ")[2] for refusal in refusals)
     assert agreement.startswith("agrees with the model's plain forward")
     assert_conforms(scorer, 1e-4)
@@ -113,7 +113,7 @@ def test_no_way_at_all_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama().double()
     # A model that is not the same twice, as with dropout that eval mode does not reach.
     model.model.norm.register_forward_hook(lambda module, args, out: out + torch.randn_like(out))
-    with pytest.raises(ModelError, match=r"no way of scoring agrees .* cpu: .* padded: .* plain: "):
+    with pytest.raises(ModelError, match=r"no way of scoring agrees .* tiles: .* padded: .* plain: "):
         attach(model)
 
 
@@ -127,7 +127,7 @@ def test_the_training_mode_is_kept() -> None:
 
 def test_attaching_again_and_to_another_path() -> None:
     model = tiny.gemma2().double().requires_grad_(False)
-    for path, name in (("auto", "cpu"), ("plain", "plain"), ("dense", "dense"), ("auto", "cpu")):
+    for path, name in (("auto", "tiles"), ("plain", "plain"), ("dense", "dense"), ("auto", "tiles")):
         scorer = attach(model, path)
         assert scorer.name == name
         assert_conforms(scorer)
@@ -221,7 +221,7 @@ def test_unknown_names() -> None:
 def test_heads_that_do_more(make: Callable[[], PreTrainedModel]) -> None:
     model = tiny.with_lora(make())
     scorer = attach(model)
-    assert scorer.name == "cpu", scorer.reason
+    assert scorer.name == "tiles", scorer.reason
     assert_conforms(scorer)
 
 

@@ -80,7 +80,7 @@ def assert_conforms(scorer: Scorer, oracle: nn.Module, family: str, trees: list[
 def test_the_tree_is_the_model(family: str) -> None:
     model, oracle = pair_of_models(family)
     scorer = attach(model)
-    assert scorer.name == "cpu", scorer.reason
+    assert scorer.name == "tiles", scorer.reason
     assert scorer.shares_prompts
     assert scorer.reason.startswith("agrees with the model's plain forward")
     assert_conforms(scorer, oracle, family, forests())
@@ -93,7 +93,7 @@ def test_named_targets(family: str) -> None:
     adapted = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in tiny.trained(model)}
     assert adapted == set(targets)
     scorer = attach(model)
-    assert scorer.name == "cpu"
+    assert scorer.name == "tiles"
     assert_conforms(scorer, oracle, family, [Forest.of(random_batch(2))])
 
 

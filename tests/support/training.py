@@ -63,7 +63,7 @@ def make_trainer(
 ) -> PreferenceTrainer:
     scorer = attach(model, attention)
     name = scorer.name
-    assert name in ("native", "cpu") if attention == "auto" else name == attention
+    assert name in ("native", "tiles") if attention == "auto" else name == attention
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": 1,

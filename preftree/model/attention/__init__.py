@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from preftree.forest import Forest, Stretch
-from preftree.model.attention import blocks, cpu, dense, flex, masked, native, varlen
+from preftree.model.attention import dense, flex, masked, native, tiles, varlen
 from preftree.model.attention.rules import Rules
 from preftree.model.cpu.kernels import KERNEL_DTYPES
 
@@ -37,7 +37,7 @@ class Backend:
     attend: Attend
     dtypes: frozenset[torch.dtype] | None = None
     cpu_kernels: bool = False
-    attend_fresh: AttendFresh = blocks.attend_fresh
+    attend_fresh: AttendFresh = tiles.attend_fresh
 
     def computes_in(self, dtype: torch.dtype) -> bool:
         return self.dtypes is None or dtype in self.dtypes
@@ -45,7 +45,7 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "dense": Backend(dense.attend),
-    "cpu": Backend(cpu.attend),
+    "tiles": Backend(tiles.attend),
     "native": Backend(
         native.attend, dtypes=frozenset(KERNEL_DTYPES), cpu_kernels=True, attend_fresh=native.attend_fresh
     ),
@@ -55,7 +55,7 @@ BACKENDS: dict[str, Backend] = {
 }
 
 FOR_DEVICE: dict[str, tuple[str, ...]] = {
-    "cpu": ("native", "cpu"),
+    "cpu": ("native", "tiles"),
     "cuda": ("varlen", "flex", "masked"),
 }
 """What to try on a device, the likely fastest first; on any other it is `masked`, which needs no kernel of ours."""

@@ -1,7 +1,7 @@
 """Attention over trees by a kernel of our own, compiled for this machine (`preftree.model.cpu.kernels`).
 
 It keeps a block's weights in the processor's cache and skips all that is masked. Float32 and bfloat16; for other
-precisions, windows and softcaps, `cpu.attend` does the same in torch.
+precisions, windows and softcaps, `tiles.attend` does the same in torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from preftree.forest import Forest, Stretch
-from preftree.model.attention import blocks, cpu
+from preftree.model.attention import tiles
 from preftree.model.attention.rules import Rules
 from preftree.model.cpu.kernels import KERNEL_DTYPES, addresses, library
 
@@ -24,7 +24,7 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
         DeviceError: the kernel cannot be compiled or loaded here.
     """
     if not can_attend(query_HTD, forest, rules):
-        return cpu.attend(query_HTD, key_KTD, value_KTD, forest, rules)
+        return tiles.attend(query_HTD, key_KTD, value_KTD, forest, rules)
     out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, forest, rules)
     return out_THD
 
@@ -39,10 +39,10 @@ def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
 
 
 def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
-    """See `blocks.attend_fresh`, whose values this matches; returns (T, H, D)."""
+    """See `tiles.attend_fresh`, whose values this matches; returns (T, H, D)."""
     forest = stretch.forest
     if not can_attend(query_HTD, forest, rules):
-        return blocks.attend_fresh(query_HTD, key_KAD, value_KAD, stretch, rules)
+        return tiles.attend_fresh(query_HTD, key_KAD, value_KAD, stretch, rules)
     query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
     heads, tokens, size = query_HTD.shape
     known = len(forest) - tokens

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from preftree.errors import DeviceError
 from preftree.forest import Bundle, Forest
-from preftree.model.attention import Rules, cpu, dense, native
+from preftree.model.attention import Rules, dense, native, tiles
 from preftree.model.cpu import kernels
 from preftree.model.score import attach
 from tests.support.tiny import llama
@@ -119,9 +119,9 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
 def test_what_the_kernel_cannot_do_goes_to_tiles(rules: Rules, dtype: torch.dtype, size: int, compiled: bool) -> None:
     forest = Forest.of([Bundle((1, 2, 3, 4, 5), ((6, 7), (8, 9, 10, 11)), (0, 1))])
     leaves = [x.detach().to(dtype) for x in qkv(forest, 2, 1, size, 0)]
-    with mock.patch.object(cpu, "attend", side_effect=cpu.attend) as tiles:
+    with mock.patch.object(tiles, "attend", side_effect=tiles.attend) as attend:
         found = native.attend(*leaves, forest, rules)
-    assert tiles.called is not compiled
+    assert attend.called is not compiled
     tolerance = (
         {"rtol": 1e-4, "atol": 1e-5} if dtype in (torch.float32, torch.float64) else {"rtol": 0.02, "atol": 0.02}
     )
@@ -145,7 +145,7 @@ def test_without_a_compiler_tiles_are_used_and_the_reason_is_said(monkeypatch: p
     kernels.forget()
     try:
         scorer = attach(model)
-        assert scorer.name == "cpu"
+        assert scorer.name == "tiles"
         assert "no C++ compiler (no-such-compiler)" in scorer.reason
     finally:
         kernels.forget()
