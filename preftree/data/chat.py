@@ -43,7 +43,6 @@ class Chat:
         self.tokenizer = tokenizer
         self._ids = _batch_encoder(tokenizer)
         self._plain = not tokenizer.chat_template
-        self._openings: dict[str, str] = {}
         with time_limit():
             self._find_out()
 
@@ -104,14 +103,6 @@ class Chat:
         if isinstance(message.get("tool_calls"), list):
             message["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
         return message
-
-    def opening(self, extras: Extras | None = None) -> str:
-        """What the template writes to open the assistant's turn."""
-        key = json.dumps({name: value for name, value in (extras or {}).items() if name != "tools"}, sort_keys=True)
-        if key not in self._openings:
-            prompt, bare = (self.prompt(_PROBE, generation, json.loads(key)) for generation in (True, False))
-            self._openings[key] = prompt[len(bare) :] if prompt.startswith(bare) else ""
-        return self._openings[key]
 
     def _render(self, messages: Messages, extras: Extras | None, **options: bool) -> str:
         template = PLAIN_CHAT_TEMPLATE if self._plain else None
@@ -214,7 +205,8 @@ class Chat:
     @property
     def header_tokens(self) -> int:
         """How many tokens the generation prompt adds to the conversation, with a BOS if there is one."""
-        prompt, added = self.prompt(_PROBE), self.opening()
+        prompt, bare = self.prompt(_PROBE), self.prompt(_PROBE, generation=False)
+        added = prompt[len(bare) :] if prompt.startswith(bare) else ""
         ids = self.with_bos(self.tokenize([prompt])[prompt])
         return len(self.tokenize([added])[added]) + (ids[:1] == [self.tokenizer.bos_token_id])
 

@@ -71,7 +71,7 @@ class EncodeReport:
 
     `prompts_cut` and `systems_folded` count prompts. `responses_cut`, `boundary_repairs` (encoded on their
     own) and `early_ends` (with a terminator or EOS in their text) count responses. `events` (what happened -> count)
-    counts all pairs, as `render.py` names it. `terminator` is the token
+    counts the pairs that have tokens, as `render.py` names it. `terminator` is the token
     at which generation has to stop, `notes` what is peculiar about this tokenizer.
     """
 

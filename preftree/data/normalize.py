@@ -114,6 +114,7 @@ def split_dialogues(_: Normalizer, row: Draft) -> bool:
     for column in PROMPTS:
         before, text = _before_and_text(row.get(column))
         if not is_dialogue(text):
+            changed = _split_answers(row, text) or changed
             continue
         turns = [{"role": turn.role, "content": turn.content} for turn in dialogue_turns(text, column)]
         row[column] = [*before, *turns]
@@ -126,10 +127,11 @@ def join_input(_: Normalizer, row: Draft) -> bool:
     """The alpaca form: `input` behind the instruction, `history` (pairs of question and answer) before it."""
     if "preferred_output" in row:  # where `input` is the prompt
         return False
-    column = next((name for name in PROMPTS if name in row), None)
+    columns = [name for name in PROMPTS if name in row]
     given, history = row.get("input"), row.get("history")
-    if column is None or not (given or (history and column == "instruction")):
-        return False
+    if len(columns) != 1 or not (given or (history and columns == ["instruction"])):
+        return False  # beside an instruction, a prompt holds them already
+    column = columns[0]
     prompt = row[column]
     if given and not isinstance(given, str):
         raise RowProblem(f"column `input` beside `{column}` must be text. Got {found(given)} instead.")
@@ -169,6 +171,19 @@ def _holds_messages_as_text(values: Sequence[Any]) -> bool:
     """Are at least half of a column's texts messages? A single one may be an answer that shows such JSON."""
     texts = [value for value in values if isinstance(value, str) and value.strip()]
     return 2 * sum(bool(_MESSAGES.match(text)) for text in texts) >= len(texts) > 0
+
+
+def _split_answers(row: Draft, prompt: str) -> bool:
+    """Answers that are whole dialogues, whose last question is the prompt, as conversations."""
+    answers = {name: row[name] for name in ("chosen", "rejected") if isinstance(row.get(name), str)}
+    if len(answers) < 2 or not prompt.strip() or not all(map(is_dialogue, answers.values())):
+        return False
+    split = {name: dialogue_turns(text, name) for name, text in answers.items()}
+    if any(len(turns) < 2 or turns[-2].content != prompt.strip() for turns in split.values()):
+        return False
+    for name, turns in split.items():
+        row[name] = [{"role": turn.role, "content": turn.content} for turn in turns]
+    return True
 
 
 def _behind(answer: str, name: str, prompt: list[Draft]) -> str:

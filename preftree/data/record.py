@@ -198,11 +198,6 @@ class LoadedPairs(list[PreferencePair]):
         self.notes: Counter[str] = Counter()
         self.left_out: list[str] = []
 
-    @property
-    def pairs(self) -> list[PreferencePair]:
-        """The pairs as a plain list."""
-        return list(self)
-
     def summary(self) -> list[str]:
         """Plain sentences for people: what was read, as what, and why rows were left out."""
         said = [f"Read {len(self)} pairs from {self.rows} rows of {', '.join(self.files)} ({self.format})."]

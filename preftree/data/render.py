@@ -96,12 +96,15 @@ class _Rendering:
         self.pair, self.chat = pair, chat
         self.extras = _extras(pair.tools, pair.template_kwargs)
         self.events: dict[str, None] = {}
-        self.messages = chat.messages(pair.system, pair.turns)
         self.opening = ""
-        last = pair.turns[-1] if pair.turns else Turn("user", "")
-        self.prefill = last.content if last.role == "assistant" and last.content.strip() else ""
-        if last.role == "assistant" and not self.prefill and last.keys:
+        turns = pair.turns
+        if len(turns) > 1 and turns[-1].role == "assistant" and turns[-1].is_empty:
+            turns = turns[:-1]  # it opens the answer, as the generation prompt does
+        last = turns[-1]
+        self.prefill = last.content if last.role == "assistant" else ""
+        if last.role == "assistant" and (not self.prefill.strip() or _has_call(last)):
             raise UnusableError(ENDS_WITH_CALL)
+        self.messages = chat.messages(pair.system, turns)
 
     def result(self) -> Rendered:
         prompt = self._checked_prompt()
@@ -197,8 +200,10 @@ class _Rendering:
         full = self.chat.conversation(messages, said, self.extras)
         message = self.chat.message(said)
         lost = self._tell_of_unwritten([message], lambda m: self.chat.prompt([*messages, *m], False, self.extras), full)
-        if lost and not answer.content.strip():
+        if lost and not answer.content.strip() and lost >= message.keys() - {"role", "content"}:
             raise UnusableError(f"{NOT_WRITTEN} {', '.join(sorted(lost))}")
+        if lost:
+            answer = _without(answer, lost.difference(_REASONING))
         written = full[len(prompt) :] if full.startswith(prompt) else None
         opened = left_open(self.opening)
         if opened is not None:
@@ -221,12 +226,15 @@ class _Rendering:
     def _inside(self, prompt: str, full: str, answer: Turn, opened: Opened) -> str:
         """An answer behind a prompt that opens reasoning, where the template does not write it that way."""
         text = _with_reasoning(answer, opened.closing)
+        if text != answer.content:  # what the template does not write is written here
+            for key in _REASONING:
+                self.events.pop(UNWRITTEN.format(key), None)
         begun = text.lstrip()
         if begun.startswith(opened.opening):
             text = begun[len(opened.opening) :]
             text = text.lstrip() if prompt[-1:].isspace() else text
         if opened.closing in text:
-            return self.chat.without_tail(text + self.chat.tail)
+            return self._alone(text, answer)
         # The template may close it at once, with other white space than the generation prompt has.
         behind = full.removeprefix(prompt.rstrip()).lstrip()
         if full.startswith(prompt.rstrip()) and behind.startswith(opened.closing) and _holds(behind, answer.content):
@@ -241,9 +249,8 @@ class _Rendering:
         keys = json.loads(answer.keys) if answer.keys else {}
         said = Turn("assistant", rest, json.dumps({**keys, "reasoning_content": reasoning}))
         full = self.chat.conversation(messages, said, self.extras)
-        if not full.startswith(prompt) or not _holds(full[len(prompt) :], answer.content):
-            return ""
-        return self.chat.without_tail(full[len(prompt) :])
+        written = full.removeprefix(prompt) if full.startswith(prompt) else ""
+        return self.chat.without_tail(written) if self._sound(written, None, answer.content) else ""
 
     def _restored(self, written: str | None, answer: Turn) -> str:
         """An answer whose text the template changes, or writes behind something else than its generation prompt."""
@@ -255,7 +262,11 @@ class _Rendering:
             if rest == text or not _holds(written, rest) or count_marks(written) > count_marks(rest):
                 raise UnusableError(REWRITTEN)
             self.events[REASONING_KEPT] = None
-        elif answer.keys and any(key in json.loads(answer.keys) for key in ("tool_calls", "function_call")):
+        return self._alone(text, answer)
+
+    def _alone(self, text: str, answer: Turn) -> str:
+        """A text with the template's tail, where the template does not write the answer as it is wanted."""
+        if _has_call(answer):
             raise UnusableError(REWRITTEN)
         return self.chat.without_tail(text + self.chat.tail)
 
@@ -283,6 +294,15 @@ class _Rendering:
         bare = {name: value for name, value in self.extras.items() if name != "tools"}
         if self.chat.prompt(self.messages, extras=bare) == prompt:
             self.events[UNWRITTEN.format("tools")] = None
+
+
+def _has_call(turn: Turn) -> bool:
+    return bool(turn.keys) and any(key in json.loads(turn.keys) for key in ("tool_calls", "function_call"))
+
+
+def _without(turn: Turn, names: set[str]) -> Turn:
+    keys = {key: value for key, value in json.loads(turn.keys).items() if key not in names}
+    return Turn(turn.role, turn.content, json.dumps(keys) if keys else "")
 
 
 def _with_reasoning(answer: Turn, closing: str) -> str:

@@ -34,11 +34,6 @@ def words(text: str) -> list[str]:
     return _WORDS.findall(text.casefold())
 
 
-def loose_key(*parts: str) -> int:
-    """As `exact_key`, blind to case, punctuation and white space."""
-    return exact_key(*(" ".join(words(part)) for part in parts))
-
-
 def shingles(text: str, size: int = 3) -> set[str]:
     """Runs of `size` words of `text` (all words where it has fewer); what `NearDuplicates` compares."""
     found = words(text)

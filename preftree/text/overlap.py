@@ -1,9 +1,9 @@
-"""Does a text hold questions of the benchmarks that the model will be judged by?
+"""Does a text contain questions of the benchmarks that the model will be evaluated on?
 
-The measure is the one of Tulu 3 (arXiv 2411.15124, section 3.2): runs of `n` words that a text has in common with
-a test question are laid over the question; if they cover at least half of its words, the question counts as
-being in the text. A question shorter than `n` words must stand in the text whole; one of fewer than
-`MIN_WORDS` words is left out, since it would be found anywhere. Case, punctuation and white space do not matter.
+The measure is the one of Tulu 3 (arXiv 2411.15124, section 3.2): the n-grams of words that a text and a test
+question share are marked in the question; if they cover at least half of its words, the text counts as containing
+the question. A question of fewer than n words must occur in full; one of fewer than `MIN_WORDS` words is skipped,
+since it would be found anywhere. Case, punctuation and white space are ignored.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from preftree.data.files import READERS
 from preftree.errors import DataError
 from preftree.text.duplicates import words
 
-#: Words in a run; 8 as in Tulu 3 and PaLM.
-RUN = 8
+#: Words in an n-gram; 8 as in Tulu 3 and PaLM.
+NGRAM = 8
 #: Share of a question's words that must be covered.
 COVERED = 0.5
 #: Fewest words of a question that is looked for.
@@ -32,7 +32,7 @@ _NOT_TESTED = re.compile(r"(?:^|[^a-z])(?:aux\w*|train\w*|dev\w*)(?:[^a-z]|$)")
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkQuestion:
-    """One question of a benchmark: the benchmark's name, where it stands ("arc_test.jsonl:12"), its text."""
+    """One question of a benchmark: the benchmark's name, where it is ("arc_test.jsonl:12"), its text."""
 
     benchmark: str
     place: str
@@ -48,17 +48,17 @@ class Hit:
 
 
 class OverlapIndex:
-    """Finds test questions in texts. `too_short` counts those left out; about 280 bytes a run are kept."""
+    """Finds test questions in texts. `too_short` counts those left out; about 280 bytes per n-gram are kept."""
 
-    def __init__(self, questions: Iterable[BenchmarkQuestion], *, run: int = RUN, covered: float = COVERED) -> None:
-        if run < 2 or not 0 < covered <= 1:
-            raise ValueError(f"run must be at least 2 and covered in (0, 1], got {run} and {covered}")
-        self.run, self.covered = run, covered
+    def __init__(self, questions: Iterable[BenchmarkQuestion], *, ngram: int = NGRAM, covered: float = COVERED) -> None:
+        if ngram < 2 or not 0 < covered <= 1:
+            raise ValueError(f"ngram must be at least 2 and covered in (0, 1], got {ngram} and {covered}")
+        self.ngram, self.covered = ngram, covered
         self.questions: list[BenchmarkQuestion] = []
         self.too_short = 0
         self._lengths: list[int] = []
-        # Length of run -> hash of its words -> where it stands, as (question, first word).
-        self._runs: dict[int, dict[int, list[tuple[int, int]]]] = {}
+        # Words in an n-gram -> hash of them -> where it occurs, as (question, first word).
+        self._ngrams: dict[int, dict[int, list[tuple[int, int]]]] = {}
         for question in questions:
             self._add(question)
 
@@ -73,9 +73,9 @@ class OverlapIndex:
         """The test questions in `text`, most covered first."""
         found = words(text)
         covered: dict[int, set[int]] = {}
-        for size, runs in self._runs.items():
+        for size, known in self._ngrams.items():
             for i in range(len(found) - size + 1):
-                for question, first in runs.get(hash(tuple(found[i : i + size])), ()):
+                for question, first in known.get(hash(tuple(found[i : i + size])), ()):
                     covered.setdefault(question, set()).update(range(first, first + size))
         hits = [Hit(self.questions[q], len(places) / self._lengths[q]) for q, places in covered.items()]
         return sorted((hit for hit in hits if hit.covered >= self.covered), key=lambda hit: -hit.covered)
@@ -85,12 +85,12 @@ class OverlapIndex:
         if len(found) < MIN_WORDS:
             self.too_short += 1
             return
-        number, size = len(self.questions), min(self.run, len(found))
+        number, size = len(self.questions), min(self.ngram, len(found))
         self.questions.append(question)
         self._lengths.append(len(found))
-        runs = self._runs.setdefault(size, {})
+        known = self._ngrams.setdefault(size, {})
         for i in range(len(found) - size + 1):
-            runs.setdefault(hash(tuple(found[i : i + size])), []).append((number, i))
+            known.setdefault(hash(tuple(found[i : i + size])), []).append((number, i))
 
 
 # --- the questions of the benchmarks --------------------------------------------------------------

@@ -169,3 +169,16 @@ def test_a_dialogue_in_the_only_message_of_a_prompt() -> None:
     assert (pair.system, len(pair.turns), pair.chosen, notes) == ("S", 3, "chosen", (normalize.SPLIT,))
     ranked = {"prompt": HH, "answers": [{"answer": f"{HH} A cherry.", "rank": 1}, {"answer": " Slate.", "rank": 2}]}
     assert read(ranked)[1:3] == ("A cherry.", "Slate.")
+
+
+def test_answers_that_are_whole_dialogues_beside_a_plain_prompt() -> None:
+    row = {"prompt": "Name a red fruit.", "chosen": f"{HH} A cherry.", "rejected": f"{HH} Slate."}
+    turns = (Turn("user", "Name a fruit."), Turn("assistant", "Which colour?"), *ASKED)
+    assert read(row) == (turns, "A cherry.", "Slate.", (normalize.SPLIT,))
+    play = {"prompt": "Write a dialogue.", "chosen": f"{HH} A cherry.", "rejected": f"{HH} Slate."}
+    assert read(play)[1:] == (play["chosen"], play["rejected"], ())
+
+
+def test_input_beside_an_instruction_and_the_prompt_made_of_both() -> None:
+    made = {"instruction": "Translate.", "input": "Die Kirsche", "prompt": "Translate this: cherry"}
+    assert read({**made, "chosen": "a", "rejected": "b"})[0] == (Turn("user", "Translate this: cherry"),)

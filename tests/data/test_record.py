@@ -69,7 +69,6 @@ def test_loaded_pairs_are_a_list_and_tell_about_the_load() -> None:
     loaded.skipped["no opposite"] += 2
     loaded.left_out = ["test.jsonl"]
     assert isinstance(loaded, list)
-    assert loaded.pairs == list(loaded)
     assert loaded.summary() == [
         "Read 1 pairs from 4 rows of k.jsonl (KTO labels).",
         "Skipped 2 rows: no opposite.",

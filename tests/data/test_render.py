@@ -85,6 +85,7 @@ def test_a_reasoning_answer_is_trained_on_once_and_whole(
     assert chosen == written + "<|im_end|>"
     assert rejected.endswith("13.<|im_end|>")
     assert report.boundary_repairs == 0
+    assert not [event for event in report.events if "does not write" in event]
     assert report.events[render.REASONING_INSIDE] == bool(opening)
     assert report.events[render.REASONING_KEPT] == (template == "cuts")
 
@@ -290,3 +291,21 @@ def test_pairs_that_differ_only_in_what_is_not_written_are_refused_for_that() ->
     sides = say("42.", reasoning_content="Six sevens."), say("42.", reasoning_content="A guess.")
     assert dropped("ChatML", pair_of(*sides)) == render.IDENTICAL_WRITTEN
     assert dropped("ChatML", pair_of("42.", "42.<|im_end|>")) == render.IDENTICAL
+
+
+def test_an_empty_turn_at_the_end_opens_the_answer_and_a_call_there_cannot_be_continued() -> None:
+    assert encoded("ChatML", pair_of("42.", prompt=(ASK, say(""))))[0][0] == QUESTION
+    with_text = (ASK, say("Let me see.", tool_calls=[CALL]))
+    assert dropped("tools", pair_of("42.", prompt=with_text)) == render.ENDS_WITH_CALL
+
+
+def test_a_call_is_not_lost_where_reasoning_is_restored() -> None:
+    cuts = chat_tokenizer("tools").chat_template.replace("(m.content or '')", "(m.content or '').split('</think>')[-1]")
+    pair = pair_of(say(THOUGHT, tool_calls=[CALL]))
+    assert dropped(cuts, pair) == render.REWRITTEN
+    assert encoded("cuts", pair)[0][1] == THOUGHT + "<|im_end|>"  # which writes no calls, and says so
+
+
+def test_an_answer_of_reasoning_and_keys_that_are_not_written() -> None:
+    (_, chosen, _), _ = encoded("reasoning key", pair_of(say("", reasoning_content="Six sevens.", name="Ann")))
+    assert chosen == "<think>\nSix sevens.\n</think>\n\n<|im_end|>"
