@@ -266,6 +266,17 @@ class Chat:
         return notes
 
 
+def refuse_broken_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ModelError where the tokenizer's chat template loops, or cannot render one question."""
+    try:
+        with time_limit():
+            tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True)
+    except TemplateTimeout:
+        raise
+    except Exception as error:  # whatever a program can raise
+        raise ModelError(f"The tokenizer's chat template cannot render one question: {error}.") from error
+
+
 def _batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:
     """Texts -> ids without special tokens of the tokenizer's own: its Rust part alone, where that says the same.
 

@@ -15,6 +15,7 @@ from lm_eval.loggers import EvaluationTracker
 from rich.console import Console
 
 from preftree.config.evaluate import EvaluateSettings
+from preftree.data.chat import refuse_broken_template
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
@@ -81,6 +82,8 @@ def _model(asked: EvaluateSettings) -> PreftreeLM:
         max_length=asked.max_length,
         on_truncation="warn" if asked.truncate else "refuse",
     )
+    if asked.apply_chat_template:
+        refuse_broken_template(lm.tokenizer)
     if asked.cache:
         lm.remember(RequestCache(cache_root() / "answers" / model_key(lm.model, lm.settings), lm.say))
     return lm

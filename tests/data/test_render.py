@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from preftree.data import render
-from preftree.data.chat import Chat
+from preftree.data.chat import Chat, refuse_broken_template
 from preftree.data.encode import EncodeReport, PairEncoder
 from preftree.data.files import Row
 from preftree.data.formats import pair_by_prompt
@@ -274,8 +274,12 @@ def test_whatever_a_template_raises_is_its_refusal() -> None:
 def test_a_template_that_loops_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("preftree.data.time_limit.SECONDS", 0.2)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(TemplateTimeout, match="did not finish within"):
-        Chat(chat_tokenizer(loop))
+    for ask in (Chat, refuse_broken_template):
+        with pytest.raises(TemplateTimeout, match="did not finish within"):
+            ask(chat_tokenizer(loop))
+    with pytest.raises(ModelError, match="cannot render one question: division by zero"):
+        refuse_broken_template(chat_tokenizer("{{ 1 / 0 }}"))
+    refuse_broken_template(chat_tokenizer("ChatML"))
     late = chat_tokenizer("ChatML").chat_template + "{%- if messages[0].content == 'loop' %}" + loop + "{%- endif %}"
     encoder = PairEncoder(chat_tokenizer(late), max_length=100, max_prompt_length=50)
     with pytest.raises(TemplateTimeout):
