@@ -50,7 +50,6 @@ OTHERS: dict[str, set[str]] = {
     "distributed.gaudi": set(),
     "distributed.launcher": set(),
     "distributed.sharding": set(),
-    "io.run_folder": set(),
     "forest": {"torch"},
     "cli": {"typer"},
 }

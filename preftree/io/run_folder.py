@@ -14,16 +14,25 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from preftree.errors import RunError
 from preftree.io.atomic import write_json
 from preftree.io.jsonl import append_jsonl, read_jsonl, to_json
+from preftree.io.lock import folder_lock
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json")
+#: Names that a training run writes beside its `run` folder.
+_WRITTEN = re.compile(
+    r"README\.md|(adapter_|model|pytorch_model|tokenizer|vocab|spiece|sentencepiece).*|merges\.txt|chat_template.*"
+    r"|(added_tokens|special_tokens_map|config|generation_config|trainer_state)\.json|training_args\.bin|checkpoint-\d+"
+)
+_LOCK = ".lock"
 
 
 class RunFolder:
@@ -40,23 +49,49 @@ class RunFolder:
     def check(
         self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
     ) -> None:
-        """Raise RunError where `claim` would; nothing is written."""
+        """Raise RunError where `claim` would, or where the folder cannot be written; nothing is left there."""
         found = self._contents()
+        self._check_writable()
         if not found:
             return
         earlier = self._earlier()
         if resume:
             self._check_same_settings(earlier, fingerprint, config)
-        elif not overwrite and (self._has_results() or not earlier or set(found) != {"run"}):
-            holds = "another run" if earlier else "other files"
-            shown = ", ".join(found[:6]) + (", …" if len(found) > 6 else "")
-            ways = "Give another folder"
-            if earlier:
-                ways += ", go on with that run by --resume_from_checkpoint, or replace it by"
-                ways += " --overwrite_output_dir"
-            else:
-                ways += ", or keep them and train there all the same by --overwrite_output_dir"
-            raise RunError(f"--output_dir {self.output_dir} holds {holds} ({shown}); nothing is written over. {ways}.")
+        elif earlier:
+            if not overwrite and (self._has_results() or set(found) != {"run"}):
+                raise self._occupied(
+                    "another run",
+                    found,
+                    "Give another folder, continue that run by --resume_from_checkpoint, or replace it by"
+                    " --overwrite_output_dir.",
+                )
+        elif ours := [name for name in found if _WRITTEN.fullmatch(name)]:
+            raise self._occupied("files of the same names that are not of a run here", ours, "Give another folder.")
+        elif not overwrite:
+            raise self._occupied(
+                "other files",
+                found,
+                "Give another folder, or add --overwrite_output_dir: they are kept, and none of them has a name that"
+                " training writes.",
+            )
+
+    def _occupied(self, what: str, names: list[str], advice: str) -> RunError:
+        shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+        return RunError(f"--output_dir {self.output_dir} holds {what} ({shown}); nothing is overwritten. {advice}")
+
+    def _check_writable(self) -> None:
+        """Make a file without a name where the folder is or would be."""
+        place = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.is_dir())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise RunError(
+                f"--output_dir {self.output_dir} cannot be written ({error.strerror or error}). Give another folder."
+            ) from None
+
+    def held(self) -> AbstractContextManager[None]:
+        """A lock on the output folder for a block; a kill releases it. Raises RunError where another run holds it."""
+        return folder_lock(self.output_dir / _LOCK, self.output_dir)
 
     def claim(
         self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
@@ -65,7 +100,7 @@ class RunFolder:
 
         Raises RunError when the folder holds another run or other files and neither `resume` nor `overwrite`
         is set, and when `resume` meets settings of another fingerprint. A run that never logged anything does
-        not count: whoever mends a flag starts again without further ado. `overwrite` deletes what an earlier
+        not count, so that whoever corrects a flag can start again at once. `overwrite` deletes what an earlier
         run of ours left (run/, checkpoints, results) and no other file.
         """
         self.check(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config=config)
@@ -103,8 +138,8 @@ class RunFolder:
         except NotADirectoryError:
             raise RunError(f"--output_dir {self.output_dir} is a file. Give a folder.") from None
         except PermissionError:
-            raise RunError(f"--output_dir {self.output_dir} may not be read. Give a folder of your own.") from None
-        return sorted(names, key=lambda name: name != "run")
+            raise RunError(f"--output_dir {self.output_dir} cannot be read. Give a folder of your own.") from None
+        return sorted((name for name in names if name != _LOCK), key=lambda name: name != "run")
 
     def _earlier(self) -> dict[str, Any]:
         """config.json of the run that is there, or an empty dict."""

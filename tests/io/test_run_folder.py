@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,10 +76,41 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
 
 
-def test_overwrite_of_other_files_keeps_them(tmp_path: Path) -> None:
-    (tmp_path / "checkpoint-3").mkdir()
+@pytest.mark.parametrize(
+    "name", ["adapter_model.safetensors", "README.md", "tokenizer.json", "checkpoint-3", "model.safetensors"]
+)
+def test_overwrite_never_replaces_what_is_not_ours(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("the user's")
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match=rf"not of a run here \({name}\); nothing is overwritten. Give another"):
+        claim(tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "thesis.tex"])
+
+
+def test_overwrite_keeps_files_of_other_names(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
     claim(tmp_path, overwrite=True)
-    assert (tmp_path / "checkpoint-3").exists()
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+
+
+def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(dir: Path) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    for place in (tmp_path, tmp_path / "new" / "deep"):
+        with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\). Give another folder"):
+            RunFolder(place).check(resume=False, overwrite=False, fingerprint="f")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "out").held():
+        with pytest.raises(RunError, match="Another process is working in"), RunFolder(tmp_path / "out").held():
+            pass
+        claim(tmp_path / "out")  # the lock's own file is no other file
+    with RunFolder(tmp_path / "out").held():
+        pass
 
 
 def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
