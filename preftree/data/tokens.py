@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from preftree.data.encode import EncodedPair, EncodeReport, encode_pairs
 from preftree.data.record import PreferencePair
 from preftree.io.atomic import atomic_path
-from preftree.io.cache import cache_root
+from preftree.io.cache import cache_folder
 
 # What a template may ask the clock for and still write the same all day.
 _CLOCK = re.compile(r"strftime_now\s*\(")
@@ -70,7 +70,7 @@ def remembered_pairs(
         "truncation_mode": truncation_mode,
     }
     key = content_key(pairs, tokenizer, lengths)
-    file = cache_root() / "tokens" / key / "pairs.safetensors" if key else None
+    file = cache_folder("tokens") / key / "pairs.safetensors" if key else None
     if file is not None and not afresh:
         try:
             return *_read(file), True

@@ -25,7 +25,7 @@ from preftree.evaluate.quiet import quiet_libraries
 from preftree.evaluate.results import find_results, leaderboard, results_files
 from preftree.evaluate.save import remove_unfinished, save_results
 from preftree.evaluate.tasks import expand, plan_tasks
-from preftree.io.cache import cache_root
+from preftree.io.cache import cache_folder
 from preftree.io.console import sayer
 from preftree.io.lock import folder_lock
 from preftree.io.progress import Progress
@@ -85,7 +85,7 @@ def _model(asked: EvaluateSettings) -> PreftreeLM:
     if asked.apply_chat_template:
         refuse_broken_template(lm.tokenizer)
     if asked.cache:
-        lm.remember(RequestCache(cache_root() / "answers" / model_key(lm.model, lm.settings), lm.say))
+        lm.remember(RequestCache(cache_folder("answers") / model_key(lm.model, lm.settings), lm.say))
     return lm
 
 

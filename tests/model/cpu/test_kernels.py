@@ -172,6 +172,7 @@ def test_processes_that_need_them_at_once_compile_once(monkeypatch: pytest.Monke
         built.append(target)
         time.sleep(0.2)  # long enough for the other to come
         shutil.copy(compiled, target)
+        kernels._hash_file(target).write_text(kernels._sha256(target))
 
     monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path))
     monkeypatch.setattr(kernels, "_build", build)
@@ -179,3 +180,33 @@ def test_processes_that_need_them_at_once_compile_once(monkeypatch: pytest.Monke
         first, second = pool.map(lambda _: kernels._load(), range(2))
     assert len(built) == 1
     assert first._name == second._name == str(built[0])
+
+
+@pytest.fixture
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache folder with kernels in it, for which a stand-in of the compiler copies those of the suite."""
+    compiled = kernels.library()._name
+
+    def build(compiler: str, target: Path) -> None:
+        shutil.copy(compiled, target)
+        kernels._hash_file(target).write_text(kernels._sha256(target))
+
+    monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernels, "_build", build)
+    return Path(kernels._load()._name)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x7fELF planted by another"], ids=["empty", "planted"])
+def test_a_library_that_is_not_what_was_compiled_is_compiled_again(own_cache: Path, content: bytes) -> None:
+    whole = own_cache.read_bytes()
+    own_cache.unlink()  # the loaded one is mapped: it must not change under this process
+    own_cache.write_bytes(content or whole[: len(whole) // 2])
+    kernels._load()
+    assert own_cache.read_bytes() == whole
+
+
+@pytest.mark.parametrize("place", ["", "kernels", "file"])
+def test_kernels_that_others_could_replace_are_not_loaded(own_cache: Path, tmp_path: Path, place: str) -> None:
+    (own_cache if place == "file" else tmp_path / place).chmod(0o777)
+    with pytest.raises(DeviceError, match=r"only from a folder of this user's own, and others may write to .*mode 777"):
+        kernels._load()

@@ -1,12 +1,14 @@
 """Kernels of our own for the CPU in float32 and bfloat16, compiled for this machine when they are first needed.
 
 It takes a C++ compiler (g++, clang++ or $CXX) a few seconds, once; the result lies in the cache folder. Without one,
-everything that these kernels do is done in torch.
+everything that these kernels do is done in torch. The library is loaded only from a folder that nobody else can write
+to (`io.private`), and only if it is what the compiler made: its hash lies beside it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import platform
 import shutil
@@ -22,7 +24,9 @@ from filelock import FileLock
 from torch import Tensor
 
 from preftree.errors import DeviceError
-from preftree.io.cache import cache_root
+from preftree.io.atomic import atomic_file, atomic_path
+from preftree.io.cache import cache_folder
+from preftree.io.private import make_private, why_not_private
 
 HERE = Path(__file__).parent
 SOURCES = ("attention.cpp", "elementwise.cpp", "softmax.cpp")
@@ -62,7 +66,7 @@ def library() -> ctypes.CDLL:
 
 
 def usable() -> bool:
-    """Can the kernels be had here?"""
+    """Whether the kernels are available here."""
     return not isinstance(_library(), str)
 
 
@@ -85,21 +89,47 @@ def _load() -> ctypes.CDLL:
     # -march=native: the result belongs to one kind of processor, and home folders are shared.
     texts = [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("*.[ch]*"))]
     made_of = (*texts, _version(compiler), *COMPILE, _processor())
-    folder = cache_root() / "kernels" / xxhash.xxh3_128_hexdigest("\0".join(made_of).encode())
+    folder = cache_folder("kernels") / xxhash.xxh3_128_hexdigest("\0".join(made_of).encode())
     target = folder / "kernels.so"
-    if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "lock"):  # one of several ranks compiles, the others wait for it
-            if not target.is_file():
-                _build(compiler, target)
     try:
+        make_private(folder)
+        _refuse_shared(folder)
+        if not _is_whole(target):
+            with FileLock(folder / "lock"):  # one of several ranks compiles, the others wait for it
+                if not _is_whole(target):
+                    _build(compiler, target)
+        _refuse_shared(target)
         kernel = ctypes.CDLL(str(target))
     except OSError as error:
-        raise DeviceError(f"the kernels were compiled, but cannot be loaded: {error}") from None
+        raise DeviceError(f"the kernels cannot be kept in {folder} or loaded from there: {error}") from None
     for name, signature in SIGNATURES.items():
         function = getattr(kernel, name)
         function.argtypes, function.restype = [_TYPES[letter] for letter in signature], None
     return kernel
+
+
+def _refuse_shared(path: Path) -> None:
+    if reason := why_not_private(path):
+        raise DeviceError(
+            f"kernels are loaded only from a folder of this user's own, and {reason}; set PREFTREE_CACHE to one"
+        )
+
+
+def _is_whole(target: Path) -> bool:
+    """Whether the library is there and is what the compiler made."""
+    try:
+        return _hash_file(target).read_text(encoding="ascii") == _sha256(target)
+    except OSError:
+        return False
+
+
+def _hash_file(target: Path) -> Path:
+    return target.with_name(f"{target.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _compiler() -> str:
@@ -123,14 +153,14 @@ def _processor() -> str:
 
 
 def _build(compiler: str, target: Path) -> None:
-    """Compile and link beside the target and rename: a build that is killed leaves no half library."""
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    """Compile and link; a build that is killed leaves nothing that would be loaded."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch, atomic_path(target) as linked:
         objects = {HERE / source: f"{scratch}/{source}.o" for source in SOURCES}
-        linked = Path(scratch) / target.name
         for source, made in objects.items():
             _run([compiler, *COMPILE, "-c", str(source), "-o", made])
         _run([compiler, "-shared", *objects.values(), "-o", str(linked)])
-        os.replace(linked, target)
+    with atomic_file(_hash_file(target), "w") as file:
+        file.write(_sha256(target))
 
 
 def _run(command: Sequence[str]) -> None:
