@@ -43,6 +43,7 @@ class Chat:
         self.tokenizer = tokenizer
         self._ids = _batch_encoder(tokenizer)
         self._plain = not tokenizer.chat_template
+        self._in_parts = False
         with time_limit():
             self._find_out()
 
@@ -50,7 +51,7 @@ class Chat:
         """Everything that is asked of the template once."""
         tokenizer = self.tokenizer
         try:
-            lead, self.tail = self._probe()
+            lead, self.tail = self._probe_either()
         except TemplateError as error:
             raise ModelError(
                 f"The tokenizer's chat template cannot render one question and its answer: {error}. "
@@ -59,6 +60,7 @@ class Chat:
         self.folds_system = self._loses_system()
         self.terminator_id, self._tail_tokens = self._find_terminator()
         self.terminator = str(tokenizer.convert_ids_to_tokens(self.terminator_id))
+        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._stops = {self.terminator_id, tokenizer.eos_token_id}
         self._own_bos = self._find_own_bos()
         self._cut_at = self._last_control_text()
@@ -107,6 +109,7 @@ class Chat:
     def _render(self, messages: Messages, extras: Extras | None, **options: bool) -> str:
         template = PLAIN_CHAT_TEMPLATE if self._plain else None
         render = self.tokenizer.apply_chat_template
+        messages = [_in_parts(message) for message in messages] if self._in_parts else messages
         try:
             return str(render(messages, chat_template=template, tokenize=False, **options, **(extras or {})))
         except (TemplateError, TemplateTimeout):
@@ -200,6 +203,8 @@ class Chat:
     def ended(self, ids: list[int]) -> tuple[list[int], bool]:
         """A response up to its first end token, now the terminator; and whether its text went on."""
         first = min((ids.index(stop) for stop in self._stops if stop in ids), default=len(ids))
+        if first == len(ids) > 0 and self._tail_tokens and ids[-1] in self._special:
+            return ids, False  # the template ends this turn with another token of its own, as a call's is
         return [*ids[:first], self.terminator_id], len(ids) - first > self._tail_tokens
 
     @property
@@ -209,6 +214,17 @@ class Chat:
         added = prompt[len(bare) :] if prompt.startswith(bare) else ""
         ids = self.with_bos(self.tokenize([prompt])[prompt])
         return len(self.tokenize([added])[added]) + (ids[:1] == [self.tokenizer.bos_token_id])
+
+    def _probe_either(self) -> tuple[str, str]:
+        """`_probe` with contents as text, else in parts, as templates of models that also see want them."""
+        try:
+            return self._probe()
+        except TemplateError as error:
+            self._in_parts = True
+            try:
+                return self._probe()
+            except TemplateError:
+                raise error from None
 
     def _probe(self) -> tuple[str, str]:
         """What the template writes between the prompt and an answer, and what behind the answer."""
@@ -264,6 +280,11 @@ class Chat:
             where = f"The chat template writes {lead!r} before an answer but not in its generation prompt"
             notes.append(f"{where}: the model has to generate it, so it counts as part of the answer.")
         return notes
+
+
+def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
+    content = message.get("content")
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
 
 
 def refuse_broken_template(tokenizer: PreTrainedTokenizerBase) -> None:

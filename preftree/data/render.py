@@ -194,6 +194,7 @@ class _Rendering:
 
     def _response(self, prompt: str, answer: Turn) -> str:
         """What the model should write behind the prompt."""
+        opened = left_open(self.opening)
         said, messages = answer, self.messages
         if self.prefill:
             said, messages = Turn("assistant", self.prefill + answer.content, answer.keys), messages[:-1]
@@ -203,9 +204,8 @@ class _Rendering:
         if lost and not answer.content.strip() and lost >= message.keys() - {"role", "content"}:
             raise UnusableError(f"{NOT_WRITTEN} {', '.join(sorted(lost))}")
         if lost:
-            answer = _without(answer, lost.difference(_REASONING))
+            answer = _without(answer, lost if opened is None else lost.difference(_REASONING))
         written = full[len(prompt) :] if full.startswith(prompt) else None
-        opened = left_open(self.opening)
         if opened is not None:
             self.events[REASONING_INSIDE] = None
         if written is not None and self._sound(written, opened, said.content):
@@ -217,9 +217,9 @@ class _Rendering:
     def _sound(self, written: str, opened: Opened | None, text: str) -> bool:
         """Does what the template writes behind the prompt hold the text, and any reasoning once?"""
         whole = self.opening + written
-        if opened is None and 0 < count_marks(text) < count_marks(written):
+        if opened is not None and (count_marks(whole) > max(count_marks(text), 2) or left_open(whole) is not None):
             return False
-        if opened is not None and (written.lstrip().startswith(opened.opening) or left_open(whole) is not None):
+        if opened is None and 0 < count_marks(text) < count_marks(written):
             return False
         return _holds(whole, text)
 
@@ -255,7 +255,8 @@ class _Rendering:
     def _restored(self, written: str | None, answer: Turn) -> str:
         """An answer whose text the template changes, or writes behind something else than its generation prompt."""
         text = answer.content
-        if count_marks(text) and count_marks(self.opening):
+        thinks = bool(count_marks(text)) or any(key in json.loads(answer.keys or "{}") for key in _REASONING)
+        if thinks and count_marks(self.opening):
             raise UnusableError(NOT_OPEN)
         if written is not None:
             rest = behind_reasoning(text)

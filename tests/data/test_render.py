@@ -313,3 +313,35 @@ def test_a_call_is_not_lost_where_reasoning_is_restored() -> None:
 def test_an_answer_of_reasoning_and_keys_that_are_not_written() -> None:
     (_, chosen, _), _ = encoded("reasoning key", pair_of(say("", reasoning_content="Six sevens.", name="Ann")))
     assert chosen == "<think>\nSix sevens.\n</think>\n\n<|im_end|>"
+
+
+def test_reasoning_is_not_written_twice_where_the_template_closes_it_first() -> None:
+    # Reasoning in the text is no concern of this template: it closes the thought that it opened, and writes the text.
+    closes = chat_tokenizer("always opens").chat_template.replace(
+        "+ m.content +", "+ ('<think>\\n</think>\\n' if m.role == 'assistant' else '') + m.content +"
+    )
+    (prompt, chosen, _), _ = encoded(closes, pair_of(THOUGHT, THOUGHT.replace("42", "13")))
+    assert (prompt, chosen) == (f"{QUESTION}<think>\n", "Six sevens.\n</think>\n\n42.<|im_end|>")
+
+
+def test_reasoning_in_a_key_is_refused_where_the_generation_prompt_has_closed_it() -> None:
+    kwargs = {"enable_thinking": False}
+    pair = pair_of(say("42.", reasoning_content="Six sevens."), "13.", chat_template_kwargs=kwargs)
+    assert dropped("Qwen3.5", pair) == render.NOT_OPEN
+
+
+def test_a_call_keeps_the_end_token_that_the_template_gives_it() -> None:
+    ends = chat_tokenizer("tools").chat_template.replace("'</tool_call>'", "'</tool_call><|endoftext|>'")
+    ends = ends.replace("{{- '<|im_end|>\\n' }}", "{%- if not m.tool_calls %}{{- '<|im_end|>\\n' }}{%- endif %}")
+    (_, chosen, rejected), report = encoded(ends, pair_of(say("", tool_calls=[CALL]), "No."))
+    assert chosen == '<tool_call>add {"a": 1, "b": [2]}</tool_call><|endoftext|>'
+    assert (rejected, report.early_ends) == ("No.<|im_end|>", 0)
+
+
+def test_templates_of_models_that_also_see_get_contents_in_parts() -> None:
+    parts = chat_tokenizer("ChatML").chat_template.replace("m.content", "m.content[0]['text']")
+    (prompt, chosen, _), _ = encoded(parts, pair_of("42.", prompt=(say("Be brief.", "system"), ASK)))
+    assert prompt == "<|im_start|>system\nBe brief.<|im_end|>\n" + QUESTION
+    assert chosen == "42.<|im_end|>"
+    begun = encoded(parts, pair_of(" sevens.", prompt=(ASK, say("Six"))))[0]
+    assert begun[:2] == (QUESTION + "Six", " sevens.<|im_end|>")
