@@ -24,11 +24,15 @@ _MAX_DRAWS = 2000
 
 @dataclass(frozen=True)
 class Filled:
-    """The slots of one wording, the answer written for them, and the check that this answer passes."""
+    """The slots of one wording, the answer written for them, and the check that this answer passes.
+
+    `near_miss` is a wrong answer that is easily mistaken for the right one; "" leaves it to `near_miss.py`.
+    """
 
     slots: dict[str, str]
     chosen: str
     check: dict[str, Any]
+    near_miss: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Example:
     question: str
     chosen: str
     check: dict[str, Any]
+    near_miss: str = ""
 
 
 def draw(kind: Kind, split: Split, count: int, seed: int) -> list[Example]:
@@ -73,5 +78,5 @@ def draw(kind: Kind, split: Split, count: int, seed: int) -> list[Example]:
         filled = kind.fill(split, rng)
         question = wording.format(**filled.slots)
         system = rng.choice(_SYSTEMS[split]) if rng.random() < _SYSTEM_SHARE else ""
-        examples.setdefault(question, Example(kind.name, system, question, filled.chosen, filled.check))
+        examples.setdefault(question, Example(kind.name, system, question, filled.chosen, filled.check, filled.near_miss))
     raise ValueError(f"kind {kind.name!r} has fewer than {count} different {split} prompts; widen its pools")

@@ -43,7 +43,7 @@ def _fill_yes_no(split: Split, rng: random.Random) -> Filled:
     answer = rng.choice(("Yes", "No"))
     item = rng.choice((category if answer == "Yes" else other).items)
     slots = {"item": item, "category": category.singular}
-    return Filled(slots, answer, {"type": "one_of", "accept": [answer]})
+    return Filled(slots, answer, {"type": "one_of", "accept": [answer]}, "No" if answer == "Yes" else "Yes")
 
 
 def _fill_odd_one(split: Split, rng: random.Random) -> Filled:
@@ -51,12 +51,13 @@ def _fill_odd_one(split: Split, rng: random.Random) -> Filled:
     odd = rng.choice(other.items)
     words = [*rng.sample(category.items, 3), odd]
     rng.shuffle(words)
-    return Filled({"words": ", ".join(words)}, odd, {"type": "one_of", "accept": [odd]})
+    belonging = min((word for word in words if word != odd), key=len)
+    return Filled({"words": ", ".join(words)}, odd, {"type": "one_of", "accept": [odd]}, belonging)
 
 
 def _fill_opposite(split: Split, rng: random.Random) -> Filled:
     word, accept = rng.choice(OPPOSITES[split])
-    return Filled({"word": word}, accept[0], {"type": "one_of", "accept": list(accept)})
+    return Filled({"word": word}, accept[0], {"type": "one_of", "accept": list(accept)}, word)
 
 
 def _fill_sort(split: Split, rng: random.Random) -> Filled:
@@ -75,7 +76,8 @@ def _fill_arithmetic(split: Split, rng: random.Random) -> Filled:
     else:
         total, task = more - small, f"{_NUMBERS[more]} minus {_NUMBERS[small]}"
     answer = _NUMBERS[total]
-    return Filled({"task": task}, answer, {"type": "one_of", "accept": [answer]})
+    near = min((_NUMBERS[other] for other in (total - 1, total + 1) if 0 <= other < len(_NUMBERS)), key=len)
+    return Filled({"task": task}, answer, {"type": "one_of", "accept": [answer]}, near)
 
 
 def _fill_units(split: Split, rng: random.Random) -> Filled:
