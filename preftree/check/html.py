@@ -8,10 +8,14 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from preftree.check.report import FINE, NOTE, SPOILS, Histogram, Report
-from preftree.check.views import counted, percent, row_list
+from preftree.check.views import counted, percent, row_list, token_count
+from preftree.io.atomic import atomic_file
 from preftree.io.console import visible
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 640, 220, 8, 26, 8
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _TICK = 640, 220, 8, 26, 8, 100
+
+#: Characters of a sample row's text that are shown.
+EXCERPT = 700
 
 _COLORS = {"prompt": 0, "chosen": 1, "rejected": 2}
 
@@ -42,7 +46,7 @@ class Picture:
 
 
 def write_html(report: Report, path: Path) -> None:
-    """Write the report; the file must not exist."""
+    """Write the report."""
     environment = Environment(
         loader=PackageLoader("preftree.check"),
         autoescape=True,
@@ -54,6 +58,7 @@ def write_html(report: Report, path: Path) -> None:
     environment.filters["percent"] = percent
     environment.filters["counted"] = counted
     environment.filters["row_list"] = row_list
+    environment.filters["token_count"] = token_count
     text = environment.get_template("report.html.j2").render(
         report=report,
         found=report.of(SPOILS, NOTE),
@@ -62,9 +67,10 @@ def write_html(report: Report, path: Path) -> None:
         one_file=len(report.files) == 1,
         spoils=len(report.of(SPOILS)),
         notes=len(report.of(NOTE)),
+        excerpt=EXCERPT,
         pictures=[picture(histogram) for histogram in report.histograms],
     )
-    with path.open("x", encoding="utf-8") as file:
+    with atomic_file(path, "w") as file:
         file.write(text)
 
 
@@ -86,5 +92,6 @@ def picture(histogram: Histogram) -> Picture:
         curves.append(Curve(name, f"M{x(low)},{y(0)}{''.join(steps)}V{y(0)}Z", color))
     every = max(len(histogram.edges) // 6, 1)
     inner = [edge for edge in histogram.edges[every:-every] if round(edge / (histogram.edges[1] - low)) % every == 0]
+    inner = [edge for edge in inner if x(high) - x(edge) > _TICK]  # room for the last label
     ticks = [(x(low), f"≤ {low:,.0f}" if low < 0 else f"{low:,.0f}"), *((x(edge), f"{edge:,.0f}") for edge in inner)]
     return Picture(histogram.title, histogram.unit, curves, [*ticks, (x(high), f"≥ {high:,.0f}")], most, x(0))

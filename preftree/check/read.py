@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from preftree.check.report import Rows
+from preftree.check.report import RowExample, Rows
 from preftree.check.rows import row_hits, trainable
 from preftree.data.formats import FORMATS, NO_OPPOSITE, NO_PREFERENCE, pair_by_prompt
 from preftree.data.record import PreferencePair, PreferenceRecord
@@ -82,7 +82,12 @@ class Pairs:
 
 @dataclass
 class Seen:
-    """What one pass has seen. Rows are counted from 0 over all files, broken ones included."""
+    """What one pass has seen. Rows are counted from 0 over all files, broken ones included.
+
+    `tables` are the files that were read, each with its first row; `unreadable` those that could not be, or not to
+    their end. `problems` says why, and what is wrong with broken rows. `without_pair` has the rows that give none by
+    reason, `read_as` those that were not read as they stand by what was done to them.
+    """
 
     pairs: Pairs = field(default_factory=Pairs)
     numbers: array[int] = field(default_factory=lambda: array("q"))
@@ -90,7 +95,9 @@ class Seen:
     tables: list[tuple[int, str]] = field(default_factory=list)
     formats: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
     without_pair: dict[str, array[int]] = field(default_factory=dict)
+    read_as: dict[str, array[int]] = field(default_factory=dict)
     other_rows: dict[int, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     roles: Counter[str] = field(default_factory=Counter)
@@ -100,10 +107,10 @@ class Seen:
         """How many rows were read, broken ones included."""
         return len(self.numbers)
 
-    def places(self, rows: Iterable[int]) -> list[str]:
-        """Names of rows for people: "pairs.jsonl:12"."""
+    def located(self, rows: Iterable[int]) -> list[RowExample]:
+        """The rows by file and number."""
         starts = [start for start, _ in self.tables]
-        return [f"{self.tables[bisect_right(starts, row) - 1][1]}:{self.numbers[row]}" for row in rows]
+        return [RowExample(self.tables[bisect_right(starts, row) - 1][1], self.numbers[row]) for row in rows]
 
     def missing(self, reason: str) -> Rows:
         """The rows that gave no pair for this reason."""
@@ -153,12 +160,18 @@ def read(
         scan = TableScan(table)
         seen.files.append(scan.name)
         if scan.format is None:
+            seen.unreadable.append(scan.short)
             seen.problems += scan.problems
             continue
         seen.formats.append(scan.format)
         start = seen.rows
         seen.tables.append((start, scan.short))
-        for row, scanned in enumerate(_limited(scan, limit and limit - start), start=start):
+        for scanned in _limited(scan, None if limit is None else limit - start):
+            if scanned.problem is not None and not scanned.number:  # of the file, not of a row in it
+                seen.unreadable.append(scan.short)
+                seen.problems.append(scanned.problem)
+                continue
+            row = seen.rows
             record = _take(seen, row, scanned)
             if record is None:
                 continue
@@ -197,6 +210,8 @@ def _take(seen: Seen, row: int, scanned: Scanned) -> PreferenceRecord | None:
             seen.problems.append(scanned.problem)
     elif scanned.skipped is not None:
         seen.leave_out(scanned.skipped, row)
+    for note in scanned.record.notes if scanned.record is not None else ():
+        seen.read_as.setdefault(note, array("q")).append(row)
     return scanned.record
 
 

@@ -8,13 +8,16 @@ SKIPPED  not looked for, and why
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from preftree.check.trained import TrainedPair
 
 SPOILS, NOTE, FINE, SKIPPED = "spoils", "note", "fine", "skipped"
 LEVELS = (SPOILS, NOTE, FINE, SKIPPED)
@@ -58,12 +61,25 @@ class Measure:
 
 
 @dataclass(slots=True)
+class RowExample:
+    """A row as people find it: file, number in it, and a few words of its text, "" where it was not read again."""
+
+    file: str
+    number: int
+    text: str = ""
+
+    @property
+    def place(self) -> str:
+        """Name of the row: "pairs.jsonl:12"."""
+        return f"{self.file}:{self.number}"
+
+
+@dataclass(slots=True)
 class Finding:
     """How much of one measure was found.
 
-    `count` of `total` `unit`s; `rows` are all rows concerned and `places` the first of them for people
-    ("pairs.jsonl:12"). `detail` is a sentence of its own, `sampled` is the size of the random
-    sample that was looked at, None where all were.
+    `count` of `total` `unit`s; `rows` are all rows concerned and `examples` the first of them for people. `detail` is a
+    sentence of its own, `sampled` is the size of the random sample that was looked at, None where all were.
     """
 
     key: str
@@ -76,8 +92,13 @@ class Finding:
     detail: str = ""
     fix: FixAction = FixAction.NONE
     sampled: int | None = None
-    places: list[str] = field(default_factory=list)
+    examples: list[RowExample] = field(default_factory=list)
     rows: Rows = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @property
+    def places(self) -> list[str]:
+        """The names of the first rows."""
+        return [example.place for example in self.examples]
 
     @property
     def share(self) -> float:
@@ -128,11 +149,22 @@ def _round_up(width: float) -> float:
 
 
 @dataclass(slots=True)
+class SampleRow:
+    """A pair of the source as a reader of the report sees it."""
+
+    place: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(slots=True)
 class Report:
     """Everything a check found out about one source.
 
-    `facts` are numbers by name, in the order in which they are shown. `problems` are the messages about rows that
-    cannot be read, the first thousand of them.
+    `facts` are numbers by name, in the order in which they are shown. `problems` are the messages about files and rows
+    that cannot be read, the first thousand of them. `tokenized` is how many of the pairs were seen under the tokenizer
+    and its chat template. `samples` are a few pairs, `trained` the first pairs as they are trained on.
     """
 
     source: str
@@ -147,6 +179,10 @@ class Report:
     histograms: list[Histogram]
     notes: list[str]
     problems: list[str]
+    tokenized: int = 0
+    samples: list[SampleRow] = field(default_factory=list)
+    trained: list[TrainedPair] = field(default_factory=list)
+    date: str = ""
     seconds: float = 0.0
 
     def of(self, *levels: str) -> list[Finding]:
@@ -173,18 +209,23 @@ class Report:
         bad, notes = self.of(SPOILS), self.of(NOTE)
         if bad:
             return f"{len(bad)} {_things(bad)} would spoil training: {'; '.join(f.what for f in bad)}."
-        if notes:
-            return f"Nothing would spoil training; {len(notes)} {_things(notes)} worth knowing."
-        return "Nothing was found."
+        said = f"Nothing would spoil training; {len(notes)} {_things(notes)} worth knowing." if notes else ""
+        if self.tokenized >= self.pairs:
+            return said or "Nothing was found."
+        if not self.tokenized:
+            left = "Tokens and the chat template were not looked at: --model_name_or_path names the model."
+            return f"{said or 'Nothing was found in the texts.'} {left}"
+        seen = f"in a random sample of {self.tokenized:,} of {self.pairs:,} pairs"
+        return f"{said or 'Nothing was found.'} Tokens and the chat template were looked at {seen}."
 
-    def as_dict(self, places: Callable[[Rows], list[str]]) -> dict[str, Any]:
-        """Plain JSON values; `places` names rows."""
+    def as_dict(self, located: Callable[[Iterable[int]], list[RowExample]]) -> dict[str, Any]:
+        """Plain JSON values; `located` names rows."""
         whole = asdict(self)
         for finding, plain in zip(self.findings, whole["findings"], strict=True):
             plain["share"] = finding.share
-            plain["rows"] = places(finding.rows[:MAX_ROWS])
+            plain["rows"] = [row.place for row in located(finding.rows[:MAX_ROWS].tolist())]
             plain["rows_in_all"] = len(finding.rows)
-            del plain["places"]
+            plain["examples"] = [{"row": example.place, "text": example.text} for example in finding.examples]
         return {"verdict": self.verdict(), "spoiled": self.spoiled, **whole}
 
 

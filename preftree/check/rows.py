@@ -11,7 +11,7 @@ from preftree.text.damage import CONTROL, MOJIBAKE, REPLACED, SURROGATE, damage
 from preftree.text.refusals import is_refusal
 
 # Of the common chat templates; nobody writes them by hand.
-_CONTROL_TOKENS = re.compile(
+CONTROL_TOKENS = re.compile(
     r"<\|(?:im_start|im_end|endoftext|eot_id|begin_of_text|start_header_id|system|user|assistant|end)\|>|"
     r"\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|</s>"
 )
@@ -28,7 +28,8 @@ def _asks(item: PreferencePair | PreferenceRecord) -> bool:
     return bool((item.system or "").strip()) or not all(turn.is_empty for turn in item.turns)
 
 
-def _texts(record: PreferenceRecord) -> Iterator[str]:
+def texts_of(record: PreferenceRecord) -> Iterator[str]:
+    """Every text of a record: system, turns, answers."""
     if record.system:
         yield record.system
     for turn in record.turns:
@@ -56,7 +57,7 @@ def chosen_refusal(record: PreferenceRecord, pairs: list[PreferencePair]) -> boo
 
 
 def control_tokens(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
-    return any(_CONTROL_TOKENS.search(text) for text in _texts(record) if any(sign in text for sign in _CONTROL_SIGNS))
+    return any(CONTROL_TOKENS.search(text) for text in texts_of(record) if any(sign in text for sign in _CONTROL_SIGNS))
 
 
 def no_question(record: PreferenceRecord, pairs: list[PreferencePair]) -> bool:
@@ -135,5 +136,5 @@ DAMAGE_CHECKS: dict[str, tuple[str, Measure]] = {
 def row_hits(record: PreferenceRecord, pairs: list[PreferencePair]) -> set[str]:
     """The names of the checks in `ROW_CHECKS` and `DAMAGE_CHECKS` that are true of a row."""
     hits = {name for name, (check, _) in ROW_CHECKS.items() if check(record, pairs)}
-    kinds = {kind for text in _texts(record) for kind in damage(text)}
+    kinds = {kind for text in texts_of(record) for kind in damage(text)}
     return hits | {name for name, (kind, _) in DAMAGE_CHECKS.items() if kind in kinds}

@@ -39,6 +39,16 @@ MISSING: dict[str, tuple[str, Measure]] = {
 """Rows that give no pair: name -> the reason under which they were noted, and what it means."""
 
 
+def unreadable_files(seen: Seen) -> list[Finding]:
+    """Files that cannot be read, or not to their end."""
+    measure = Measure(
+        "files that cannot be read", "training refuses the data as long as they are there; see why below", spoils=1e-12
+    )
+    files = seen.unreadable
+    named = ", ".join(files[:5]) + (", …" if len(files) > 5 else "")
+    return [make_finding("unreadable_files", measure, len(files), len(seen.files), unit="files", detail=named)]
+
+
 def missing_rows(seen: Seen) -> list[Finding]:
     """Broken rows, ties, and what else gives no pair."""
     findings = []
@@ -47,6 +57,21 @@ def missing_rows(seen: Seen) -> list[Finding]:
         if len(rows) or key in ("broken_rows", "score_ties"):
             findings.append(make_finding(key, measure, len(rows), seen.rows, rows))
     return findings
+
+
+def read_otherwise(seen: Seen) -> list[Finding]:
+    """What was done to rows that are not read as they stand: dialogues split, messages parsed from text, …"""
+    why = "training reads them like this, too"
+    return [
+        make_finding(
+            f"read: {note}",
+            Measure(f"rows read otherwise than they stand: {note}", why),
+            len(rows),
+            seen.rows,
+            np.array(rows, np.int64),
+        )
+        for note, rows in seen.read_as.items()
+    ]
 
 
 def single_rows(seen: Seen) -> list[Finding]:
@@ -69,7 +94,7 @@ def contradictory_pairs(seen: Seen) -> list[Finding]:
     both = np.isin(straight, crossed) & (seen.pairs.key("chosen") != seen.pairs.key("rejected"))
     measure = Measure(
         "contradictory pairs (A over B, and B over A)",
-        "their gradients cancel; one label is wrong",
+        "their gradients cancel; one label is wrong. If both must stay, --label_smoothing 0.1 allows for wrong labels",
         spoils=0.01,
         fix=FixAction.DROP,
     )
@@ -111,6 +136,9 @@ def length_bias(seen: Seen) -> list[Finding]:
     return [finding]
 
 
+#: Losses, by the names that --loss_type takes, whose margin does not grow with the answers' lengths.
+LENGTH_LOSSES = "--loss_type ipo"
+
 LENGTH_LIMITS = {0.75: SPOILS, 0.6: NOTE}
 """AUC of the better of the two rules from which on a length bias has this level."""
 
@@ -125,7 +153,7 @@ def _length_verdict(side: str, best: float) -> str:
         return "length says little about which answer is better"
     strong = "a model that only counts words" if best >= 0.75 else "counting words"
     more = "more" if side == "longer" else "less"
-    advice = "add pairs in which the other side is longer, or use a length-normalised loss"
+    advice = f"add pairs in which the other side is longer, or use a loss that corrects for length: {LENGTH_LOSSES}"
     return f"{strong} would get {best:.0%} of the pairs right, so the model may learn to write {more}; {advice}"
 
 
@@ -151,7 +179,9 @@ def _of_pairs(key: str, measure: Measure, which: NDArray[np.bool_], seen: Seen) 
 
 
 SET_CHECKS: dict[str, Callable[[Seen], list[Finding]]] = {
+    "unreadable_files": unreadable_files,
     "missing_rows": missing_rows,
+    "read_otherwise": read_otherwise,
     "single_rows": single_rows,
     "duplicate_pairs": duplicate_pairs,
     "contradictory_pairs": contradictory_pairs,

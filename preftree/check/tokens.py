@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from preftree.check.report import Finding, Histogram, Measure, histogram, make_finding
 from preftree.data.encode import (
     BATCH,
-    IDENTICAL_CUT,
     EncodedPair,
     PairEncoder,
     PairFate,
 )
 from preftree.data.record import PreferencePair
-from preftree.data.render import CHOSEN_EMPTY, PROMPT_REFUSED, REJECTED_EMPTY
+from preftree.data.render import CHOSEN_EMPTY, IDENTICAL, PROMPT_EMPTY, REJECTED_EMPTY
 from preftree.forest import bundles_of_pairs, grow
 
 #: Pairs per batch in the comparison of padded batches and forests, and the most batches of each size.
@@ -46,6 +45,8 @@ class Tokens:
         self._sizes = array("i")
         self._used = array("i")
         self._hit_rows: dict[str, array[int]] = {key: array("q") for key in TOKEN_CHECKS}
+        self._left_out: dict[str, array[int]] = {}
+        self._events: dict[str, array[int]] = {}
         self._waiting: list[tuple[int, PreferencePair]] = []
         self._begun: tuple[list[int], Callable[[], list[PairFate]]] | None = None
 
@@ -83,6 +84,10 @@ class Tokens:
             for key, hit_rows in self._hit_rows.items():
                 if TOKEN_CHECKS[key][0](fate):
                     hit_rows.append(row)
+            if fate.encoded is None and (any(fate.sizes) or fate.reason not in SEEN_IN_TEXTS):
+                self._left_out.setdefault(fate.reason, array("q")).append(row)
+            for event in fate.events:
+                self._events.setdefault(event, array("q")).append(row)
             if fate.encoded is not None and len(self.kept) < self.keep:
                 self.kept.append(fate.encoded)
 
@@ -92,20 +97,19 @@ class Tokens:
         sizes = np.array(self._sizes, np.int32).reshape(-1, 3)
         return sizes[sizes[:, 0] > 0]
 
-    def findings(self, sampled: int | None) -> list[Finding]:
-        """One finding for each of `TOKEN_CHECKS`."""
+    def findings(self, pairs: int) -> list[Finding]:
+        """A finding for each of `TOKEN_CHECKS`, for each reason why pairs are left out, and for what else encoding
+        reports; `pairs` is how many there are, of which these may be a sample."""
         return [
-            make_finding(
-                key,
-                TOKEN_CHECKS[key][1],
-                len(rows),
-                len(self),
-                np.array(rows, np.int64),
-                unit="pairs",
-                sampled=sampled,
-            )
-            for key, rows in self._hit_rows.items()
+            *(self._finding(key, TOKEN_CHECKS[key][1], rows, pairs) for key, rows in self._hit_rows.items()),
+            *(self._finding(f"left out: {why}", _left_out(why), rows, pairs) for why, rows in self._left_out.items()),
+            *(self._finding(f"encoded: {what}", Measure(what, ""), rows, pairs) for what, rows in self._events.items()),
         ]
+
+    def _finding(self, key: str, measure: Measure, rows: array[int], pairs: int) -> Finding:
+        sampled = len(self) if len(self) < pairs else None
+        found = np.array(rows, np.int64)
+        return make_finding(key, measure, len(rows), len(self), found, unit="pairs", sampled=sampled)
 
     def facts(self, pairs: int) -> dict[str, Any]:
         """Token totals (for all `pairs`, as the sample has them), what trees save, suggested lengths."""
@@ -130,6 +134,15 @@ class Tokens:
         return [histogram("Before cutting", "tokens", series)] if len(sizes) else []
 
 
+SEEN_IN_TEXTS = frozenset({PROMPT_EMPTY, CHOSEN_EMPTY, REJECTED_EMPTY, IDENTICAL})
+"""Reasons why a pair is left out that other checks see without a tokenizer, where it has no tokens yet."""
+
+
+def _left_out(reason: str) -> Measure:
+    """What it means that encoding leaves pairs out for this reason."""
+    return Measure(f"pairs that training leaves out: {reason}", "see --show, the data or the template", spoils=0.05)
+
+
 TOKEN_CHECKS: dict[str, tuple[Callable[[PairFate], object], Measure]] = {
     "prompts_cut": (
         lambda fate: fate.prompt_cut,
@@ -148,18 +161,6 @@ TOKEN_CHECKS: dict[str, tuple[Callable[[PairFate], object], Measure]] = {
             spoils=0.25,
             note=0.001,
         ),
-    ),
-    "identical_cut": (
-        lambda fate: fate.reason == IDENTICAL_CUT,
-        Measure("pairs that cutting makes identical", "training leaves them out; raise max_length", spoils=0.05),
-    ),
-    "empty_encoded": (
-        lambda fate: fate.reason in (CHOSEN_EMPTY, REJECTED_EMPTY) and fate.sizes[0],
-        Measure("pairs with an answer that has no token of its own", "training leaves them out", spoils=0.05),
-    ),
-    "template_refuses": (
-        lambda fate: fate.reason.startswith(PROMPT_REFUSED),
-        Measure("pairs that the chat template refuses", "training leaves them out; look at their roles", spoils=0.05),
     ),
     "boundary_repairs": (
         lambda fate: fate.repairs,

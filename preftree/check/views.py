@@ -1,6 +1,8 @@
-"""The report as a table for people. Texts of the data are shown as they are, never as markup."""
+"""The report for people, in a terminal. Texts of the data are shown as they are, never as markup."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.padding import Padding
@@ -10,8 +12,13 @@ from rich.text import Text
 from preftree.check.report import FINE, NOTE, SKIPPED, SPOILS, Finding, Report
 from preftree.io.console import sayer, visible
 
-#: Rows named in the table.
-SHOWN = 5
+if TYPE_CHECKING:
+    from preftree.check.trained import TokenText, TrainedPair
+
+#: Rows named in the table, and those of them whose text is quoted.
+SHOWN, QUOTED = 5, 3
+#: Token ids shown at each end of a longer sequence; --json has all.
+IDS = 5
 _STYLES = {SPOILS: "bold red", NOTE: "yellow", FINE: "green", SKIPPED: "dim"}
 _WORDS = {SPOILS: "SPOILS", NOTE: "note", FINE: "fine", SKIPPED: "skipped"}
 
@@ -31,22 +38,56 @@ def show(report: Report, console: Console) -> None:
         say(f"broken     {problem}")
     if len(report.problems) > SHOWN:
         say(f"           … and {len(report.problems) - SHOWN} more; --json lists them")
+    _show_trained(report.trained, console)
     width = max((len(name) for name in report.facts), default=0)
     for name, value in report.facts.items():
         say(f"{name:{width}}  {f'{value:,}' if isinstance(value, int) else value}")
     console.print(Text(report.verdict(), _STYLES[SPOILS if report.spoiled else FINE]))
 
 
+_SIDES = {"prompt": "dim", "chosen": "green", "rejected": "yellow"}
+
+
+def _show_trained(pairs: list[TrainedPair], console: Console) -> None:
+    """Each pair's tokens as text, a block per side: the prompt, which is not scored, and both answers."""
+    say = sayer(console)
+    for pair in pairs:
+        say(f"trained on {pair.place}{f': left out, as {pair.reason}' if pair.reason else ''}")
+        for note in pair.notes:
+            say(f"           {note}")
+        for name, piece in pair.parts:
+            console.print(Text(f"  {name:8} {token_count(piece)}: {_ids(piece.ids)}", "bold"))
+            console.print(Padding(Text(visible(piece.text), _SIDES[name]), (0, 0, 0, 11)))
+    if pairs:
+        say("           (prompt + chosen and prompt + rejected are the sequences; only the answers' tokens are scored)")
+
+
+def token_count(piece: TokenText) -> str:
+    """How many tokens there are, and of how many they were left: "30 of 44 tokens (cut)"."""
+    if piece.cut:
+        return f"{len(piece.ids):,} of {len(piece.ids) + piece.cut:,} tokens (cut)"
+    return _number(len(piece.ids), "token")
+
+
+def _ids(ids: list[int]) -> str:
+    if len(ids) <= 2 * IDS:
+        return " ".join(map(str, ids))
+    return f"{' '.join(map(str, ids[:IDS]))} … {' '.join(map(str, ids[-IDS:]))}"
+
+
 def _table(findings: list[Finding], one_file: bool) -> Table:
-    """A row a finding; what explains it stands below its name, so that 80 columns are enough."""
+    """A row per finding; what explains it stands below its name, so that 80 columns are enough."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     for justify in ("left", "left", "right", "right"):
         table.add_column(justify=justify)  # type: ignore[arg-type]
     for finding in findings:
-        what = Text(finding.what)
+        what = Text(visible(finding.what))
         places = row_list(finding, SHOWN, one_file)
         for line in filter(None, (finding.why, finding.detail, f"rows: {places}" if places else "")):
             what.append(f"\n{visible(line)}", "dim")
+        for example in finding.examples[:QUOTED]:
+            if example.text:
+                what.append(f"\n  {visible(f'{example.number if one_file else example.place}: {example.text}')}", "dim")
         table.add_row(
             Text(_WORDS[finding.level], _STYLES[finding.level]),
             what,
@@ -80,11 +121,10 @@ def row_list(finding: Finding, most: int, one_file: bool = False) -> str:
     "" for a finding that names no rows.
     """
     files: dict[str, list[str]] = {}
-    for place in finding.places[:most]:
-        file, _, number = place.rpartition(":")
-        files.setdefault(file, []).append(number)
+    for example in finding.examples[:most]:
+        files.setdefault(example.file, []).append(str(example.number))
     shown = "; ".join(f"{'' if one_file else f'{file} '}{', '.join(numbers)}" for file, numbers in files.items())
-    more = len(finding.rows) - len(finding.places[:most])
+    more = len(finding.rows) - len(finding.examples[:most])
     return f"{shown} and {more:,} more" if more > 0 else shown
 
 

@@ -50,6 +50,8 @@ class CheckSettings:
     """A folder with the files of ARC, HellaSwag, MMLU or TruthfulQA: look for their questions."""
     near_duplicates: bool = False
     """Look for prompts that are nearly equal (MinHash): about 1 ms and 3 KB per row."""
+    show: int = 0
+    """Also show this many pairs, the first ones, as they are trained on: their token ids, decoded."""
     json: bool = False
     """Print the report as JSON instead of a table."""
     html: str | None = None
@@ -65,6 +67,9 @@ class CheckSettings:
         within(problems, "min_margin", self.min_margin, 0)
         within(problems, "max_rows", self.max_rows, 1)
         within(problems, "token_sample", self.token_sample, 0)
+        within(problems, "show", self.show, 0)
+        if self.show > 0 and not self.model_name_or_path:
+            problems.append("--show needs --model_name_or_path: the tokenizer decides what is trained on.")
         within(problems, "max_prompt_length", self.max_prompt_length, 1)
         within(problems, "max_length", self.max_length, 2)
         if self.max_prompt_length >= self.max_length:
@@ -94,11 +99,12 @@ COMMAND = Command(
     groups=(CheckSettings,),
     common=(
         "dataset_name", "model_name_or_path", "max_length", "max_prompt_length", "split", "max_rows", "token_sample",
-        "eval_data", "near_duplicates", "pair_rule", "min_margin", "json", "html", "fix",
+        "eval_data", "near_duplicates", "pair_rule", "min_margin", "show", "json", "html", "fix",
     ),
     examples=(
         "preftree check pairs.jsonl",
         "preftree check pairs.jsonl --model smollm2 --html report.html",
+        "preftree check pairs.jsonl --model smollm2 --show 3",
         "preftree check pairs.jsonl --fix cleaned.jsonl",
     ),
 )  # fmt: skip

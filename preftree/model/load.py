@@ -74,6 +74,14 @@ def resolve(name: str) -> ModelSource:
     return ModelSource(name, name, None, f"{name} from the hub")
 
 
+def resolve_tokenizer(name: str) -> ModelSource:
+    """`resolve` for a use that needs no weights: a folder with a tokenizer alone will do."""
+    folder = Path(name)
+    if folder.is_dir() and any((folder / file).exists() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return ModelSource(name, name, None, f"folder {name}")
+    return resolve(name)
+
+
 def _local(name: str, folder: Path) -> ModelSource:
     if (folder / "adapter_config.json").exists():
         raise ModelError(

@@ -39,7 +39,8 @@ def test_exit_codes_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ]
     WRITERS[".jsonl"](tmp_path / "good.jsonl", good)
     assert main([str(tmp_path / "good.jsonl")]) == 0
-    assert "Nothing was found." in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Nothing was found in the texts. Tokens and the chat template were not looked at" in said
     WRITERS[".jsonl"](tmp_path / "bad.jsonl", ROWS)
     assert main([str(tmp_path / "bad.jsonl")]) == 1
     assert "would spoil training" in capsys.readouterr().out
@@ -66,6 +67,7 @@ def test_json_is_json_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFix
         "sampled": None,
         "rows": ["bad.jsonl:4"],
         "rows_in_all": 1,
+        "examples": [{"row": "bad.jsonl:4", "text": "Why?"}],
     }
 
 

@@ -24,6 +24,7 @@ from scripts.demo_data import build as build_module
 from scripts.demo_data.build import main
 from scripts.demo_data.kinds import KINDS, make_examples
 from scripts.demo_data.kinds.pools import CATEGORIES, ECHO_SENTENCES, OPPOSITES, PHRASE_PARTS, SORT_WORDS, TOPICS
+from scripts.demo_data.near_miss import balanced, near_miss
 from tests.support import tiny
 
 ROWS = {split: read_split(split) for split in SPLITS}
@@ -99,6 +100,28 @@ def test_prompts_of_any_seed_are_distinct_and_their_chosen_answers_pass(split: S
     assert not any(re.search(r"[{}]", e.question) for e in examples if e.kind != "json")
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_near_miss_is_wrong_and_no_longer_than_the_right_answer(split: Split) -> None:
+    examples = make_examples(split, 28 if split == "train" else 6, seed=0)
+    misses = [(example, near_miss(example)) for example in examples]
+    for example, miss in misses:
+        assert len(miss) <= len(example.chosen)
+        assert not passes(example.check, miss)
+    assert sum(bool(miss) for _, miss in misses) > 0.85 * len(misses)
+
+
+def test_near_misses_take_the_place_of_as_many_longer_answers_as_it_takes() -> None:
+    examples = make_examples("train", 28, seed=0)
+    sampled = [example.chosen + " and more" for example in examples]
+    rejected = balanced(examples, sampled)
+    shorter = sum(len(text) < len(e.chosen) for e, text in zip(examples, rejected, strict=True))
+    longer = sum(len(text) > len(e.chosen) for e, text in zip(examples, rejected, strict=True))
+    assert abs(shorter - longer) <= 0.05 * len(examples)
+    assert {text for text in rejected if text not in sampled} <= {near_miss(example) for example in examples}
+    short = [example.chosen[:1] for example in examples]
+    assert balanced(examples, short) == short  # only answers that are too long are replaced
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 
@@ -143,7 +166,7 @@ def test_a_build_takes_answers_that_fail_their_check_and_goes_on(
     rows = build_module.build(None, tokenizer, tmp_path, recipe=recipe)
     for split in SPLITS:
         assert len(KINDS) <= len(rows[split]) <= 2 * len(KINDS)
-        assert {row["rejected"] for row in rows[split]} == {"No idea at all."}
+        assert "No idea at all." in {row["rejected"] for row in rows[split]}
         assert not any(passes(row["check"], row["rejected"]) for row in rows[split])
     assert 0.3 < sum("capital of Italy" in prompt for prompt in asked) / len(asked) < 0.7
     journal = (tmp_path / "train.jsonl").read_bytes()
@@ -174,7 +197,9 @@ def test_the_bundled_model_answers_alike_alone_and_in_a_batch(bundled: build_mod
 def test_the_shipped_rejected_answers_are_those_the_code_draws(bundled: build_module.TransformersEngine) -> None:
     """The three shortest. Rounding differs between processors, but hardly ever by enough to sample another token."""
     recipe, rows = build_module.Recipe(), sorted(ROWS["heldout"], key=lambda row: len(row["rejected"]))
-    shipped = {row["question"]: row["rejected"] for row in rows[:3]}
+    misses = {e.question: near_miss(e) for e in make_examples("heldout", recipe.per_kind["heldout"], seed=0)}
+    own = [row for row in rows if row["rejected"] != misses[row["question"]]]
+    shipped = {row["question"]: row["rejected"] for row in own[:3]}
     render = RenderTokens(bundled.chat)
     for number, example in enumerate(make_examples("heldout", recipe.per_kind["heldout"], seed=0)):
         if example.question in shipped:

@@ -13,7 +13,7 @@ from preftree.errors import RunError
 from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
 from preftree.model.generate import Answer, Sampling, answer_batch
-from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.model.load import load_model, load_tokenizer, resolve, resolve_tokenizer
 from preftree.prepare.generate import Unit
 from preftree.prepare.templates import chat_template
 
@@ -22,7 +22,7 @@ def make_chat(settings: PrepareSettings) -> Chat:
     """The tokenizer with its chat template that renders prompts and counts lengths."""
     generate, source = settings.generate, settings.source
     own = generate.tokenizer_name is None
-    place = resolve(generate.tokenizer_name or generate.model_name_or_path or "")
+    place = resolve_tokenizer(generate.tokenizer_name or generate.model_name_or_path or "")
     revision = {"revision": generate.model_revision} if own and place.gguf is None else {}
     tokenizer = load_tokenizer(place, **revision, cache_dir=source.cache_dir, token=source.auth)
     if generate.chat_template:
