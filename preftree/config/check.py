@@ -103,8 +103,7 @@ COMMAND = Command(
     ),
     examples=(
         "preftree check pairs.jsonl",
-        "preftree check pairs.jsonl --model smollm2 --html report.html",
-        "preftree check pairs.jsonl --model smollm2 --show 3",
+        "preftree check pairs.jsonl --model smollm2 --show 3 --html report.html",
         "preftree check pairs.jsonl --fix cleaned.jsonl",
     ),
 )  # fmt: skip
