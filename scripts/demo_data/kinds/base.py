@@ -78,5 +78,6 @@ def draw(kind: Kind, split: Split, count: int, seed: int) -> list[Example]:
         filled = kind.fill(split, rng)
         question = wording.format(**filled.slots)
         system = rng.choice(_SYSTEMS[split]) if rng.random() < _SYSTEM_SHARE else ""
-        examples.setdefault(question, Example(kind.name, system, question, filled.chosen, filled.check, filled.near_miss))
+        example = Example(kind.name, system, question, filled.chosen, filled.check, filled.near_miss)
+        examples.setdefault(question, example)
     raise ValueError(f"kind {kind.name!r} has fewer than {count} different {split} prompts; widen its pools")
