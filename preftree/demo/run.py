@@ -122,7 +122,7 @@ def _judge(
     console: Console, model: Any, tokenizer: Any, rows: list[dict[str, str]], pairs: list[EncodedPair]
 ) -> HeldoutResult:
     chat = Chat(tokenizer)
-    texts = [chat.prompt(chat.messages(row["system"], [Turn("user", row["question"])])) for row in rows]
+    texts = [chat.prompt(chat.messages(row["system"] or None, [Turn("user", row["question"])])) for row in rows]
     ids = chat.tokenize(texts)
     with attach(model) as scorer:  # for generation too: on a CPU its modules are faster while it is attached
         answers = [

@@ -16,7 +16,6 @@ from rich.console import Console
 from preftree import __version__
 from preftree.config.prepare import PrepareSettings
 from preftree.data.chat import Chat, Messages
-from preftree.data.record import Turn
 from preftree.data.sources import refuse_inside
 from preftree.errors import DataError
 from preftree.hardware.device import choose_device
@@ -29,7 +28,7 @@ from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
 from preftree.prepare.engines import make_engine
-from preftree.prepare.engines.local import RenderTokens, make_chat
+from preftree.prepare.engines.local import RenderTokens, make_chat, question_messages
 from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.generate import Generated, Prompt, Render, SamplingPlan, generate
 from preftree.prepare.journal import Journal
@@ -184,7 +183,7 @@ def _prompt(row: Selected, settings: PrepareSettings, chat: Chat) -> Prompt:
         messages = [{"role": "system", "content": row.system}] if row.system else []
         messages.append({"role": "user", "content": row.question})
     else:
-        messages = chat.messages(row.system, [Turn("user", row.question)])
+        messages = question_messages(chat, row.system, row.question)
     rules = {"max_similarity": settings.generate.max_similarity, "cut_answers": settings.generate.cut_answers}
     return Prompt(
         row.key,

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from preftree.benchmarks import BENCHMARKS
 from preftree.config.prepare import PrepareSettings, SelectSettings
 from preftree.data.chat import Chat
-from preftree.data.record import Turn
 from preftree.errors import DataError
 from preftree.io.atomic import atomic_file
 from preftree.io.jsonl import read_jsonl
+from preftree.prepare.engines.local import make_chat, question_messages
 from preftree.prepare.folder import damaged
 from preftree.prepare.scan import REPORT_EVERY, ReadProgress, Scan, Scanner, merge, no_progress, strata
 from preftree.prepare.source import Place, SourceRow, read_rows
@@ -151,7 +151,7 @@ class Examiner:
     tests: OverlapIndex
 
     def __call__(self, rows: Sequence[SourceRow]) -> list[tuple[str, int, int]]:
-        prompts = [self.chat.prompt(self.chat.messages(row.system, [Turn("user", row.question)])) for row in rows]
+        prompts = [self.chat.prompt(question_messages(self.chat, row.system, row.question)) for row in rows]
         ids = self.chat.tokenize({*prompts, *(row.response for row in rows)})
         lengths = [
             (len(self.chat.with_bos(ids[prompt])), len(ids[row.response]))
@@ -175,7 +175,6 @@ MakeExaminer = Callable[[], Examiner]
 
 def make_examiner(settings: PrepareSettings, tests: Sequence[BenchmarkQuestion]) -> Examiner:
     """An examiner with the tokenizer and the test questions."""
-    from preftree.prepare.engines.local import make_chat
 
     return Examiner(settings.select, make_chat(settings), OverlapIndex(tests))
 

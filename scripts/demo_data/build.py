@@ -116,7 +116,8 @@ def _prompt(key: str, row: int, example: Example, chat: Chat, rounds: int) -> Pr
     """
     turns = [Turn("user", example.question)]
     shown = [Turn(role, text) for pair in _TERSE for role, text in zip(("user", "assistant"), pair, strict=True)]
-    plain, terse = chat.messages(example.system, turns), chat.messages(example.system, shown + turns)
+    system = example.system or None
+    plain, terse = chat.messages(system, turns), chat.messages(system, shown + turns)
 
     def messages(number: int, attempt: int) -> Messages:
         return terse if (row % 2 == 1) != (attempt >= rounds // 2) else plain

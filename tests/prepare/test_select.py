@@ -29,7 +29,7 @@ from preftree.prepare.select import (
     benchmark_questions,
     select,
 )
-from preftree.prepare.source import NO_ANSWER, NO_QUESTION, UNREADABLE, find_places
+from preftree.prepare.source import NO_ANSWER, NO_QUESTION, UNREADABLE, SourceRow, find_places
 from preftree.prepare.workers import InProcess
 from preftree.text.overlap import OverlapIndex
 from tests.support import tiny
@@ -180,6 +180,15 @@ def test_how_many_candidates_are_read_at_once_does_not_matter(tmp_path: Path, mo
     several = chosen(place, num_samples=90, max_answer_length=9)
     monkeypatch.setattr("preftree.prepare.select._MARGIN", 100.0)
     assert chosen(place, num_samples=90, max_answer_length=9) == several
+
+
+def test_an_empty_system_column_is_no_system_message() -> None:
+    """As in training: the template's own default stands there, not an empty turn."""
+    template = "{% if messages[0]['role'] != 'system' %}w50 w51 w52 {% endif %}"
+    chat = Chat(tiny.word_tokenizer(template + "{% for m in messages %}{{ m['content'] + ' <eos> ' }}{% endfor %}"))
+    examine = Examiner(SelectSettings(num_samples=1), chat, OverlapIndex([]))
+    row = SourceRow("id", "", "w30 w31", "w32", "other", "unknown", "place")
+    assert examine([row]) == [("", 6, 1)]  # w50 w51 w52 w30 w31 <eos>
 
 
 def test_a_selection_is_read_back_as_it_was_written(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def bundled(smollm2_folder: Path) -> build_module.TransformersEngine:
 def test_the_bundled_model_answers_alike_alone_and_in_a_batch(bundled: build_module.TransformersEngine) -> None:
     model, chat = bundled.model, bundled.chat
     render = RenderTokens(chat)
-    asked = [("", "Echo the following sentence. Nobody saw the fox."), ("Be brief.", "Say yes.")]
+    asked = [(None, "Echo the following sentence. Nobody saw the fox."), ("Be brief.", "Say yes.")]
     ids = [render(chat.messages(system, [Turn("user", question)]))[0] for system, question in asked]
     batched = greedy_answers(model, chat.tokenizer, ids, 4, stops=[chat.terminator_id])
     alone = [greedy_answers(model, chat.tokenizer, [one], 4, stops=[chat.terminator_id])[0] for one in ids]

@@ -9,6 +9,7 @@ import torch
 
 from preftree.config.prepare import GenerateSettings, PrepareSettings
 from preftree.data.chat import Chat, Messages
+from preftree.data.record import Turn
 from preftree.errors import RunError
 from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
@@ -28,6 +29,11 @@ def make_chat(settings: PrepareSettings) -> Chat:
     if generate.chat_template:
         tokenizer.chat_template = chat_template(generate.chat_template)
     return Chat(tokenizer)
+
+
+def question_messages(chat: Chat, system: str, question: str) -> Messages:
+    """The conversation to be answered. As in training, an empty system column is no system message."""
+    return chat.messages(system or None, [Turn("user", question)])
 
 
 @dataclasses.dataclass(frozen=True)
