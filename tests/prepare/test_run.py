@@ -230,7 +230,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "--num_samples must be at least 1",
         "Did you mean transformers?",
         "Did you mean family?",
-        "--seeed is not a setting. Did you mean --seed",
+        "--seeed is not a setting of preftree prepare. Did you mean --seed",
         "--output_dir is missing",
     ):
         assert piece in said
