@@ -171,37 +171,38 @@ def forget_peak(device: str) -> None:
 
 def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
     """Two epochs: the reference is computed in the first and remembered in the second."""
-    from transformers import TrainingArguments
+    from rich.console import Console
 
-    from preftree.model.score import attach
-    from preftree.train.budget import choose_budget
-    from preftree.train.reference import Reference
-    from preftree.train.step import Objective
-    from preftree.train.trainer import PreferenceTrainer
+    from preftree.train.config import DPOConfig
+    from preftree.train.trainer import DPOTrainer
 
-    scorer = attach(model)
-    budget = choose_budget(scorer, pairs, device=device, checkpointing=False, asked=None)
     steps, watch = len(pairs) // STEP, clock(device)
-    trainer = PreferenceTrainer(
-        scorer,
-        TrainingArguments(
-            **arguments(folder, 2 * steps, device),
-            per_device_train_batch_size=STEP,
-            gradient_checkpointing=budget.checkpointing,
-        ),
-        train_pairs=pairs,
-        eval_pairs=[],
-        reference=Reference(scorer),
-        objective=Objective(),
-        budget=budget.tokens,
+    config = DPOConfig(
+        **arguments(folder, 2 * steps, device),
+        per_device_train_batch_size=STEP,
+        reference_cache=False,
+        max_length=None,
+        bf16=False,  # the weights say in what is computed
+    )
+    rows = [
+        {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
+        for p in pairs
+    ]
+    trainer = DPOTrainer(
+        model,
+        args=config,
+        train_dataset=rows,
+        processing_class=_tokenizer(model.config.vocab_size),
         callbacks=[watch],
+        console=Console(quiet=True),
     )
     trainer.train()
+    scorer = trainer.scorer
     return {
         "seconds": watch.seconds(1, steps),
         "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
-        "setting": f"{scorer.name}, forests of {budget.tokens} tokens"
-        f"{', activations recomputed' if budget.checkpointing else ''}",
+        "setting": f"{scorer.name}, forests of {trainer.step.budget} tokens"
+        f"{', activations recomputed' if trainer.args.activation_checkpointing else ''}",
         "attention": scorer.reason,
     }
 

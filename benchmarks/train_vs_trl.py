@@ -122,27 +122,16 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_preftree(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, pairs: list[Any]) -> list[float]:
-    from transformers import TrainingArguments
+    from rich.console import Console
 
-    from preftree.hardware.memory import keep_freed_memory, room_for
-    from preftree.model.score import attach
-    from preftree.train.budget import choose_budget
-    from preftree.train.reference import Reference
-    from preftree.train.step import Objective
-    from preftree.train.trainer import PreferenceTrainer
+    from preftree.hardware.memory import keep_freed_memory
+    from preftree.train.config import DPOConfig
+    from preftree.train.trainer import DPOTrainer
 
-    scorer = attach(peft, room=room_for(None))
     keep_freed_memory()  # as `preftree train` does
-    budget = choose_budget(scorer, pairs, device=args.device)
-    trainer = PreferenceTrainer(
-        scorer,
-        TrainingArguments(**_training(args, folder), per_device_train_batch_size=args.step),
-        train_pairs=pairs,
-        eval_pairs=[],
-        reference=Reference(scorer),
-        objective=Objective(),
-        budget=budget.tokens,
-    )
+    config = DPOConfig(**_training(args, folder), per_device_train_batch_size=args.step, reference_cache=False)
+    console = Console(quiet=True)
+    trainer = DPOTrainer(peft, args=config, train_dataset=pairs, processing_class=tokenizer, console=console)
     trainer.train()
     return _losses(trainer)
 

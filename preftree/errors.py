@@ -7,6 +7,7 @@
     ├── DeviceError          a device or a software stack that is asked for and not there
     └── RunError             an output folder that holds something else, a checkpoint that does not fit
 
+The first three are ValueErrors too, as scripts written for transformers expect.
 Every message says what happened, why, and what to do, naming the flag or the row. Bugs of our own are
 ordinary exceptions and keep their traceback.
 """
@@ -21,7 +22,7 @@ class PreftreeError(Exception):
     """Base of all errors that the user can mend."""
 
 
-class SettingsError(PreftreeError):
+class SettingsError(PreftreeError, ValueError):
     """A setting that cannot be used; `problems` lists all of them."""
 
     def __init__(self, *problems: str) -> None:
@@ -29,7 +30,7 @@ class SettingsError(PreftreeError):
         super().__init__(_join(self.problems))
 
 
-class DataError(PreftreeError):
+class DataError(PreftreeError, ValueError):
     """A data source that cannot be used; `problems` lists all of them, each with its file and row."""
 
     def __init__(self, *problems: str) -> None:
@@ -37,7 +38,7 @@ class DataError(PreftreeError):
         super().__init__(_join(self.problems))
 
 
-class ModelError(PreftreeError):
+class ModelError(PreftreeError, ValueError):
     """A model, tokenizer or adapter that cannot be loaded or does not fit."""
 
 

@@ -8,7 +8,7 @@ forest of any number of requests to be scored.
 from preftree.forest.forest import Forest, Segment, Shape, idle_forest, upload
 from preftree.forest.pack import pack
 from preftree.forest.pad import pad_forest
-from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shares_of_pairs
+from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shard_pairs
 from preftree.forest.stream import ScoreRequest, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
 
@@ -28,6 +28,6 @@ __all__ = [
     "idle_forest",
     "pack",
     "pad_forest",
-    "shares_of_pairs",
+    "shard_pairs",
     "upload",
 ]

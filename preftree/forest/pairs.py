@@ -52,9 +52,9 @@ def bundles_of_pairs(pairs: Sequence[Pair]) -> list[Bundle]:
     ]
 
 
-def shares_of_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[Pair]]:
-    """The pairs of one step for each of several ranks, each pair once, even in tree tokens (see `balance`)."""
+def shard_pairs(pairs: Sequence[Pair], ranks: int) -> list[list[int]]:
+    """The places in `pairs` that each of several ranks takes, each pair once, even in tree tokens (see `balance`)."""
     # With the chosen answer, which all pairs of a prompt share where the best answer is paired with each other one.
     shared = [(*p.prompt_ids, *p.chosen_ids) for p in pairs]
     sizes = [len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    return [[pairs[i] for i in share] for share in balance(shared, sizes, ranks)]
+    return balance(shared, sizes, ranks)

@@ -1,4 +1,4 @@
-"""transformers' TrainingArguments from the settings of a run; making them starts the ranks."""
+"""The trainer's configuration from the command's settings; making it starts the ranks."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import dataclasses
 import os
 from typing import Any
 
-from transformers import TrainingArguments
-
 from preftree.config.train import TrainSettings
 from preftree.distributed.gaudi import require_gaudi
 from preftree.distributed.start import start_ranks
 from preftree.errors import SettingsError
 from preftree.hardware.device import choose_device
+from preftree.train.config import DPOConfig
 
 
-def start_arguments(train: TrainSettings) -> TrainingArguments:
-    """The arguments of transformers' Trainer. With several ranks this waits for all and starts their process group.
+def start_arguments(train: TrainSettings, **more: Any) -> DPOConfig:
+    """The trainer's configuration. With several ranks this waits for all and starts their process group.
+
+    Args:
+        more: fields of `DPOConfig` that are in none of the training settings.
 
     Raises:
         SettingsError: transformers refuses a value.
         DeviceError: the device is not there, or ranks did not come.
     """
-    values = _values(train)
-    return start_ranks(lambda: _made(values), timeout=train.ddp_timeout, world_size=lambda made: made.world_size)
+    values = {**_values(train), **more}
+    made = start_ranks(lambda: _made(values), timeout=train.ddp_timeout, world_size=lambda args: args.world_size)
+    made.sharding = train.sharding
+    return made
 
 
 def _values(train: TrainSettings) -> dict[str, Any]:
-    names = {item.name for item in dataclasses.fields(TrainingArguments) if item.init}
+    names = {item.name for item in dataclasses.fields(DPOConfig) if item.init}
     values = {name: value for name, value in train.as_dict().items() if name in names}
     values |= {"fsdp": None, "fsdp_config": None, "deepspeed": None}  # else Trainer would shard by its own plugins
     # Under its new name only: the old one brings a warning.
@@ -46,8 +50,10 @@ def _values(train: TrainSettings) -> dict[str, Any]:
     return values
 
 
-def _made(values: dict[str, Any]) -> TrainingArguments:
+def _made(values: dict[str, Any]) -> DPOConfig:
     try:
-        return TrainingArguments(**values)
+        return DPOConfig(**values)
+    except SettingsError:
+        raise
     except (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError) as error:
         raise SettingsError(f"transformers refuses the training flags: {error}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -41,10 +41,9 @@ class Budget:
 
 
 def choose_budget(
-    scorer: Scorer,
-    pairs: Sequence[Pair],
+    policy: Scorer,
     *,
-    device: str,
+    largest: int,
     checkpointing: bool = False,
     asked: int | None = None,
     max_memory: int | None = None,
@@ -52,8 +51,8 @@ def choose_budget(
     """How large a forest may be, from what a token of this model keeps (measured) and the memory there is.
 
     Args:
-        scorer: of the model with its adapter.
-        pairs: only say how large the largest single pair is, which cannot be cut.
+        policy: of the model with its adapter.
+        largest: tokens of the largest single pair, which cannot be cut.
         checkpointing: recompute activations in any case; without it that is done where the largest pair needs it.
         asked: tokens that the user asked for.
         max_memory: bytes that the process may take in all, None for what is free.
@@ -63,10 +62,9 @@ def choose_budget(
     """
     if asked is not None:
         return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
-    largest = max(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    model = scorer.causal
-    free, word = _room(device, max_memory, promised_bytes(model))
-    kept = kept_bytes(scorer)
+    model, device = policy.causal, str(policy.causal.device)
+    free, word = _room(device, max_memory, promised_bytes(model) + training_bytes(policy.model))
+    kept = kept_bytes(policy)
     layers = int(model.config.get_text_config().num_hidden_layers)
     plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
     why = ""
@@ -118,7 +116,7 @@ def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Cho
     what they need then, so that tokens are what runs out first; the largest single pair always fits.
     """
     answers = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
-    whole = [len(p.prompt_ids) + n for p, n in zip(pairs, answers, strict=True)]
+    whole = [pair_size(p) for p in pairs]
     step = pairs_per_step * sum(whole) / len(pairs)
     even = 1.1 * step / math.ceil(step / budget)
     tokens = _rounded(max(min(budget, even), *whole))
@@ -132,21 +130,31 @@ def _rounded(count: float, multiple: int = 128) -> int:
     return math.ceil(count / multiple) * multiple
 
 
-def kept_bytes(scorer: Scorer) -> float:
+def pair_size(pair: Pair) -> int:
+    """Tokens of a pair as a tree of its own."""
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
+
+
+def training_bytes(model: nn.Module) -> int:
+    """Bytes that gradients and Adam's two moments of the trained weights are going to take."""
+    return sum(3 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+
+
+def kept_bytes(policy: Scorer) -> float:
     """Bytes that a token's activations take until the backward pass, found by scoring a small forest.
 
     A model whose weights are sharded gathers them for the pass, so there the difference of two forests
     counts, which holds no weights.
     """
     tokens = 192
-    kept = _kept_of_forest(scorer, tokens)
-    if any(isinstance(parameter, DTensor) for parameter in scorer.causal.parameters()):
-        return (kept - _kept_of_forest(scorer, tokens // 2)) / (tokens // 2)
+    kept = _kept_of_forest(policy, tokens)
+    if any(isinstance(parameter, DTensor) for parameter in policy.causal.parameters()):
+        return (kept - _kept_of_forest(policy, tokens // 2)) / (tokens // 2)
     return kept / tokens
 
 
-def _kept_of_forest(scorer: Scorer, tokens: int) -> int:
-    model = scorer.causal
+def _kept_of_forest(policy: Scorer, tokens: int) -> int:
+    model = policy.causal
     vocabulary = model.config.get_text_config().vocab_size
     ids = (torch.arange(tokens) % vocabulary).tolist()
     forest = Forest.of([Bundle(tuple(ids[: tokens // 3]), (tuple(ids[tokens // 3 :]),), (0,))], device=model.device)
@@ -163,7 +171,7 @@ def _kept_of_forest(scorer: Scorer, tokens: int) -> int:
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        scores = leaf_logprobs(scorer, forest)  # held, so that no two storages have one address
+        scores = leaf_logprobs(policy, forest)  # held, so that no two storages have one address
     del scores
     return sum(found.values())
 

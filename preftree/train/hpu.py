@@ -15,9 +15,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from preftree.config.train import TrainSettings
 from preftree.errors import DeviceError
 from preftree.hardware.device import Choice
+from preftree.train.config import DPOConfig
 
 
 class StepHook(TrainerCallback):
@@ -50,7 +50,7 @@ class StepHook(TrainerCallback):
         self.after_backward()
 
 
-def step_hook(train: TrainSettings, device: str) -> StepHook:
+def step_hook(train: DPOConfig, device: str) -> StepHook:
     """The hook for these settings on this device.
 
     Raises DeviceError when lazy mode is asked for and the Gaudi stack cannot be imported.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from preftree.forest import Forest
 from preftree.train.losses import PairLogps
+from preftree.train.objective import Objective
 
 NAMES = (
     "loss",
@@ -36,12 +37,12 @@ class PairMeter:
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         return cls(total=torch.zeros(len(NAMES), dtype=dtype, device=device))
 
-    def add(self, logps: PairLogps, losses_P: Tensor, beta: float) -> None:
-        """The pairs of one forest: losses, implicit rewards β·log π/r, and log-probs.
+    def add(self, logps: PairLogps, losses_P: Tensor, objective: Objective) -> None:
+        """The pairs of one forest: losses, implicit rewards, and log-probs.
 
         Padding adds zeros only.
         """
-        chosen_P, rejected_P = beta * logps.chosen_ratio_P.detach(), beta * logps.rejected_ratio_P.detach()
+        chosen_P, rejected_P = (reward_P.detach() for reward_P in objective.rewards(logps))
         columns = (
             losses_P.detach(),
             chosen_P,

@@ -1,4 +1,4 @@
-"""The reference: the same model with the adapter switched off, its log-probs computed once for each answer.
+"""Reference log-probs, computed once for each answer by whatever model the reference is (see `reference_models`).
 
 Kept per token and in float32, under a hash of the token ids, so that an answer seen in an earlier epoch, in
 evaluation, in another run or under another row is not computed again. Each rank computes what is missing in its
@@ -11,17 +11,17 @@ disagrees is discarded as a whole.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 
 from preftree.distributed.ranks import Ranks
-from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest, idle_forest, upload
-from preftree.model.score import LeafLogprobs, Scorer, evaluating, leaf_logprobs
+from preftree.model.score import LeafLogprobs
+from preftree.train.reference_models import ReferenceModel
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
 
 
@@ -29,27 +29,20 @@ class Reference:
     """Reference log-probs of forests, remembered by content.
 
     Args:
-        scorer: of a PEFT model. Adapter-off is the reference only while nothing but the adapter is trained.
+        model: what computes them.
         store: where they are kept on disk; None keeps them in memory.
         ranks: the processes that share the work.
-
-    Raises:
-        ModelError: the base model's own weights are trained too.
+        autocast: context of every pass, the policy's own.
     """
 
-    def __init__(self, scorer: Scorer, store: LogprobStore | None = None, ranks: Ranks | None = None) -> None:
-        model: PeftModel = scorer.model  # type: ignore[assignment]
-        foreign = [
-            name
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ".lora_" not in name and ".modules_to_save." not in name
-        ]
-        if foreign:
-            raise ModelError(
-                f"the reference is the model without its adapter, but {len(foreign)} other weights are "
-                f"trained too (first: {foreign[0]}), so switching the adapter off is not the starting model"
-            )
-        self.scorer, self.model = scorer, model
+    def __init__(
+        self,
+        model: ReferenceModel,
+        store: LogprobStore | None = None,
+        ranks: Ranks | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
+        self.model, self.autocast = model, autocast
         self.store = store
         self.ranks = ranks or Ranks()
         self.hits = 0
@@ -64,7 +57,7 @@ class Reference:
         """
         self._verify(forests)
         new: dict[bytes, Tensor] = {}
-        missing = []
+        missing: list[tuple[list[bytes], Forest]] = []
         for forest in forests:
             keys = _keys(forest)
             unknown = [key for key in keys if key not in self._known]
@@ -96,6 +89,10 @@ class Reference:
         """The same for a forest that went through `fill`."""
         padding = torch.zeros(len(forest.target_S) - sum(forest.leaf_lengths))
         return upload(torch.cat([*(self._known[key] for key in _keys(forest)), padding]), forest.device)
+
+    def forget(self) -> None:
+        """The reference has changed: what it computed is no longer true."""
+        self._known.clear()
 
     def flush(self) -> None:
         """Put what was computed on disk."""
@@ -144,8 +141,8 @@ class Reference:
                 self.store.add(key, token_S)
 
     def _compute(self, forest: Forest) -> LeafLogprobs:
-        with evaluating(self.model), self.model.disable_adapter():
-            return leaf_logprobs(self.scorer, forest)
+        with self.autocast():
+            return self.model(forest)
 
 
 #: Mean difference per token, in nats, that two ways of computing an answer may have. Where more is wrong than rounding

@@ -1,49 +1,235 @@
-"""The losses of one forest of pairs: policy, reference, loss, in the order of the pairs."""
+"""One optimizer step: its pairs sharded over the ranks and cut into forests, their losses and gradients.
+
+Every pair's loss is divided by the number of pairs of the *step* on all ranks, so that no way of cutting changes the
+objective. A loss that couples the pairs of a step is a function of all their log-probs, so it takes two passes: the
+first without gradients for the log-probs of the whole step, from which the loss gives d loss / d log-prob of every
+answer; the second brings these into each forest's backward pass.
+
+Shape suffixes: S scored tokens, L leaves, P pairs.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
-from preftree.forest import Forest, upload
+from preftree.distributed.ranks import Ranks
+from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shard_pairs, upload
 from preftree.model.score import LeafLogprobs, Scorer, leaf_logprobs
-from preftree.train.losses import LOSSES, PairLogps
+from preftree.train.losses import PairLogps, join
+from preftree.train.metrics import PairMeter, SpeedMeter
+from preftree.train.objective import Objective
 from preftree.train.reference import Reference
+
+#: Columns of `PairLogps` that a loss has gradients for, where they are there.
+_DIFFERENTIATED = ("chosen_P", "rejected_P", "full_chosen_P", "full_rejected_P")
+#: Those that ranks exchange for a loss that couples pairs.
+_EXCHANGED = (
+    *_DIFFERENTIATED, "ref_chosen_P", "ref_rejected_P", "chosen_length_P", "rejected_length_P", "importance_P",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Objective:
-    """Which loss, with what constants."""
+class StepPlan:
+    """One rank's part of a step.
 
-    loss_type: str = "sigmoid"
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-
-    def losses(self, logps: PairLogps) -> Tensor:
-        """One loss per pair, (P,); 0 for padding."""
-        losses_P = LOSSES[self.loss_type](logps, self.beta, self.label_smoothing)
-        return losses_P if logps.weight_P is None else losses_P * logps.weight_P
-
-
-def forest_losses(
-    scorer: Scorer, forest: Forest, reference: Reference, objective: Objective
-) -> tuple[Tensor, PairLogps]:
-    """Losses (P,) and log-probs of the pairs of a forest from `forests_of_pairs`, differentiable.
-
-    The reference has been filled in for this forest (`Reference.fill`): a step does that for all its forests
-    before the first of them keeps activations for its backward pass.
+    Args:
+        forests: of this rank's pairs.
+        places: of each forest's pairs among the pairs of the step.
+        pairs: of the step, on all ranks.
+        mean_chosen_length: over all pairs of the step.
+        dummy_passes: passes that keep collectives in step with ranks that have more forests.
+        speed: counts of all ranks.
     """
-    logps = pair_logps(leaf_logprobs(scorer, forest), reference.known(forest))
-    return objective.losses(logps), logps
+
+    forests: list[Forest]
+    places: list[list[int]]
+    pairs: int
+    mean_chosen_length: float
+    dummy_passes: int
+    speed: SpeedMeter
 
 
-def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
+@dataclass
+class StepResult:
+    """What a step found out: the mean loss over its pairs and the metrics, after `Step.exchange` of all ranks."""
+
+    loss: Tensor
+    meter: PairMeter
+    speed: SpeedMeter = field(default_factory=SpeedMeter)
+
+
+@dataclass
+class Step:
+    """How steps are computed.
+
+    Args:
+        policy: scores the model that is trained.
+        reference: log-probs of the reference; None where the loss needs none.
+        objective: losses with their constants.
+        ranks: the processes that train together.
+        budget: maximum tokens per forest.
+        device: forests are planted on it.
+        shape: all forests are padded to it; None pads none.
+        autocast: context of every pass through the policy.
+    """
+
+    policy: Scorer
+    reference: Reference | None
+    objective: Objective
+    ranks: Ranks
+    budget: int
+    device: torch.device
+    shape: Shape | None = None
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+
+    def plan(self, pairs: Sequence[Pair]) -> StepPlan:
+        """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
+        mine = shard_pairs(pairs, self.ranks.count)[self.ranks.index]
+        forests = self.forests([pairs[place] for place in mine])
+        counts = SpeedMeter()
+        for forest in forests:
+            counts.add(forest)
+        if self.reference is not None:
+            for forest in self.reference.fill(forests):
+                counts.add_reference(forest)
+        everyones = self.ranks.gather(counts.counts())
+        most = max(SpeedMeter(*row).forests for row in everyones) if self.ranks.lockstep else 0
+        return StepPlan(
+            forests,
+            [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests],
+            len(pairs),
+            sum(len(pair.chosen_ids) for pair in pairs) / len(pairs),
+            max(0, most - len(forests)),
+            SpeedMeter.of_ranks(everyones),
+        )
+
+    def forests(self, pairs: Sequence[Pair]) -> list[Forest]:
+        """The forests of some pairs; pair i has the leaves 2i and 2i + 1."""
+        return forests_of_pairs(pairs, self.budget, self.device, self.shape)
+
+    def gradients(
+        self, pairs: Sequence[Pair], backward: Callable[[Tensor], object], after_backward: Callable[[], object]
+    ) -> StepResult:
+        """Add the gradient of the mean loss over `pairs` to this rank's; the result is this rank's part.
+
+        Args:
+            backward: of a scalar; a scaler may scale it.
+            after_backward: called after each backward pass.
+        """
+        plan = self.plan(pairs)
+        result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
+        for logps, losses_P, surrogate in self._coupled(plan) if self._is_coupled(plan) else self._separate(plan):
+            backward(surrogate)
+            after_backward()
+            result.loss += (losses_P.detach().sum() / plan.pairs).to(result.loss.dtype)
+            result.meter.add(logps, losses_P, self.objective)
+        for _ in range(plan.dummy_passes):
+            backward(0 * self._dummy_pass().token_S.sum())
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, pairs: Sequence[Pair]) -> StepResult:
+        """Losses and metrics of `pairs`, this rank's part, without gradients."""
+        plan = self.plan(pairs)
+        result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
+        parts = [self.pair_logps(forest, plan) for forest in plan.forests]
+        losses = [self.objective.losses(part) for part in parts]
+        if self.objective.coupled:
+            losses = self._coupled_losses(plan, parts)[1]
+        for part, losses_P in zip(parts, losses, strict=True):
+            result.loss += losses_P.sum() / plan.pairs
+            result.meter.add(part, losses_P, self.objective)
+        for _ in range(plan.dummy_passes):
+            self._dummy_pass()
+        return result
+
+    def pair_logps(self, forest: Forest, plan: StepPlan) -> PairLogps:
+        """Log-probs of a forest's pairs under policy and reference, differentiable."""
+        with self.autocast():
+            scores = leaf_logprobs(self.policy, forest)
+        reference_S = self.reference.known(forest) if self.reference is not None else None
+        logps = pair_logps(scores, reference_S, self.objective.ld_alpha)
+        return replace(logps, mean_chosen_length=plan.mean_chosen_length)
+
+    def _separate(self, plan: StepPlan) -> Iterator[tuple[PairLogps, Tensor, Tensor]]:
+        """Forest by forest: log-probs, losses, and what its backward pass starts from."""
+        for forest in plan.forests:
+            logps = self.pair_logps(forest, plan)
+            losses_P = self.objective.losses(logps)
+            yield logps, losses_P, losses_P.sum() / plan.pairs
+
+    def _is_coupled(self, plan: StepPlan) -> bool:
+        """Two passes are needed unless one forest holds all pairs."""
+        return self.objective.coupled and not (self.ranks.count == 1 and len(plan.forests) == 1)
+
+    def _coupled(self, plan: StepPlan) -> Iterator[tuple[PairLogps, Tensor, Tensor]]:
+        """The same for a loss of the whole step; dropout draws the same masks in both passes."""
+        state = _rng_state(self.device)
+        with torch.no_grad():
+            parts = [self.pair_logps(forest, plan) for forest in plan.forests]
+            for _ in range(plan.dummy_passes):
+                self._dummy_pass()
+        slopes, losses = self._coupled_losses(plan, parts)
+        _set_rng_state(state, self.device)
+        for forest, slope, losses_P in zip(plan.forests, slopes, losses, strict=True):
+            logps = self.pair_logps(forest, plan)
+            yield logps, losses_P, sum((getattr(logps, name)[: logps.pairs] * slope[name]).sum() for name in slope)
+
+    def _coupled_losses(
+        self, plan: StepPlan, parts: Sequence[PairLogps]
+    ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """d mean loss / d log-prob of each forest's answers, by column, and each forest's share of the losses.
+
+        Args:
+            parts: this rank's log-probs, without gradients.
+        """
+        everything = self._gathered(plan, parts)
+        columns = {name: getattr(everything, name) for name in self._columns(_DIFFERENTIATED)}
+        columns = {name: column_P.detach().requires_grad_() for name, column_P in columns.items()}
+        with torch.enable_grad():
+            losses_P = self.objective.losses(replace(everything, **columns))
+            grads = torch.autograd.grad(losses_P.sum() / plan.pairs, list(columns.values()), materialize_grads=True)
+        places = [upload(places, self.device) for places in plan.places]
+        slopes = [{name: grad_P[place_P] for name, grad_P in zip(columns, grads, strict=True)} for place_P in places]
+        return slopes, [losses_P.detach()[place_P] for place_P in places]
+
+    def _gathered(self, plan: StepPlan, parts: Sequence[PairLogps]) -> PairLogps:
+        """The log-probs of all pairs of the step, in its order: each rank brings its own, the rest is zeros."""
+        names = self._columns(_EXCHANGED)
+        wide = torch.float64 if self.device.type == "cpu" else torch.float32
+        table = torch.zeros(len(names), plan.pairs, dtype=wide, device=self.device)
+        if parts:
+            mine = join(list(parts))
+            place_P = upload([place for places in plan.places for place in places], self.device)
+            table[:, place_P] = torch.stack([getattr(mine, name).detach().to(wide) for name in names])
+        self.ranks.add_up([table])
+        columns = dict(zip(names, table.unbind(0), strict=True))
+        return PairLogps(**columns, mean_chosen_length=plan.mean_chosen_length)  # type: ignore[arg-type]
+
+    def _columns(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that the objective's log-probs have."""
+        absent = set() if self.objective.use_weighting else {"importance_P"}
+        if self.objective.ld_alpha is None:
+            absent |= {"full_chosen_P", "full_rejected_P"}
+        return [name for name in names if name not in absent]
+
+    def _dummy_pass(self) -> LeafLogprobs:
+        with self.autocast():
+            return leaf_logprobs(self.policy, idle_forest(self.device))
+
+
+def pair_logps(policy: LeafLogprobs, reference_S: Tensor | None, ld_alpha: float | None = None) -> PairLogps:
     """Chosen and rejected side by side, pairs in the order of their number.
 
     Args:
         policy: scores of a forest from `forests_of_pairs`.
-        reference_S: the reference's log-probs of the same tokens.
+        reference_S: the reference's log-probs of the same tokens; None for zeros.
+        ld_alpha: see `Objective`.
     """
     forest, device = policy.forest, policy.token_S.device
     names = len(forest.leaf_ids)
@@ -54,8 +240,18 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
     lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * padding
     order += range(names, names + padding)
     order_N, length_N = upload([*order, *lengths], device).split(len(order))
-    policy_N = policy.sum_L.index_select(0, order_N)
-    reference_N = forest.sum_by_leaf(reference_S).index_select(0, order_N)
+
+    def by_answer(value_S: Tensor) -> Tensor:
+        return forest.sum_by_leaf(value_S).index_select(0, order_N)
+
+    def weighed(sum_N: Tensor, value_S: Tensor) -> Tensor:
+        return sum_N if ld_alpha is None else ld_alpha * sum_N + (1 - ld_alpha) * _shared_sum(forest, value_S, order)
+
+    full_N = by_answer(policy.token_S)
+    policy_N = weighed(full_N, policy.token_S)
+    reference_N = torch.zeros_like(policy_N).detach()
+    if reference_S is not None:
+        reference_N = weighed(by_answer(reference_S), reference_S)
     real, weight_P = None, None
     if forest.shape is not None:
         real = names // 2
@@ -69,4 +265,35 @@ def pair_logps(policy: LeafLogprobs, reference_S: Tensor) -> PairLogps:
         rejected_length_P=length_N[1::2],
         weight_P=weight_P,
         real=real,
+        full_chosen_P=None if ld_alpha is None else full_N[0::2],
+        full_rejected_P=None if ld_alpha is None else full_N[1::2],
     )
+
+
+def _shared_sum(forest: Forest, value_S: Tensor, order: Sequence[int]) -> Tensor:
+    """The sum over each answer's first tokens, as many as the shorter answer of its pair has, (answers,)."""
+    starts, begin = [], 0
+    for length in forest.leaf_lengths:
+        starts.append(begin)
+        begin += length
+    rows: list[int] = []
+    owners: list[int] = []
+    for answer, leaf in enumerate(order):
+        if leaf >= len(starts):  # padding
+            continue
+        shared = min(forest.leaf_lengths[order[answer - answer % 2 + side]] for side in (0, 1))
+        rows += range(starts[leaf], starts[leaf] + shared)
+        owners += [answer] * shared
+    index, owner = upload([*rows, *owners], value_S.device).split(len(rows))
+    return value_S.new_zeros(len(order)).index_add(0, owner, value_S.index_select(0, index))
+
+
+def _rng_state(device: torch.device) -> list[Tensor]:
+    states = [torch.get_rng_state()]
+    return states if device.type == "cpu" else [*states, torch.get_device_module(device).get_rng_state(device)]
+
+
+def _set_rng_state(states: Sequence[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[1], device)

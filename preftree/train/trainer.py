@@ -1,216 +1,308 @@
-"""transformers' Trainer with one change of unit: a dataloader batch is an optimizer step.
+"""The trainer: transformers' Trainer with one change of unit, a dataloader batch is an optimizer step.
 
-Trainer brings the loop, schedules, checkpoints, trackers and devices. What is ours is inside a step: the
-batch of pairs is sharded over the ranks and cut into forests, each forest's loss is divided by the number of
-pairs of the *step* on all ranks and its gradient added up, so that no way of cutting changes the objective.
+Trainer brings the loop, schedules, checkpoints, trackers and devices. What is ours is inside a step (`step`), what it
+compares with (`reference`) and what it trains on (`dataset`). The command and scripts both use this class.
 """
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.data_loader import prepare_data_loader
+from peft import PeftConfig, PeftModel
+from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import DataLoader, Sampler
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    ProcessorMixin,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
-from preftree.distributed.ranks import Ranks
-from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shares_of_pairs
-from preftree.model.score import Scorer, leaf_logprobs
+from preftree.hardware.device import gemm_peak
+from preftree.io.console import sayer
+from preftree.model.cpu.linear import product_with
+from preftree.train import setup
+from preftree.train.config import DPOConfig
+from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset
 from preftree.train.flops import ModelFlops
-from preftree.train.hpu import StepHook
+from preftree.train.live import LiveLine
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
-from preftree.train.reference import Reference
-from preftree.train.step import Objective, forest_losses
+from preftree.train.outputs import Predictions, save, write_card
+from preftree.train.precompute import precompute
+from preftree.train.reference_models import MoveReference, SecondModel
+from preftree.train.step import StepResult
+
+Prepared = PairDataset | StreamedPairs
+#: Methods of TRL's trainers that scripts override, and Trainer's own that a step does not call.
+_NOT_CALLED = (
+    "compute_loss", "_compute_loss", "get_batch_loss_metrics", "concatenated_forward", "dpo_loss", "prediction_step",
+)  # fmt: skip
 
 
-class PairDataset(Dataset[Pair]):
-    """Encoded pairs in memory, as torch's samplers want them."""
+class DPOTrainer(Trainer):
+    """Trains a causal language model on preference pairs, every prompt computed once.
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> Pair:
-        return self.pairs[index]
-
-
-def collate(pairs: list[Pair]) -> dict[str, list[Pair]]:
-    """A batch stays a list of pairs; forests are planted in the step, where the budget is known."""
-    return {"pairs": pairs}
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One rank's part of a step: its forests, dummy passes that keep collectives in step, and all ranks' counts."""
-
-    forests: list[Forest]
-    dummy_passes: int
-    speed: SpeedMeter
-
-
-class PreferenceTrainer(Trainer):
-    """Trains a PEFT model on pairs.
+    The arguments are those of TRL's trainer of the same name (docs/from-trl.md says what differs).
 
     Args:
-        scorer: of the PEFT model to train.
-        args: training arguments as the user gave them; batch size × accumulation become one batch.
-        train_pairs, eval_pairs: encoded pairs.
-        reference: log-probs of the model before training.
-        objective: loss and constants.
-        budget: most tokens of a forest.
-        shape: pad all forests to this one; None pads none.
-        ranks: the processes that train together; by default those of the process group.
-        tokenizer: saved beside the adapter.
-        live_metrics: updated at each step, for a live line.
-        hook: what a step adds for its device.
-        optimizer: class and arguments, where it is not the one that `args` name.
-        flops: the FLOPs that MFU is computed from; without them it is not logged.
-        by_prompt: keep the pairs of a prompt together (see `order`).
+        model: name or folder of a model, a model, or a PEFT model.
+        ref_model: the reference model; by default the model before training.
+        args: settings; by default those of `DPOConfig`.
+        data_collator: refused, batches are forests.
+        train_dataset: preference pairs: a `datasets.Dataset` or `IterableDataset`, a list of rows, or what
+            `load_pairs` returns.
+        eval_dataset: the same, or several by name.
+        processing_class: the tokenizer; by default the model's own.
+        compute_metrics: of the evaluation's logits, which cost a forward pass of padded sequences.
+        callbacks: beside Trainer's own.
+        optimizers: optimizer and schedule, by default those that `args` name.
+        quantization_config: for a model that is loaded by its name.
+        peft_config: of a new adapter.
+        optimizer_cls_and_kwargs: class and arguments of the optimizer.
+        preprocess_logits_for_metrics: of the logits that `compute_metrics` gets.
+        console: where automatic choices are explained and the live line is shown; `Console(quiet=True)` for nowhere.
+
+    Raises:
+        PreftreeError: anything of the above that cannot be used, before anything is computed.
     """
+
+    _tag_names = ("preftree", "dpo", "trl")
 
     def __init__(
         self,
-        scorer: Scorer,
-        args: TrainingArguments,
-        *,
-        train_pairs: Sequence[Pair],
-        eval_pairs: Sequence[Pair],
-        reference: Reference,
-        objective: Objective,
-        budget: int,
-        shape: Shape | None = None,
-        ranks: Ranks | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        live_metrics: LiveMetrics | None = None,
-        flops: ModelFlops | None = None,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        args: DPOConfig | None = None,
+        data_collator: None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        hook: StepHook | None = None,
-        optimizer: tuple[Any, dict[str, Any]] | None = None,
-        by_prompt: bool = False,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: PeftConfig | None = None,
+        *,
+        optimizer_cls_and_kwargs: tuple[type, dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        console: Console | None = None,
     ) -> None:
-        self.scorer = scorer
-        self.reference, self.objective, self.budget, self.shape = reference, objective, budget, shape
-        self.ranks = ranks or reference.ranks
-        self.since_log = PairMeter()
-        self.speed = SpeedMeter()
-        self.live_metrics = live_metrics or LiveMetrics()
-        self.hook = hook or StepHook()
-        self.flops = flops
-        self._order = PromptOrder(train_pairs, _data_seed(args)) if by_prompt else None
+        args = args or setup.default_config(model)
+        given = setup.Given(model, ref_model, quantization_config, peft_config, processing_class)
+        setup.check_arguments(given, args, data_collator, train_dataset)
+        self.console = console or setup.console_for(args)
+        self.say = sayer(self.console)
+        for note in args.without_meaning():
+            self.say(f"note       {note}")
+        set_seed(args.seed)  # a new adapter is drawn at random
+        self._started = False
+        built = setup.build(given, setup.Data(train_dataset, eval_dataset), args, self.say, lambda: self._started)
+        self.step, self.precision, self.hook = built.step, built.precision, built.hook
+        self.scorer, self.reference, self.ranks = built.step.policy, built.step.reference, built.step.ranks
+        self.beta, self.loss_types = args.beta, args.loss_type
+        self._encoding = built.encoding
+        self._order = _prompt_order(built.data.train, built.args)
+        self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
+        self.flops: ModelFlops | None = None
+        self._tokens = 0
         super().__init__(
-            model=scorer.model,
-            args=_one_batch_a_step(args),
+            model=built.model,
+            args=built.args,
             data_collator=collate,
-            train_dataset=PairDataset(train_pairs),
-            eval_dataset=PairDataset(eval_pairs) if eval_pairs else None,
-            processing_class=tokenizer,
-            callbacks=[*(callbacks or []), self.hook],
-            optimizer_cls_and_kwargs=optimizer,
+            train_dataset=built.data.train,
+            eval_dataset=built.data.evaluation,
+            processing_class=built.tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[*(callbacks or []), built.hook],
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs or (None if any(optimizers) else built.optimizer),
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        self.model.add_model_tags(list(self._tag_names))
         self.ranks.copy_from_first(self._trained())
+        if isinstance(model_ := self._moving_reference(), nn.Module):
+            assert self.reference is not None
+            self.add_callback(MoveReference(self.model, model_, self.reference.forget))
+        self._show_progress()
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def __init_subclass__(cls, **others: Any) -> None:
+        """Refuse overrides of methods that TRL's trainers call and this one does not."""
+        super().__init_subclass__(**others)
+        if overridden := [name for name in _NOT_CALLED if name in cls.__dict__]:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(overridden)}, which is never called: a step is computed forest "
+                "by forest. A loss of your own is a function of log-probs and one line in preftree.train.losses.LOSSES."
+            )
+
+    # --- Setting up ---
 
     def create_accelerator_and_postprocess(self) -> None:
         """Trainer's accelerator, told to leave the model as it is: gradients are added up here (see `ranks`)."""
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
+        self.accelerator.scaler = self.precision.scaler(self._trained())
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @property
+    def ref_model(self) -> nn.Module | None:
+        """The reference model, where it is a model of its own."""
+        model = self.reference.model if self.reference is not None else None
+        return model.scorer.model if isinstance(model, SecondModel) else None
+
+    def _moving_reference(self) -> nn.Module | None:
+        return self.ref_model if self.reference is not None and self.reference.model.moving else None
+
+    def _show_progress(self) -> None:
+        """On a terminal the live line in place of Trainer's progress bar; a notebook keeps its own."""
+        notebook = DEFAULT_PROGRESS_CALLBACK is not ProgressCallback
+        if self.console.quiet or notebook or not (self.console.is_terminal or self.args.disable_tqdm):
+            return
+        peak = gemm_peak(str(self.args.device), self.scorer.causal.dtype, ready=product_with)
+        self.flops = ModelFlops.of(self.scorer.causal, peak)
+        mfu = partial(self.flops.mfu, ranks=self.ranks.count)
+        self.add_callback(LiveLine(self.console, self.live_metrics, str(self.args.device), mfu))
+        for theirs in (PrinterCallback, ProgressCallback):
+            self.remove_callback(theirs)
+
+    # --- Data ---
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of whole steps, in an order that does not depend on the number of ranks."""
-        return self._whole_batches(
-            self.train_dataset,
-            self.args.train_batch_size,
-            self._order or self._get_train_sampler(),
-            self.args.dataloader_drop_last,
-        )
+        dataset: Prepared = self.train_dataset
+        if isinstance(dataset, StreamedPairs):
+            return self._whole_batches(dataset, self.args.train_batch_size)
+        sampler = self._order or self._get_train_sampler(dataset)
+        return self._whole_batches(dataset, self.args.train_batch_size, sampler, self.args.dataloader_drop_last)
 
-    def get_eval_dataloader(self, eval_dataset: Dataset[Pair] | None = None) -> DataLoader[Any]:
-        """Every pair once, in batches that the ranks share."""
-        return self._whole_batches(eval_dataset or self.eval_dataset, self.args.eval_batch_size)
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Every pair once, in batches that the ranks share.
+
+        Args:
+            eval_dataset: prepared pairs or rows; the name of one of several; None for the trainer's own.
+        """
+        if isinstance(eval_dataset, str):
+            eval_dataset = self.eval_dataset[eval_dataset]
+        return self._whole_batches(self._prepared(eval_dataset or self.eval_dataset), self.args.eval_batch_size)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The same for `predict`."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _prepared(self, data: Any) -> Prepared:
+        return encode_dataset(data, self._encoding, "eval_dataset")
 
     def _whole_batches(
-        self, dataset: Any, batch_size: int, sampler: Sampler[int] | None = None, drop_last: bool = False
+        self, dataset: Prepared, batch_size: int, sampler: Sampler[int] | None = None, drop_last: bool = False
     ) -> DataLoader[Any]:
         """The same batches on every rank, each of which takes its share of them in the step."""
         args = self.args
+        streamed = isinstance(dataset, StreamedPairs)
+        workers = 0 if streamed else args.dataloader_num_workers  # several would each read the whole stream
         loader = DataLoader(
-            dataset,
+            dataset if isinstance(dataset, StreamedPairs) else dataset.pairs,  # type: ignore[arg-type]
             batch_size=batch_size * self.ranks.count,
             sampler=sampler,
             drop_last=drop_last,
             collate_fn=collate,
-            num_workers=args.dataloader_num_workers,
-            persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
+            num_workers=workers,
+            persistent_workers=args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         )
         return prepare_data_loader(
             loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=_data_seed(args)
         )
 
-    def plan(self, pairs: Sequence[Pair]) -> StepPlan:
-        """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
-        share = shares_of_pairs(pairs, self.ranks.count)[self.ranks.index]
-        forests = forests_of_pairs(share, self.budget, self.args.device, self.shape)
-        mine = SpeedMeter()
-        for forest in forests:
-            mine.add(forest)
-        for forest in self.reference.fill(forests):
-            mine.add_reference(forest)
-        counts = self.ranks.gather(mine.counts())
-        most = max(SpeedMeter(*row).forests for row in counts) if self.ranks.lockstep else 0
-        return StepPlan(forests, max(0, most - len(forests)), SpeedMeter.of_ranks(counts))
+    # --- Training ---
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's `train`; reference log-probs that must be there before the first step are computed first."""
+        self._precompute_reference()
+        self._started = self._started or bool(resume_from_checkpoint)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
+            if self.reference is not None:
+                self.reference.flush()
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, LiveLine):
+                    callback.close()
+
+    def _precompute_reference(self) -> None:
+        reference = self.reference
+        if reference is None or self._started or (reference.model.lasting and not self.args.precompute_ref_log_probs):
+            return
+        sets = setup.Data(self.train_dataset, self.eval_dataset).pair_sets()
+        precompute(self.step, [pair for each in sets for pair in each.pairs], self.console)
+        reference.flush()
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Gradients of the mean loss over the pairs of the step on all ranks; returns that mean."""
         model.train()
-        pairs: list[Pair] = inputs["pairs"]
-        plan = self.plan(pairs)
-        meter = PairMeter.on(self.args.device)
-        total = torch.zeros((), device=self.args.device)
-        self.hook.before_forests(self._trained())
-        for forest in plan.forests:
-            losses_P, logps = forest_losses(self.scorer, forest, self.reference, self.objective)
-            share = losses_P.sum() / len(pairs)
-            self.accelerator.backward(share)
-            self.hook.after_backward()
-            total += share.detach().to(total.dtype)
-            meter.add(logps, losses_P, self.objective.beta)
-        for _ in range(plan.dummy_passes):
-            self.accelerator.backward(0 * leaf_logprobs(self.scorer, idle_forest(self.args.device)).token_S.sum())
-        self._add_up(total, meter, pairs)
-        self.live_metrics.step = meter
-        self.since_log.merge(meter)
+        if hasattr(self.optimizer, "train") and callable(self.optimizer.train):
+            self.optimizer.train()  # schedule-free optimizers
+        trained = self._trained()
+        self.hook.before_forests(trained)
+        with self._offloading():
+            result = self.step.gradients(inputs["pairs"], self.accelerator.backward, self.hook.after_backward)
+        self._add_up(result, trained, len(inputs["pairs"]))
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+        self._started = True
+        self.live_metrics.step = result.meter
+        self.since_log.merge(result.meter)
+        self._tokens += result.speed.unrolled_tokens
         for speed in (self.live_metrics.speed, self.speed):
-            speed.merge(plan.speed)
-        return total
+            speed.merge(result.speed)
+        return result.loss
 
-    def _add_up(self, total: Tensor, meter: PairMeter, pairs: Sequence[Pair]) -> None:
+    def _add_up(self, result: StepResult, trained: Sequence[nn.Parameter], pairs: int) -> None:
         """Gradients, loss and metrics of all ranks on every rank: the only exchange of a step on the device."""
         if self.ranks.count == 1:
             return
         gradients = []
-        for parameter in self._trained():
+        for parameter in trained:
             if parameter.grad is None:  # no pair of this step is here
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-        self.ranks.add_up([*gradients, total, meter.total])
-        meter.pairs = len(pairs)
+        self.ranks.add_up([*gradients, result.loss, result.meter.total])
+        result.meter.pairs = pairs
+
+    def _offloading(self) -> AbstractContextManager[object]:
+        if not self.args.activation_offloading or self.args.device.type == "cpu":
+            return nullcontext()
+        return torch.autograd.graph.save_on_cpu(pin_memory=True)
+
+    # --- Evaluation ---
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and metrics of the evaluation set, of rows of any form that the trainer takes, or of several by name."""
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepared(rows) for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepared(eval_dataset)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
     @torch.no_grad()
     def evaluation_loop(
@@ -222,21 +314,27 @@ class PreferenceTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Loss and reward metrics over all pairs of `dataloader`, each pair with the same weight."""
+        training = self.model.training
         self.model.eval()
-        meter = PairMeter.on(self.args.device)
-        pairs = 0
+        if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
+            self.optimizer.eval()
+        meter, pairs = PairMeter.on(self.args.device), 0
+        predictions = Predictions(self) if self.compute_metrics is not None else None
         for batch in dataloader:
-            plan = self.plan(batch["pairs"])
+            meter.merge(self.step.evaluate(batch["pairs"]).meter)
             pairs += len(batch["pairs"])
-            for forest in plan.forests:
-                losses_P, logps = forest_losses(self.scorer, forest, self.reference, self.objective)
-                meter.add(logps, losses_P, self.objective.beta)
-            for _ in range(plan.dummy_passes):
-                leaf_logprobs(self.scorer, idle_forest(self.args.device))
+            if predictions is not None:
+                predictions.add(batch["pairs"])
         self.ranks.add_up([meter.total])
         meter.pairs = pairs
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in meter.means().items()}
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=meter.pairs)
+        means = meter.means()
+        if predictions is not None:
+            means |= predictions.metrics()
+        self.model.train(training)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=pairs)
+
+    # --- Logs and files ---
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the pair metrics since the last log line to a training log line."""
@@ -244,6 +342,7 @@ class PreferenceTrainer(Trainer):
             means = self.since_log.means()
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
             logs.update(means)
+            logs["num_tokens"] = self._tokens
             logs.update(self.speed.rates())
             if self.flops is not None:
                 logs["mfu"] = self.flops.mfu(self.speed, self.ranks.count)
@@ -253,30 +352,34 @@ class PreferenceTrainer(Trainer):
         super().log(logs, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Adapter and tokenizer in their standard formats, without Trainer's pickle of the arguments."""
+        """Adapter or model, and tokenizer, in their standard formats, without Trainer's pickle of the arguments."""
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir or ".")
         os.makedirs(target, exist_ok=True)
-        # Embeddings are never trained here. Left to itself, PEFT would ask the hub whether they were resized.
-        self.model.save_pretrained(str(target), state_dict=state_dict, save_embedding_layers=False)
+        save(self.model, target, state_dict)
         if isinstance(self.processing_class, PreTrainedTokenizerBase):
             self.processing_class.save_pretrained(str(target))
 
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | Sequence[str] | None = None,
+        **others: Any,
+    ) -> None:
+        """Write README.md, the model card of the hub, into the output folder."""
+        if self.is_world_process_zero():
+            given = [tags] if isinstance(tags, str) else list(tags or ())
+            write_card(self, model_name, dataset_name, [*given, *self._tag_names])
 
-def _data_seed(args: TrainingArguments) -> int:
+
+def _prompt_order(data: Prepared, args: DPOConfig) -> PromptOrder | None:
+    """Keeps the pairs of a prompt together where the data set asks for it."""
+    if isinstance(data, PairDataset) and data.by_prompt:
+        return PromptOrder(data.pairs, _data_seed(args))
+    return None
+
+
+def _data_seed(args: DPOConfig) -> int:
     return int(args.data_seed if args.data_seed is not None else args.seed)
-
-
-def _one_batch_a_step(args: TrainingArguments) -> TrainingArguments:
-    """A copy in which a batch holds the pairs of a whole step and precision is left to the model's dtype."""
-    args = copy.copy(args)
-    args.per_device_train_batch_size *= args.gradient_accumulation_steps
-    args.gradient_accumulation_steps = 1
-    args.bf16 = args.fp16 = False  # autocast would wrap a forward that is never called
-    args._n_gpu = min(1, args._n_gpu)  # several GPUs are several ranks, never DataParallel in one process
-    if args.device.type != "cpu":
-        args.logging_nan_inf_filter = False  # reads the loss in every step, so the host waits for the device
-    args.label_names = []
-    args.remove_unused_columns = False
-    return args

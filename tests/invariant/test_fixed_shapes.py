@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from preftree.data.encode import EncodedPair
 from preftree.forest import Bundle, Forest, Shape, forests_of_pairs, pad_forest
 from preftree.model.score import attach, leaf_logprobs
-from preftree.train import trainer as trainer_module
+from preftree.train import step as step_module
 from preftree.train.budget import choose_shape
 from preftree.train.hpu import StepHook
-from preftree.train.losses import LOSSES
+from preftree.train.losses import LOSSES, LossSettings
+from preftree.train.objective import Objective
 from preftree.train.reference import Reference
-from preftree.train.step import Objective
-from preftree.train.trainer import PreferenceTrainer
+from preftree.train.trainer import DPOTrainer
 from tests.support import tiny
 from tests.support.strategies import batches, random_batch
 from tests.support.training import PAIRS, make_model, make_trainer, one_step
@@ -122,10 +122,10 @@ def test_padding_changes_no_log_prob(family: str, path: str) -> None:
 @pytest.mark.parametrize("shape", [SHAPE, Shape(40, 20, 4)], ids=["one forest", "several"])
 def test_a_step_with_padding_is_the_step_without(tmp_path: Path, loss_type: str, shape: Shape) -> None:
     """Loss, gradients and metrics; twice, because the second time the reference comes from memory."""
-    objective = Objective(loss_type)
+    objective = Objective(loss_type, settings=LossSettings(label_smoothing=0.1 if loss_type == "exo_pair" else 0.0))
     plain = make_trainer(make_model(), tmp_path, objective=objective)
     padded = make_trainer(make_model(), tmp_path, objective=objective, attention="masked")
-    padded.budget, padded.shape = shape.tokens, shape
+    padded.step.budget, padded.step.shape = shape.tokens, shape
     padded.hook.fixed_shapes = True
     for _ in range(2):
         expected = one_step(plain, PAIRS)
@@ -174,9 +174,9 @@ def _described(value: Any) -> Any:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreferenceTrainer:
+def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DPOTrainer:
     trainer = make_trainer(make_model(dtype=torch.float32), tmp_path, attention="masked")
-    trainer.budget, trainer.shape = SHAPE.tokens, SHAPE
+    trainer.step.budget, trainer.step.shape = SHAPE.tokens, SHAPE
     trainer.hook = StepHook(fixed_shapes=True)
 
     def unrecorded(made_on_the_host: Callable[..., Any]) -> Callable[..., Any]:
@@ -187,11 +187,11 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PreferenceTraine
         return made
 
     monkeypatch.setattr(Reference, "known", unrecorded(Reference.known))
-    monkeypatch.setattr(trainer_module, "forests_of_pairs", unrecorded(forests_of_pairs))
+    monkeypatch.setattr(step_module, "forests_of_pairs", unrecorded(forests_of_pairs))
     return trainer
 
 
-def signatures_of_steps(trainer: PreferenceTrainer) -> list[str]:
+def signatures_of_steps(trainer: DPOTrainer) -> list[str]:
     digests = []
     for pairs in (PAIRS[:3], PAIRS[1:4], PAIRS[3:6]):
         trainer.model.zero_grad()
@@ -203,12 +203,12 @@ def signatures_of_steps(trainer: PreferenceTrainer) -> list[str]:
     return digests
 
 
-def test_three_steps_have_one_signature(trainer: PreferenceTrainer) -> None:
+def test_three_steps_have_one_signature(trainer: DPOTrainer) -> None:
     trainer.training_step(trainer.model, {"pairs": PAIRS})  # the reference is known from here on
     assert len(set(signatures_of_steps(trainer))) == 1
 
 
-def test_so_has_the_reference(trainer: PreferenceTrainer) -> None:
+def test_so_has_the_reference(trainer: DPOTrainer) -> None:
     digests = []
     for pairs in (PAIRS[:3], PAIRS[3:6]):
         (forest,) = forests_of_pairs(pairs, SHAPE.tokens, shape=SHAPE)
@@ -219,16 +219,16 @@ def test_so_has_the_reference(trainer: PreferenceTrainer) -> None:
     assert len(set(digests)) == 1
 
 
-def test_without_padding_each_step_has_its_own(trainer: PreferenceTrainer) -> None:
+def test_without_padding_each_step_has_its_own(trainer: DPOTrainer) -> None:
     """Would the test above notice?"""
-    trainer.budget, trainer.shape = 96, None
-    trainer.plan(PAIRS)
+    trainer.step.budget, trainer.step.shape = 96, None
+    trainer.step.plan(PAIRS)
     assert len(set(signatures_of_steps(trainer))) == 3
 
 
-def test_all_forests_have_one_signature(trainer: PreferenceTrainer) -> None:
+def test_all_forests_have_one_signature(trainer: DPOTrainer) -> None:
     """From one backward pass to the next, whatever is in the forest; gradients are added to, never stored."""
-    trainer.budget, trainer.shape = 32, Shape(32, 12, 2)
+    trainer.step.budget, trainer.step.shape = 32, Shape(32, 12, 2)
     parts: list[list[str]] = []
     trainer.training_step(trainer.model, {"pairs": PAIRS})  # the reference is known from here on
     trainer.hook.run_gathered = lambda: parts.append(signature.lines[sum(map(len, parts)) :])

@@ -17,8 +17,8 @@ from transformers import TrainerCallback
 
 from preftree.forest import Shape
 from preftree.train.losses import PairLogps
-from preftree.train.step import Objective
-from preftree.train.trainer import PreferenceTrainer
+from preftree.train.objective import Objective
+from preftree.train.trainer import DPOTrainer
 from tests.support.training import PAIRS, make_model, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:accelerate.*")
@@ -52,7 +52,7 @@ class Choosing(Objective):
         return losses_P[losses_P > 0]
 
 
-def trainer(folder: Path, device: str, objective: Objective | None = None) -> PreferenceTrainer:
+def trainer(folder: Path, device: str, objective: Objective | None = None) -> DPOTrainer:
     """As `--pad_max true` sets it up."""
     model = make_model(dtype=torch.float32).to(device)
     made = make_trainer(
@@ -64,7 +64,7 @@ def trainer(folder: Path, device: str, objective: Objective | None = None) -> Pr
         dataloader_pin_memory=False,
         **STEPS,
     )
-    made.budget, made.shape, made.hook.fixed_shapes = 96, Shape(tokens=96, scored=40, leaves=12), True
+    made.step.budget, made.step.shape, made.hook.fixed_shapes = 96, Shape(tokens=96, scored=40, leaves=12), True
     assert made.args.device.type == made.accelerator.device.type == device
     return made
 
@@ -113,7 +113,7 @@ def train(folder: Path) -> tuple[list[dict[str, float]], Watch]:
 def plant(folder: Path, objective: Objective) -> list[str]:
     """What the host waited for in a step with a fault in it."""
     run = trainer(folder, "hpu", objective)
-    run.plan(PAIRS)  # the reference is known from here on
+    run.step.plan(PAIRS)  # the reference is known from here on
     _taken()
     run.training_step(run.model, {"pairs": PAIRS})
     return _taken()

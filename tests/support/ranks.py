@@ -16,7 +16,7 @@ from torch import Tensor
 
 import preftree.train.run  # noqa: F401 (imported for the processes that are forked from the server)
 from preftree.cli import main_train
-from preftree.train.trainer import PreferenceTrainer
+from preftree.train.trainer import DPOTrainer
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,11 +129,11 @@ def _rank(argv: list[str], environment: dict[str, str], output: Path) -> None:
 
 
 def _end_before(step: int, by: signal.Signals) -> None:
-    whole = PreferenceTrainer.training_step
+    whole = DPOTrainer.training_step
 
-    def training_step(self: PreferenceTrainer, *args: Any, **others: Any) -> Tensor:
+    def training_step(self: DPOTrainer, *args: Any, **others: Any) -> Tensor:
         if self.state.global_step == step - 1:
             os.kill(os.getpid(), by)
         return whole(self, *args, **others)
 
-    PreferenceTrainer.training_step = training_step  # type: ignore[method-assign]
+    DPOTrainer.training_step = training_step  # type: ignore[method-assign]

@@ -8,15 +8,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from rich.console import Console
 from torch import Tensor
-from transformers import TrainingArguments
+from transformers import PreTrainedModel
 
 from preftree.data.encode import EncodedPair
 from preftree.model.lora import add_lora
-from preftree.model.score import attach
+from preftree.train.config import DPOConfig
+from preftree.train.dataset import PairDataset
+from preftree.train.objective import Objective
 from preftree.train.reference import Reference
-from preftree.train.step import Objective
-from preftree.train.trainer import PreferenceTrainer
+from preftree.train.reference_models import AdapterOff
+from preftree.train.trainer import DPOTrainer
 from tests.support import tiny
 
 SYSTEM = tuple(range(3, 15))  # long enough to be shared
@@ -50,20 +53,21 @@ def make_model(*, dtype: torch.dtype = torch.float64, trained: bool = True, drop
 
 
 def make_trainer(
-    model: PeftModel,
+    model: PreTrainedModel | PeftModel,
     folder: Path,
     pairs: Sequence[EncodedPair] = PAIRS,
     *,
     evaluated: Sequence[EncodedPair] = (),
-    budget: int = 64,
     objective: Objective | None = None,
-    attention: str = "auto",
     by_prompt: bool = False,
     **args: Any,
-) -> PreferenceTrainer:
-    scorer = attach(model, attention)
-    name = scorer.name
-    assert name in ("native", "tiles") if attention == "auto" else name == attention
+) -> DPOTrainer:
+    """A trainer on pairs; with an adapter the reference is the model without it, so that a trained one says something.
+
+    Args:
+        objective: in place of what `args` ask for.
+        args: of `DPOConfig`, and `budget` for its tokens_per_forest.
+    """
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": 1,
@@ -74,21 +78,29 @@ def make_trainer(
         "report_to": [],
         "use_cpu": True,
         "disable_tqdm": True,
+        "disable_dropout": False,
+        "reference_cache": False,
+        "tokens_per_forest": args.pop("budget", 64),
         "seed": 3,
     }
-    return PreferenceTrainer(
-        scorer,
-        TrainingArguments(output_dir=str(folder), **{**defaults, **args}),
-        train_pairs=pairs,
-        eval_pairs=evaluated,
-        reference=Reference(scorer),
-        objective=objective or Objective(),
-        budget=budget,
-        by_prompt=by_prompt,
+    trainer = DPOTrainer(
+        model,
+        args=DPOConfig(output_dir=str(folder), **{**defaults, **args}),
+        train_dataset=PairDataset(pairs, by_prompt),
+        eval_dataset=PairDataset(evaluated) if evaluated else None,
+        processing_class=tiny.word_tokenizer(),
+        console=Console(quiet=True),
     )
+    asked = args.get("attention", "auto")
+    assert trainer.scorer.name in ("native", "tiles") if asked == "auto" else trainer.scorer.name == asked
+    if isinstance(model, PeftModel):
+        trainer.reference = trainer.step.reference = Reference(AdapterOff(trainer.scorer))
+    if objective is not None:
+        trainer.step.objective = objective
+    return trainer
 
 
-def one_step(trainer: PreferenceTrainer, pairs: Sequence[EncodedPair]) -> Step:
+def one_step(trainer: DPOTrainer, pairs: Sequence[EncodedPair]) -> Step:
     """Loss and gradients of one optimizer step on `pairs`."""
     trainer.model.zero_grad()
     loss = float(trainer.training_step(trainer.model, {"pairs": list(pairs)}))

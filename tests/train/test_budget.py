@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from preftree.errors import SettingsError
-from preftree.forest import Forest, Pair
+from preftree.forest import Forest
 from preftree.hardware import memory
 from preftree.model.score import Scorer, attach, leaf_logprobs
 from preftree.train import budget
@@ -21,17 +21,13 @@ def scorer() -> Scorer:
     return attach(tiny.with_lora(tiny.llama().float()))
 
 
-def pairs(*sizes: int) -> list[Pair]:
-    """Pairs of so many tokens."""
-    return [mock.Mock(prompt_ids=(1,) * (n - 20), chosen_ids=(1,) * 10, rejected_ids=(1,) * 10) for n in sizes]
-
-
 def chosen(free: int, *sizes: int, **more) -> Budget:  # type: ignore[no-untyped-def]
     with (
         mock.patch.object(budget, "available_memory", return_value=free),
         mock.patch.object(budget, "kept_bytes", return_value=1000.0),  # 4 layers of 32 numbers
+        mock.patch.object(budget, "training_bytes", return_value=0),
     ):
-        return choose_budget(scorer(), pairs(*sizes), device="cpu", **more)
+        return choose_budget(scorer(), largest=max(sizes), **more)
 
 
 PLAIN = 1000 * (4 + 1.5) / 4  # a token, with what lives for a moment

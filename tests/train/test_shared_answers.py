@@ -12,17 +12,21 @@ from hypothesis import strategies as st
 from preftree.data.encode import EncodedPair
 from preftree.data.record import PAIR_RULES
 from preftree.evaluate.preference import score_pairs
-from preftree.forest import Forest, Shape, forests_of_pairs, grow, shares_of_pairs
+from preftree.forest import Forest, Shape, forests_of_pairs, grow, shard_pairs
 from preftree.forest.pairs import bundles_of_pairs
-from preftree.model.score import attach
+from preftree.model.score import attach, leaf_logprobs
+from preftree.train.losses import LossSettings
+from preftree.train.objective import Objective
 from preftree.train.reference import Reference
-from preftree.train.step import Objective, forest_losses
+from preftree.train.reference_models import AdapterOff
+from preftree.train.step import pair_logps
 from tests.support import tiny
 
 Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 MODEL = tiny.with_lora(tiny.llama(num_hidden_layers=2).double())
 SCORER = attach(MODEL, "dense")
+OBJECTIVE = Objective(settings=LossSettings(beta=0.5))
 
 
 @st.composite
@@ -44,12 +48,13 @@ def ranked(draw: st.DrawFn) -> list[EncodedPair]:
 
 def step(forests: Sequence[Forest], pairs: int) -> tuple[Step, Reference]:
     """Mean loss and gradients over all pairs of `forests`."""
-    reference = Reference(SCORER)
+    reference = Reference(AdapterOff(SCORER))
     reference.fill(forests)
     total = torch.zeros((), dtype=torch.float64)
     counted = 0
     for forest in forests:
-        losses_P, logps = forest_losses(SCORER, forest, reference, Objective(beta=0.5))
+        logps = pair_logps(leaf_logprobs(SCORER, forest), reference.known(forest))
+        losses_P = OBJECTIVE.losses(logps)
         total = total + losses_P.sum() / pairs
         counted += logps.pairs
     assert counted == pairs
@@ -104,7 +109,7 @@ def test_each_answer_is_computed_once() -> None:
     pairs = best_each(prompts=3, answers=4)
     (forest,) = forests_of_pairs(pairs, budget=10_000)
     assert len(forest) == 3 * (3 + 32 + 3 * 12)
-    reference = Reference(SCORER)
+    reference = Reference(AdapterOff(SCORER))
     reference.fill([forest])
     assert (reference.misses, reference.hits) == (3 * 4, 0)  # answers, not sides of pairs
     reference.fill(forests_of_pairs(pairs, budget=50))
@@ -113,7 +118,8 @@ def test_each_answer_is_computed_once() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_the_pairs_of_a_best_answer_stay_on_one_rank(ranks: int) -> None:
-    shares = shares_of_pairs(best_each(prompts=6, answers=4), ranks)
+    pairs = best_each(prompts=6, answers=4)
+    shares = [[pairs[place] for place in places] for places in shard_pairs(pairs, ranks)]
     assert [len({pair.row for pair in share}) for share in shares] == [6 // ranks] * ranks
     assert sum(len({pair.row for pair in share}) for share in shares) == 6
     sizes = [sum(tree.size for tree in grow(bundles_of_pairs(share))) for share in shares]

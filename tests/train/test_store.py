@@ -20,6 +20,7 @@ from preftree.model.lora import add_lora
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.train import store
 from preftree.train.reference import Reference
+from preftree.train.reference_models import AdapterOff
 from preftree.train.store import LogprobStore, scoring_key, weights_key
 from tests.support import families, tiny
 
@@ -39,7 +40,7 @@ def store_of(scorer: Scorer, say=print) -> LogprobStore:  # type: ignore[no-unty
 
 def reference(model: torch.nn.Module) -> Reference:
     scorer = attach(model)
-    return Reference(scorer, store_of(scorer))
+    return Reference(AdapterOff(scorer), store_of(scorer))
 
 
 def test_another_run_computes_nothing_and_reads_the_same_numbers() -> None:
@@ -90,7 +91,7 @@ def test_the_key_changes_with_a_weight_a_buffer_the_dtype_and_the_config() -> No
 def test_the_key_changes_with_the_path_the_code_and_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     keys = set()
-    for attention in ("cpu", "padded"):
+    for attention in ("tiles", "padded"):
         with attach(model, attention) as scorer:
             assert scorer.name == attention
             keys.add(scoring_key("weights", scorer))
@@ -121,10 +122,10 @@ def test_the_version_of_the_code_is_that_of_its_sources(tmp_path: Path, monkeypa
 def test_a_cache_that_disagrees_is_discarded_with_a_word(dtype: torch.dtype) -> None:
     said: list[str] = []
     scorer = attach(add_lora(tiny.llama().to(dtype), rank=2))
-    first = Reference(scorer, store_of(scorer))
+    first = Reference(AdapterOff(scorer), store_of(scorer))
     expected = first.token_logprobs(forest())
     first.flush()
-    agreeing = Reference(scorer, store_of(scorer, said.append))
+    agreeing = Reference(AdapterOff(scorer), store_of(scorer, said.append))
     assert torch.equal(agreeing.token_logprobs(forest()), expected)
     assert not said
     assert agreeing.misses == 0
@@ -133,13 +134,13 @@ def test_a_cache_that_disagrees_is_discarded_with_a_word(dtype: torch.dtype) -> 
     for key, token_S in first.store.items():
         wrong.add(key, token_S - 0.5)  # written by a path with a fault
     wrong.flush()
-    second = Reference(scorer, store_of(scorer, said.append))
+    second = Reference(AdapterOff(scorer), store_of(scorer, said.append))
     torch.testing.assert_close(second.token_logprobs(forest()), expected)
     assert second.misses == 3
     assert len(said) == 1
     assert "discarded and computed again" in said[0]
     second.flush()
-    third = Reference(scorer, store_of(scorer, said.append))
+    third = Reference(AdapterOff(scorer), store_of(scorer, said.append))
     torch.testing.assert_close(third.token_logprobs(forest()), expected)
     assert (third.misses, len(said)) == (0, 1)
 

@@ -12,20 +12,23 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import TrainingArguments
 
 from preftree.data.encode import EncodedPair
 from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
 from preftree.model.determinism import remove_randomness
 from preftree.model.score import attach
-from preftree.train import trainer as trainer_module
+from preftree.train import step as step_module
+from preftree.train.config import DPOConfig
+from preftree.train.losses import LossSettings
 from preftree.train.metrics import NAMES
+from preftree.train.objective import Objective
 from preftree.train.reference import Reference
-from preftree.train.step import Objective
-from preftree.train.trainer import PreferenceTrainer
+from preftree.train.reference_models import AdapterOff
+from preftree.train.trainer import DPOTrainer
 from tests.support import tiny
 from tests.support.training import PAIRS, Step, make_model, make_trainer, one_step
 
@@ -91,7 +94,7 @@ def test_merged_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     merged = make_trainer(make_model(), tmp_path, budget=10_000)
     expected = one_step(merged, PAIRS)
 
-    def alone(pairs: Sequence[EncodedPair], budget: int, device: object, shape: object) -> list[Forest]:
+    def alone(pairs: Sequence[EncodedPair], *_: object) -> list[Forest]:
         """Every answer under a prompt of its own, all in one forest."""
         trees = []
         for i, p in enumerate(pairs):
@@ -99,7 +102,7 @@ def test_merged_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
                 trees.append(trainer_tree(p.prompt_ids, answer, leaf))
         return [Forest.plant(trees)]
 
-    monkeypatch.setattr(trainer_module, "forests_of_pairs", alone)
+    monkeypatch.setattr(step_module, "forests_of_pairs", alone)
     unmerged = make_trainer(make_model(), tmp_path)
     assert_same_step(one_step(unmerged, PAIRS), expected)
     assert merged.speed.tree_tokens < unmerged.speed.tree_tokens == unmerged.speed.unrolled_tokens
@@ -285,8 +288,8 @@ def test_other_objectives_reach_the_step(tmp_path: Path) -> None:
         objective: one_step(make_trainer(make_model(), tmp_path, objective=objective), PAIRS)[0]
         for objective in (
             Objective(),
-            Objective(beta=0.3),
-            Objective(label_smoothing=0.2),
+            Objective(settings=LossSettings(beta=0.3)),
+            Objective(settings=LossSettings(label_smoothing=0.2)),
             Objective("ipo"),
             Objective("hinge"),
         )
@@ -304,7 +307,7 @@ def test_the_reference_is_the_model_without_its_adapter() -> None:
     with torch.no_grad():
         base = tiny.plain_logprobs(tiny.llama(num_hidden_layers=2).double(), forest)
         adapted = tiny.plain_logprobs(model, forest)
-    found = Reference(scorer).token_logprobs(forest)
+    found = Reference(AdapterOff(scorer)).token_logprobs(forest)
     assert not found.requires_grad
     torch.testing.assert_close(found, base, rtol=0, atol=1e-6)
     assert float((adapted - base).abs().max()) > 0.1
@@ -321,8 +324,7 @@ def test_the_reference_is_computed_once(tmp_path: Path) -> None:
 
 def test_the_reference_is_found_again_by_content() -> None:
     model = make_model()
-    scorer = attach(model)
-    reference = Reference(scorer)
+    reference = Reference(AdapterOff(attach(model)))
 
     def ask(prompt: tuple[int, ...], answer: tuple[int, ...], name: int = 0) -> Tensor:
         return reference.token_logprobs(Forest.of([Bundle(prompt, (answer,), (name,))]))
@@ -346,7 +348,7 @@ def test_no_reference_where_the_base_is_trained_too() -> None:
     model = make_model()
     model.get_base_model().model.norm.weight.requires_grad_()
     with pytest.raises(ModelError, match=r"1 other weights are trained too .*norm\.weight"):
-        Reference(attach(model))
+        AdapterOff(attach(model))
 
 
 def test_computing_the_reference_leaves_the_model_in_its_mode() -> None:
@@ -355,7 +357,7 @@ def test_computing_the_reference_leaves_the_model_in_its_mode() -> None:
     forest = Forest.of([Bundle((5, 6, 7), ((8, 9),), (0,))])
     for training in (True, False):
         model.train(training)
-        Reference(scorer).token_logprobs(forest)
+        Reference(AdapterOff(scorer)).token_logprobs(forest)
         assert model.training is training
         assert all(p.requires_grad for name, p in model.named_parameters() if ".lora_" in name)
 
@@ -412,19 +414,20 @@ def test_a_checkpoint_holds_the_adapter_of_its_step(saved: tuple[Path, PeftModel
 
 
 def test_the_users_arguments_stay_as_given(tmp_path: Path) -> None:
-    args = TrainingArguments(
+    args = DPOConfig(
         output_dir=str(tmp_path),
         per_device_train_batch_size=2,
         gradient_accumulation_steps=3,
         use_cpu=True,
         report_to=[],
     )
-    kept = replace(args)
-    model = make_model()
-    scorer = attach(model)
-    reference = Reference(scorer)
-    trainer = PreferenceTrainer(
-        scorer, args, train_pairs=PAIRS, eval_pairs=[], reference=reference, objective=Objective(), budget=64
+    kept = args.to_dict()
+    trainer = DPOTrainer(
+        make_model(),
+        args=args,
+        train_dataset=PAIRS,
+        processing_class=tiny.word_tokenizer(),
+        console=Console(quiet=True),
     )
     assert (trainer.args.per_device_train_batch_size, trainer.args.gradient_accumulation_steps) == (6, 1)
-    assert args.to_dict() == kept.to_dict()
+    assert args.to_dict() == kept

@@ -1,0 +1,327 @@
+"""From what a trainer is given to what it needs: model, tokenizer, pairs, scorer, reference, budget, each told."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from peft import PeftModel
+from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from preftree.distributed.ranks import Ranks
+from preftree.errors import SettingsError
+from preftree.forest import Shape
+from preftree.hardware.device import kind_of
+from preftree.hardware.memory import room_for
+from preftree.io.cache import cache_folder, cache_root
+from preftree.model.determinism import check_causal
+from preftree.model.score import Scorer, attach, causal_model
+from preftree.model.shard import shard_base
+from preftree.train.budget import choose_budget, choose_shape, pair_size
+from preftree.train.config import DPOConfig
+from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset, is_stream
+from preftree.train.hpu import StepHook, optimizer, step_hook
+from preftree.train.objective import Objective
+from preftree.train.policy import (
+    Model,
+    Policy,
+    Say,
+    adapt,
+    counted,
+    load_policy,
+    load_processing_class,
+    without_dropout,
+)
+from preftree.train.precision import MixedPrecision, mixed_precision
+from preftree.train.reference import Reference
+from preftree.train.reference_models import (
+    AdapterOff,
+    FrozenAdapter,
+    InitialWeights,
+    ReferenceModel,
+    SecondModel,
+)
+from preftree.train.step import Step
+from preftree.train.store import LogprobStore, scoring_key, weights_key
+
+#: What to do when a rank was lost.
+RESTART = "Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."
+#: Optimizers whose update is part of a backward pass; a step here is several backward passes.
+_UPDATE_IN_BACKWARD = ("lomo", "adalomo", "layerwise")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """The constructor's arguments that make the model."""
+
+    model: str | Model
+    ref_model: PreTrainedModel | None = None
+    quantization_config: Any = None
+    peft_config: Any = None
+    processing_class: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What is trained on and evaluated on: as given, or encoded."""
+
+    train: Any
+    evaluation: Any = None
+
+    def pair_sets(self) -> list[PairDataset]:
+        """The encoded sets that are in memory."""
+        sets = [self.train, *(self.evaluation.values() if isinstance(self.evaluation, dict) else [self.evaluation])]
+        return [each for each in sets if isinstance(each, PairDataset)]
+
+    @property
+    def streamed(self) -> bool:
+        sets = [self.train, *(self.evaluation.values() if isinstance(self.evaluation, dict) else [self.evaluation])]
+        return any(isinstance(each, StreamedPairs) for each in sets)
+
+
+@dataclass(frozen=True, eq=False)
+class Built:
+    """Everything a trainer is made of."""
+
+    model: Model
+    tokenizer: PreTrainedTokenizerBase
+    data: Data
+    encoding: Encoding
+    args: DPOConfig
+    precision: MixedPrecision
+    step: Step
+    hook: StepHook
+    optimizer: tuple[Any, dict[str, Any]] | None
+
+
+def default_config(model: str | Model) -> DPOConfig:
+    """The settings where none are given: an output folder named after the model, as in TRL."""
+    name = model if isinstance(model, str) else str(model.config._name_or_path)
+    return DPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-DPO")
+
+
+def console_for(args: DPOConfig) -> Console:
+    """Where choices are explained: the first rank's terminal."""
+    return Console(quiet=args.process_index != 0, soft_wrap=True)
+
+
+def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dataset: Any) -> None:
+    """Refuse what cannot be used, before anything is loaded.
+
+    Raises:
+        SettingsError: an argument, with the reason and what to do.
+        TypeError: settings of another class.
+    """
+    if not isinstance(args, DPOConfig):
+        raise TypeError(
+            f"`args` must be a preftree.DPOConfig, which takes the same fields. Got `{type(args).__name__}` instead."
+        )
+    if train_dataset is None:
+        raise SettingsError("`train_dataset` is required")
+    if data_collator is not None:
+        raise SettingsError(
+            "`data_collator` cannot be used: a batch is packed into token trees, not collated into padded tensors. "
+            "Leave it out; rows that hold `prompt_ids`, `chosen_ids` and `rejected_ids` are trained on as they are."
+        )
+    if given.ref_model is not None and given.ref_model is given.model:
+        raise SettingsError(
+            "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
+            "reference is then the model before training."
+        )
+    if args.trust_remote_code:
+        raise SettingsError(
+            "`trust_remote_code=True` is not supported: custom code from a model's repository would run as you, and "
+            "token trees need the attention of transformers' own model classes. Leave it out."
+        )
+    if args.precompute_ref_log_probs and is_stream(train_dataset):
+        raise SettingsError(
+            "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
+            "`precompute_ref_log_probs=False`."
+        )
+    if any(word in str(args.optim) for word in _UPDATE_IN_BACKWARD):
+        raise SettingsError(
+            f"--optim {getattr(args.optim, 'value', args.optim)} is not supported: it updates weights within a "
+            "backward pass, and a step here is several of them, one per forest. Choose another, such as adamw_torch."
+        )
+    if args.sync_ref_model and (given.peft_config is not None or isinstance(given.model, PeftModel)):
+        raise SettingsError(
+            "You passed `sync_ref_model=True` while using a PEFT model, which is not supported: the reference is the "
+            "same model with its adapter switched off, so no second one can move. TR-DPO needs full fine-tuning."
+        )
+
+
+def build(given: Given, data: Data, args: DPOConfig, say: Say, started: Callable[[], bool]) -> Built:
+    """Make everything in order, saying what was chosen and why.
+
+    Args:
+        started: has the model been trained since?
+
+    Raises:
+        PreftreeError: whatever the user can fix.
+    """
+    args = one_batch_per_step(args)
+    ranks = Ranks(args.ddp_timeout, kind_of(str(args.device)), lockstep=args.sharding.base)
+    with ranks.explained(RESTART):
+        return _built(given, data, args, ranks, say, started)
+
+
+def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, started: Callable[[], bool]) -> Built:
+    device = str(args.device)
+    model = load_policy(given.model, args, given.quantization_config)
+    tokenizer = load_processing_class(given.processing_class, given.model, model, args)
+    encoding = Encoding(tokenizer, args.max_length, args.truncation_mode)
+    data = _encoded(data, encoding, say)
+    key = weights_key(causal_model(model)) if args.reference_cache or ranks.count > 1 else ""
+    ranks.check_same("weights of the model", key)
+    if not (ranks.lockstep or hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)):
+        model.to(device)
+    check_causal(causal_model(model))
+    policy = adapt(model, given.peft_config, say, reference=given.ref_model is None)
+    say(f"model      {type(causal_model(policy.model)).__name__}, {counted(policy.model)}")
+    if args.disable_dropout:
+        without_dropout(policy.model, say)
+    if ranks.lockstep:
+        _check_shardable(policy)
+        say(f"sharded    {shard_base(policy.model, device, args.sharding.layers)}")  # type: ignore[arg-type]
+    twin = copy.deepcopy(policy.model) if _needs_copy(given, policy, data, args) else None
+    scorer = attach(policy.model, args.attention, fixed_shapes=args.pad_max, room=room_for(args.max_bytes))
+    what = "token trees, every prompt once" if scorer.shares_prompts else "single sequences, prompts not shared"
+    say(f"attention  {scorer.name} ({what}): {scorer.reason}")
+    precision = mixed_precision(scorer.causal.dtype, bf16=bool(args.bf16), fp16=args.fp16, device=kind_of(device))
+    args.bf16 = args.fp16 = False  # passes are autocast here; Trainer would wrap a forward that is never called
+    objective = Objective.of(args)
+    reference = None
+    if objective.needs_reference:
+        reference = _reference(given, policy, scorer, args, Context(twin, ranks, precision, key, started, say))
+    budget, shape = _budget(scorer, data, args, ranks, say)
+    step = Step(
+        scorer, reference, objective, ranks, budget, torch.device(device), shape=shape, autocast=precision.autocast
+    )
+    say(
+        f"step       {ranks.count * args.pairs_per_step} pairs, loss {' + '.join(objective.names)}, "
+        f"beta {args.beta:g}, {precision.reason}"
+    )
+    chosen = optimizer(args, device)
+    if chosen.value is not None:
+        say(f"optimizer  {chosen.reason}")
+    return Built(policy.model, tokenizer, data, encoding, args, precision, step, step_hook(args, device), chosen.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What the choice of the reference depends on, beside the model."""
+
+    twin: Model | None
+    ranks: Ranks
+    precision: MixedPrecision
+    key: str
+    started: Callable[[], bool]
+    say: Say
+
+
+def _encoded(data: Data, encoding: Encoding, say: Say) -> Data:
+    def encoded(rows: Any, name: str) -> PairDataset | StreamedPairs:
+        return encode_dataset(rows, encoding, name, say)
+
+    evaluation = data.evaluation
+    if isinstance(evaluation, Mapping):
+        evaluation = {key: encoded(rows, f"eval_dataset[{key!r}]") for key, rows in evaluation.items()}
+    elif evaluation is not None:
+        evaluation = encoded(evaluation, "eval_dataset")
+    return Data(encoded(data.train, "train_dataset"), evaluation)
+
+
+def _needs_copy(given: Given, policy: Policy, data: Data, args: DPOConfig) -> bool:
+    """Is a second model in memory the only way to have a reference: one that moves, or pairs not known beforehand?"""
+    if given.ref_model is not None or policy.adapter_only or policy.frozen_adapter:
+        return False
+    return Objective.of(args).needs_reference and (args.sync_ref_model or data.streamed)
+
+
+def _check_shardable(policy: Policy) -> None:
+    if not policy.adapter_only:
+        raise SettingsError(
+            "FSDP and ZeRO stage 3 shard a frozen base model here: its weights have no gradients to reduce. Train a "
+            "new adapter (`peft_config`), or leave sharding out for full fine-tuning."
+        )
+
+
+def _reference(given: Given, policy: Policy, scorer: Scorer, args: DPOConfig, context: Context) -> Reference:
+    """The reference, with its log-probs of earlier runs."""
+    model, key = _reference_model(given, policy, scorer, args, context)
+    store = None
+    where = "kept in memory for this run"
+    if args.reference_cache and key and not model.moving:
+        asked = model.scorer if isinstance(model, SecondModel) else scorer
+        store = LogprobStore(cache_folder("reference") / scoring_key(key, asked), context.say)
+        where = f"{len(store)} answers of these weights are in {cache_root()}"
+    context.say(f"reference  {model.described}; {where}")
+    return Reference(model, store, context.ranks, context.precision.autocast)
+
+
+def _reference_model(
+    given: Given, policy: Policy, scorer: Scorer, args: DPOConfig, context: Context
+) -> tuple[ReferenceModel, str]:
+    """What the reference is, and the hash of its weights where its log-probs may be kept."""
+    autocast = context.precision.autocast_to
+    suffix = f"-{str(autocast).removeprefix('torch.')}" if autocast is not None else ""
+    key = context.key + suffix if context.key else ""
+    if given.ref_model is not None:
+        second = given.ref_model.to(args.device).requires_grad_(False)
+        if args.disable_dropout:
+            without_dropout(second, context.say)
+        own_key = weights_key(second) + suffix if args.reference_cache else ""
+        return SecondModel(attach(second, args.attention), "ref_model", moving=args.sync_ref_model), own_key
+    if policy.adapter_only:
+        return AdapterOff(scorer), key
+    if policy.frozen_adapter:
+        return FrozenAdapter(scorer), ""
+    if context.twin is not None:
+        second = context.twin.requires_grad_(False)
+        described = "a copy that follows the policy" if args.sync_ref_model else "a copy of the model before training"
+        return SecondModel(attach(second, args.attention), described, moving=args.sync_ref_model), key
+    return InitialWeights(scorer, context.started), "" if isinstance(policy.model, PeftModel) else key
+
+
+def _budget(scorer: Scorer, data: Data, args: DPOConfig, ranks: Ranks, say: Say) -> tuple[int, Shape | None]:
+    """Tokens per forest, and the shape they are padded to, if any; recomputation is switched on where needed."""
+    pairs = [pair for each in data.pair_sets() for pair in each.pairs]
+    positions = getattr(scorer.causal.config.get_text_config(), "max_position_embeddings", None)
+    longest = 2 * (args.max_length or positions or 2048)  # of a stream, which does not tell its pairs beforehand
+    budget = choose_budget(
+        scorer,
+        largest=max((pair_size(pair) for pair in pairs), default=longest),
+        checkpointing=bool(args.activation_checkpointing),
+        asked=args.tokens_per_forest,
+        max_memory=args.max_bytes,
+    )
+    if ranks.count > 1:  # as the rank with the least memory can; all must recompute, or none
+        everyones = ranks.gather([budget.tokens, budget.checkpointing])
+        least, recompute = min(row[0] for row in everyones), any(row[1] for row in everyones)
+        budget = replace(budget, tokens=least, checkpointing=recompute)
+    args.activation_checkpointing = args.gradient_checkpointing = budget.checkpointing
+    say(f"forests    of at most {budget.tokens} tokens: {budget.reason}")
+    if not args.pad_max:
+        return budget.tokens, None
+    if not pairs:
+        raise SettingsError("--pad_max chooses its shape from the sizes of all pairs, which a stream does not tell.")
+    shape = choose_shape(budget.tokens, pairs, args.pairs_per_step)
+    say(f"shape      {shape}")
+    return shape.value.tokens, shape.value
+
+
+def one_batch_per_step(args: DPOConfig) -> DPOConfig:
+    """A copy in which a batch holds the pairs of a whole step."""
+    args = copy.copy(args)
+    args.per_device_train_batch_size *= args.gradient_accumulation_steps
+    args.gradient_accumulation_steps = 1
+    args._n_gpu = min(1, args._n_gpu)  # several GPUs are several ranks, never DataParallel in one process
+    if args.device.type != "cpu":
+        args.logging_nan_inf_filter = False  # reads the loss in every step, so the host waits for the device
+    args.label_names = []
+    args.remove_unused_columns = False
+    return args
