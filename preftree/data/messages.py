@@ -17,7 +17,8 @@ ROLES = {
 }
 """Names that data sets give to roles -> the names that chat templates know."""
 
-_KNOWN = {"system", "user", "assistant", "tool", "developer"}
+_USUAL = ("user", "assistant", "system")
+_KNOWN = {*_USUAL, "tool", "developer"}
 _CONTENT = ("role", "content", "from", "value")
 # A message with one of these need not have a content.
 _SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
@@ -34,13 +35,15 @@ def found(value: object) -> str:
     return f"{type(value).__name__} ({value!r:.40})" if isinstance(value, bool | int | float) else type(value).__name__
 
 
-def is_message(value: object) -> TypeGuard[Mapping[str, Any]]:
+def is_message(value: object) -> TypeGuard[dict[str, Any]]:
     """Is it an object with a role (or ShareGPT's `from`)?"""
-    return isinstance(value, Mapping) and ("role" in value or ("from" in value and "value" in value))
+    return isinstance(value, dict) and ("role" in value or ("from" in value and "value" in value))
 
 
 def plain_names(messages: list[Any]) -> list[Any]:
     """ShareGPT's keys and other names for roles, replaced; the same list where nothing was to be replaced."""
+    if all(isinstance(message, dict) and message.get("role") in _USUAL for message in messages):
+        return messages
     named = [_plainly_named(message) for message in messages]
     return messages if all(new is old for new, old in zip(named, messages, strict=True)) else named
 
@@ -84,8 +87,10 @@ def answer_of(value: object, column: str) -> Turn:
 
 
 def _turn(message: object, where: str) -> Turn:
-    if not isinstance(message, Mapping):
+    if not isinstance(message, dict):
         raise RowProblem(f"{where} must be an object. Got {found(message)} instead.")
+    if message.keys() == {"role", "content"} and isinstance(message["content"], str) and message["role"] in _USUAL:
+        return Turn(message["role"], message["content"])
     if not isinstance(message.get("role"), str):
         raise _not_text(message, "role", where)
     keys = {str(k): v for k, v in message.items() if k not in ("role", "content") and v is not None}

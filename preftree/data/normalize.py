@@ -98,13 +98,15 @@ def rename(_: Normalizer, row: Draft) -> bool:
     """ShareGPT's names and the like; also in the messages of a service's `input`, and for a message without a list."""
     changed = False
     for name, value in row.items():
-        within = isinstance(value, Mapping) and isinstance(value.get("messages"), list)
-        messages: Any = value["messages"] if within else [value] if is_message(value) else value
-        if not isinstance(messages, list) or not any(map(is_message, messages)):
-            continue
-        plain = plain_names(messages)
-        changed = changed or plain is not messages
-        row[name] = {**value, "messages": plain} if within else plain
+        if isinstance(value, dict) and isinstance(value.get("messages"), list):
+            plain: Any = plain_names(value["messages"])
+            changed = changed or plain is not value["messages"]
+            row[name] = {**value, "messages": plain}
+        elif isinstance(value, list) or is_message(value):
+            messages = [value] if isinstance(value, dict) else value
+            plain = plain_names(messages)
+            changed = changed or plain is not messages
+            row[name] = plain
     return changed
 
 

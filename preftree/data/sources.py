@@ -6,6 +6,7 @@ is read to its end before anything is said, so that one error names every bad ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -93,7 +94,8 @@ def find_tables(source: Source | str) -> tuple[list[Table], list[str]]:
     if source.name and path.exists():
         return local_tables(path, source.split)
     if "://" in source.name:
-        raise DataError(f"{source.name} is an address, and only files, folders and hub ids are read: download it.")
+        address = re.sub(r"//[^/@]*@", "//", source.name)  # without a password
+        raise DataError(f"{address} is an address, and only files, folders and hub ids are read: download it.")
     if path.is_symlink():
         raise DataError(f"{path} is a link to {path.readlink()}, which is not there. Fix the link.")
     if not may_be_hub_id(source.name):

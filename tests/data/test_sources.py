@@ -342,6 +342,11 @@ def test_what_the_hub_writes_about_data_is_no_data(tmp_path: Path) -> None:
     assert loaded.left_out == []
 
 
+def test_an_address_is_named_without_its_password() -> None:
+    (problem,) = problems_of("https://me:secret@example.com/pairs.jsonl")
+    assert problem.startswith("https://example.com/pairs.jsonl is an address")
+
+
 def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pairs.jsonl")  # opening it would wait for a writer for ever
     assert "is a pipe or a device" in problems_of(tmp_path / "pairs.jsonl")[0]
