@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from preftree.data.files import READERS
 from preftree.data.messages import RowProblem
 from preftree.data.sources import Source, find_tables, refuse_inside
 from preftree.errors import SettingsError
+from preftree.io.atomic import atomic_file, atomic_path
 from preftree.text.damage import repaired
 
 LOG = ".log.jsonl"
@@ -75,6 +77,8 @@ def check_target(flag: str, target: str | None, source: str) -> None:
         raise SettingsError(f"{flag} {target} exists already, and nothing is written over. Name a new one.")
     if not path.parent.is_dir():
         raise SettingsError(f"{flag} {target}: there is no folder {path.parent}. Make it first.")
+    if not os.access(path.parent, os.W_OK):
+        raise SettingsError(f"{flag} {target}: the folder {path.parent} may not be written. Name another place.")
     if flag != "--fix":
         return
     refuse_inside(flag, target, source)
@@ -94,24 +98,19 @@ def _log_of(target: Path) -> Path:
 
 
 def write_fixed(settings: CheckSettings, seen: Seen, plan: FixPlan, target: Path) -> list[str]:
-    """Write the cleaned files and the log; returns what to tell about it.
-
-    Every file is written beside its place and renamed when whole.
-    """
+    """Write the cleaned files and the log, each of which appears whole; returns what to tell about it."""
     tables, _ = find_tables(Source(settings.dataset_name or "", split=settings.split))
     starts = {short: start for start, short in seen.tables}
     one = Path(settings.dataset_name or "").expanduser().is_file()
     done = _Counts()
-    with _log_of(target).open("x", encoding="utf-8") as log:
+    with atomic_file(_log_of(target), "w") as log:
         for name, short, _ in tables:
             if short not in starts:
                 continue  # of no known format, so not checked
             place = target if one else target / short
-            place.parent.mkdir(parents=True, exist_ok=True)
-            half = place.with_name(place.name + ".partial")
             decide = _Decider(plan, starts[short], short, log, done)
-            WRITERS[place.suffix.lower()](Path(name), half, decide)
-            half.rename(place)
+            with atomic_path(place) as partial:
+                WRITERS[place.suffix.lower()](Path(name), partial, decide)
     counts = f"{done.kept} kept as they are, {done.repaired} repaired, {done.dropped.total()} dropped"
     said = [f"fixed      {target}: of its rows {counts}"]
     said += [f"           dropped {count}: {what}" for what, count in done.dropped.items()]
@@ -135,7 +134,7 @@ class _Decider:
     plan: FixPlan
     start: int
     short: str
-    log: TextIO
+    log: IO[str]
     done: _Counts
 
     def __call__(self, place: int, number: int, row: Mapping[str, Any] | RowProblem) -> Mapping[str, Any] | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +19,11 @@ from preftree.check.fix import FixPlan, check_target, write_fixed
 from preftree.check.html import write_html
 from preftree.check.inspection import Inspection
 from preftree.check.read import PairHook, Seen, read
-from preftree.check.report import Report
+from preftree.check.report import NOTE, SPOILS, FixAction, Report
 from preftree.check.views import show
 from preftree.config.check import CheckSettings, parse_check_settings
 from preftree.data.sources import Source, find_tables
+from preftree.errors import RunError
 from preftree.io.console import sayer
 from preftree.io.progress import Progress
 
@@ -36,7 +39,8 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
     """
     settings = parse_check_settings(argv)
     for flag, target in (("--html", settings.html), ("--fix", settings.fix)):
-        check_target(flag, target, settings.dataset_name or "")
+        with _writing(flag, target or ""):
+            check_target(flag, target, settings.dataset_name or "")
     # With --json, stdout holds the report and nothing else.
     console = console or Console(stderr=settings.json, soft_wrap=False)
     say = sayer(console)
@@ -47,14 +51,41 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
     else:
         show(report, console)
     if settings.html:
-        write_html(report, Path(settings.html))
+        with _writing("--html", settings.html):
+            write_html(report, Path(settings.html))
         say(f"written    {settings.html}")
     if settings.fix and seen.unreadable:
         say(f"fixed      nothing: repair or remove what cannot be read first ({', '.join(seen.unreadable[:5])})")
     elif settings.fix:
-        for line in write_fixed(settings, seen, FixPlan.of(report, seen), Path(settings.fix)):
+        with _writing("--fix", settings.fix):
+            said = write_fixed(settings, seen, FixPlan.of(report, seen), Path(settings.fix))
+        for line in said:
             say(line)
+    elif command := _next_command(report, settings):
+        say(f"next       {command}")
     return int(report.spoiled)
+
+
+@contextmanager
+def _writing(flag: str, target: str) -> Iterator[None]:
+    """Raise RunError where the system does not let us write `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{flag} {target} cannot be written: {error.strerror or error}. Name another place.") from error
+
+
+def _next_command(report: Report, settings: CheckSettings) -> str:
+    """What to do next: repair the data, or train on it; "" where neither is a command."""
+    source = settings.dataset_name or ""
+    repairable = [f for f in report.of(SPOILS, NOTE) if f.fix is not FixAction.NONE]
+    if repairable and _is_local(settings):
+        given = Path(source)
+        return f"preftree check {shlex.quote(source)} --fix {shlex.quote(f'{given.stem}-fixed{given.suffix}')}"
+    if report.spoiled:
+        return ""
+    model = shlex.quote(settings.model_name_or_path or "MODEL")
+    return f"preftree train --model_name_or_path {model} --dataset_name {shlex.quote(source)} --output_dir OUT"
 
 
 def check(settings: CheckSettings, console: Console) -> tuple[Report, Seen]:

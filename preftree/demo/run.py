@@ -29,6 +29,7 @@ from preftree.demo.rows import DATA_FOLDER, read_split
 from preftree.evaluate.preference import PairScores, score_pairs
 from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
+from preftree.io.console import sayer
 from preftree.io.progress import Progress
 from preftree.io.run_folder import RunFolder
 from preftree.model.generate import greedy_answers
@@ -44,8 +45,8 @@ RECIPE = shlex.split("""
     --lora_rank 16 --lora_alpha 16 --lora_dropout 0 --beta 0.5 --max_length 256 --max_prompt_length 192
     --validation_split_percentage 0 --save_strategy no --logging_steps 5
 """)
-#: Prompts shown with both answers.
-SHOWN = 3
+#: Prompts shown with both answers: this many that pass only after training, and one that does not.
+IMPROVED = 2
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class HeldoutResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo; flags of `preftree train` may follow and override its recipe."""
+    """Run the demo; flags of `preftree train` override its recipe."""
     options, flags = _options(argv)
     started = time.perf_counter()
     console = Console(soft_wrap=True)
@@ -90,8 +91,21 @@ def main(argv: Sequence[str]) -> int:
     _show(console, rows, before, after)
     _record(folder, rows, before, after)
     seconds = time.perf_counter() - started
-    console.print(f"\n{folder.output_dir}: adapter, trainer_state.json, run/samples.jsonl  ({seconds:.0f} s)")
+    say = sayer(console)
+    say(f"\nsaved      {folder.output_dir}: adapter, trainer_state.json, run/samples.jsonl  ({seconds:.0f} s)")
+    for number, command in enumerate(next_commands(str(folder.output_dir))):
+        say(f"{'' if number else 'next':10} {command}")
     return 0
+
+
+def next_commands(output_dir: str) -> list[str]:
+    """What to do after the demo: score its adapter, then check and train on data of one's own."""
+    adapter = shlex.quote(output_dir)
+    return [
+        f"preftree evaluate --model smollm2 --adapter {adapter} --out {shlex.quote(f'{output_dir}-scores')}",
+        "preftree check PAIRS.jsonl --model_name_or_path smollm2 --show 3",
+        "preftree train --model_name_or_path smollm2 --dataset_name PAIRS.jsonl --output_dir outputs/mine",
+    ]
 
 
 def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -158,7 +172,7 @@ def _show(console: Console, rows: list[dict[str, str]], before: HeldoutResult, a
     table.add_row("margin, log p(chosen) − log p(rejected)", *(f"{v.scores.margin:+.1f}" for v in (before, after)))
     console.print()
     console.print(table)
-    for row in _examples(before.passed, after.passed):
+    for row in showcase([row["kind"] for row in rows], before.passed, after.passed):
         answers = Table(
             title=Text(f"{rows[row]['kind']}: {rows[row]['question']}"), title_justify="left", show_lines=True
         )
@@ -169,15 +183,15 @@ def _show(console: Console, rows: list[dict[str, str]], before: HeldoutResult, a
         console.print(answers)
 
 
-def _examples(before: Sequence[bool], after: Sequence[bool]) -> list[int]:
-    """Three prompts: the first that now passes, the first that still fails, the first that no longer passes.
-
-    Where one of these does not occur, the next of the others takes its place: good and bad are both shown.
-    """
+def showcase(kinds: Sequence[str], before: Sequence[bool], after: Sequence[bool]) -> list[int]:
+    """Which prompts to show: `IMPROVED` that pass only after training, of different kinds where there are, and one
+    that does not: one that passed before, or else one that never did."""
     fates = list(zip(before, after, strict=True))
-    firsts = [fates.index(fate) for fate in ((False, True), (False, False), (True, False)) if fate in fates]
-    others = [row for row in range(len(fates)) if row not in firsts]
-    return (firsts + others)[:SHOWN]
+    improved = {kinds[row]: row for row in range(len(fates) - 1, -1, -1) if fates[row] == (False, True)}
+    better = sorted(improved.values())[:IMPROVED]
+    better += [row for row, fate in enumerate(fates) if fate == (False, True) and row not in better]
+    worse = [fates.index(fate) for fate in ((True, False), (False, False)) if fate in fates]
+    return [*better[:IMPROVED], *worse[:1]]
 
 
 def _record(folder: RunFolder, rows: list[dict[str, str]], before: HeldoutResult, after: HeldoutResult) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import shlex
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from preftree import __version__
 from preftree.config.prepare import PrepareSettings
 from preftree.data.chat import Chat, Messages
 from preftree.data.sources import refuse_inside
-from preftree.errors import DataError
+from preftree.errors import DataError, RunError
 from preftree.hardware.device import choose_device
 from preftree.hardware.environment import environment
 from preftree.hardware.precision import choose_dtype
@@ -41,6 +44,8 @@ from preftree.text.language import language
 
 #: Rows that cannot be read of which it is said why.
 SHOWN = 3
+#: Errors of a disk that is full or read-only.
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO}
 #: Questions whose language is guessed, for the card.
 LANGUAGE_SAMPLE = 500
 
@@ -58,7 +63,7 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
     refuse_inside("--output_dir", settings.output.output_dir, settings.source.dataset_name)
     folder.check()
     folder.make()
-    with folder_lock(folder.lock, folder.root):
+    with folder_lock(folder.lock, folder.root), _told_of_the_disk(folder):
         folder.remove_leftovers()
         _claim(folder, settings, say)
         if folder.manifest.exists():
@@ -70,6 +75,20 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
         selection = _selection(folder, settings, console)
         generated = _generated(folder, settings, selection, chat, console)
         _write(folder, settings, selection, generated, chat, say)
+
+
+@contextmanager
+def _told_of_the_disk(folder: PrepareFolder) -> Iterator[None]:
+    """Raise RunError for a disk that takes nothing more."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise RunError(
+            f"--output_dir {folder.root} cannot be written ({error.strerror}). What was done is kept: start the same"
+            " command again when there is room."
+        ) from error
 
 
 def _claim(folder: PrepareFolder, settings: PrepareSettings, say: Callable[[str], None]) -> None:
@@ -225,6 +244,9 @@ def _write(
         file.write(card(manifest, _lengths(selection, generated, chat), folder.pairs.name).encode())
     write_manifest(manifest, folder.manifest)
     say(f"{folder.pairs}: {len(rows)} pairs. Beside it: manifest.yaml and README.md, the dataset card.")
+    root = shlex.quote(str(folder.root))
+    say(f"next       preftree check {root}")
+    say(f"           preftree train --model_name_or_path MODEL --dataset_name {root} --output_dir OUT")
     say(f"To publish: hf upload --repo-type dataset NAME {folder.root} . --exclude '.prepare/*'")
 
 

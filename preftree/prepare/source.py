@@ -85,10 +85,12 @@ def _tables(name: str, settings: SourceSettings) -> list[Table]:
 def read_rows(place: Place) -> Iterator[SourceRow | str]:
     """The rows of a place, one by one; in the place of a row that is no use, the reason.
 
-    Raises DataError where the first rows have no column for questions or answers.
+    Raises DataError where a file cannot be read, or its first rows have no column for questions or answers.
     """
     looked, useful = 0, False
     for number, row in _numbered(place):
+        if isinstance(row, RowProblem) and not number:  # of the file: nobody knows how many rows are missing
+            raise DataError(f"{place.name}: {row} Repair it, or leave it out.")
         found = _row(row, number, place.short) if isinstance(row, Mapping) else UNREADABLE
         if not useful and isinstance(row, Mapping):
             looked += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 from preftree.check.fix import LOG
 from preftree.check.run import main
 from preftree.data.sources import load_pairs
-from preftree.errors import DataError, SettingsError
+from preftree.errors import DataError, PreftreeError, RunError, SettingsError
 from tests.support.files import WRITERS
 
 EVIL = "<script>alert(1)</script>[bold]x[/bold][/nope]"
@@ -166,6 +167,8 @@ def test_fix_keeps_a_row_with_sound_pairs_among_others(tmp_path: Path) -> None:
         (["{bad}", "--fix", "{bad}"], "exists already, and nothing is written over"),
         (["{bad}", "--fix", "{there}/no/x.jsonl"], "there is no folder"),
         (["{bad}", "--fix", "{there}/x.csv"], "must end in .jsonl"),
+        (["{bad}", "--html", "{there}/" + "x" * 300], "cannot be written: File name too long"),
+        (["{bad}", "--fix", "{there}/" + "x" * 300], "cannot be written: File name too long"),
         (["{there}", "--fix", "{there}/out"], "would be read as data next time"),
         (["some/hub-id", "--fix", "{there}/x.jsonl"], "download it first"),
         (["{bad}", "--fix", "{there}/x.jsonl", "--max_rows", "3"], "cannot be used with --max_rows"),
@@ -179,7 +182,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, words: list[str], piece: s
     bad = tmp_path / "bad.jsonl"
     WRITERS[".jsonl"](bad, ROWS)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises((SettingsError, DataError)) as caught:
+    with pytest.raises(PreftreeError) as caught:
         main([word.format(bad=bad, there=tmp_path) for word in words])
     assert piece in str(caught.value)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -222,3 +225,39 @@ def test_it_starts_without_torch() -> None:
     code = "import sys, preftree.check.run; print(sorted({'torch', 'datasets', 'scipy', 'ftfy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_place_that_cannot_be_written_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    WRITERS[".jsonl"](tmp_path / "bad.jsonl", ROWS)
+    flags = {"--html": tmp_path / "x.html", "--fix": tmp_path / "x.jsonl"}
+    for flag, target in flags.items():
+        with monkeypatch.context() as patch:
+            patch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
+            with pytest.raises(SettingsError, match="may not be written"):
+                main([str(tmp_path / "bad.jsonl"), flag, str(target)])
+        with monkeypatch.context() as patch:  # full only when it is written
+            patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+            with pytest.raises(RunError, match=f"{flag} .* cannot be written: No space left on device"):
+                main([str(tmp_path / "bad.jsonl"), flag, str(target)])
+        assert [path.name for path in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_the_next_command_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Repair what can be repaired, else train."""
+    from preftree.config.train import parse_settings
+
+    monkey = pytest.MonkeyPatch()
+    monkey.chdir(tmp_path)
+    WRITERS[".jsonl"](tmp_path / "a file.jsonl", ROWS)
+    main(["a file.jsonl"])
+    words = shlex.split(capsys.readouterr().out.split("next ")[1])
+    assert words == ["preftree", "check", "a file.jsonl", "--fix", "a file-fixed.jsonl"]
+    main(words[2:])
+    capsys.readouterr()
+    main([words[-1]])
+    words = shlex.split(capsys.readouterr().out.split("next ")[1])
+    assert words[:2] == ["preftree", "train"]
+    assert parse_settings(words[2:]).data.dataset_name == "a file-fixed.jsonl"
+    monkey.undo()

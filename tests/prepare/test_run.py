@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from preftree.config.prepare import PrepareSettings, parse_settings
 from preftree.data.sources import load_pairs
+from preftree.prepare import journal
 from preftree.prepare.card import _card_data, _size, text_histogram
 from preftree.prepare.folder import PrepareFolder
 from preftree.prepare.output import PAIR_COLUMNS
@@ -150,13 +153,41 @@ def test_what_a_killed_process_was_writing_is_removed(inputs: Path, tmp_path: Pa
 
 def test_rows_that_cannot_be_read_are_shown(inputs: Path, tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", ["{", *rows(9)])
+    said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "in.jsonl"))
+    assert "− 1: the row cannot be read" in said
+    assert "in.jsonl row 1: it is not JSON" in said
+    assert f"next preftree check {tmp_path / 'out'}" in said
+
+
+def test_a_file_that_cannot_be_read_is_refused_as_in_training(inputs: Path, tmp_path: Path) -> None:
+    """Nobody knows how many rows are missing."""
     (tmp_path / "in").mkdir()
-    (tmp_path / "in.jsonl").rename(tmp_path / "in" / "a.jsonl")
+    write(tmp_path / "in" / "a.jsonl", rows(9))
     (tmp_path / "in" / "b.parquet").write_bytes(b"PAR1 it is not")
-    said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "in"))
-    assert "− 2: the row cannot be read" in said
-    assert "a.jsonl row 1: it is not JSON" in said
+    said = command(*flags(inputs, tmp_path / "out", dataset_name=tmp_path / "in"), code=2)
     assert "b.parquet: it cannot be read as Parquet" in said
+    assert not (tmp_path / "out" / "train.jsonl").exists()
+
+
+def test_a_full_disk_is_one_message_and_costs_nothing_that_was_done(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    command(*flags(inputs, whole))
+    real, units = journal.append_jsonl, []
+
+    def full_after_one(*arguments: Any, **options: Any) -> None:
+        units.append(arguments)
+        if len(units) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(*arguments, **options)
+
+    monkeypatch.setattr(journal, "append_jsonl", full_after_one)
+    said = command(*flags(inputs, out), code=2)
+    assert "cannot be written (No space left on device). What was done is kept" in said
+    monkeypatch.undo()
+    command(*flags(inputs, out))
+    assert contents(out) == contents(whole)
 
 
 def test_other_settings_are_refused_by_name(inputs: Path, tmp_path: Path) -> None:
