@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +86,9 @@ class Chat:
         """System and turns as message dicts; None is no system turn, an empty text is one, as the template has it."""
         turns = list(turns)
         if system and self.folds_system:
-            first = turns.pop(0).content if turns and turns[0].role == "user" else ""
-            turns.insert(0, Turn("user", f"{system}\n\n{first}" if first else system))
+            first = turns.pop(0) if turns and turns[0].role == "user" else Turn("user", "")
+            text = f"{system}\n\n{first.content}" if first.content else system
+            turns.insert(0, replace(first, content=text))
         elif system or (system is not None and not self._plain and not self.folds_system):
             turns.insert(0, Turn("system", system))
         return [self.message(turn) for turn in turns]

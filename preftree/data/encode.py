@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from preftree.data.chat import Chat
@@ -123,7 +123,7 @@ class EncodeReport:
         self.response_tokens += len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class PairFate:
     """What encoding made of one pair.
 
@@ -237,10 +237,13 @@ class PairEncoder:
         reason = _nothing_in(whole, shortest=2)
         if reason == IDENTICAL and item.pair.chosen_keys != item.pair.rejected_keys:
             reason = IDENTICAL_WRITTEN
-        fate = self._within(whole, reason)
-        fate.repairs, fate.early_ends = item.repairs, early_chosen + early_rejected
-        fate.folded, fate.events = item.texts.folded, item.texts.events
-        return fate
+        return replace(
+            self._within(whole, reason),
+            repairs=item.repairs,
+            early_ends=early_chosen + early_rejected,
+            folded=item.texts.folded,
+            events=item.texts.events,
+        )
 
     def _within(self, whole: EncodedPair, reason: str) -> PairFate:
         prompt, chosen, rejected = self._cut(whole)

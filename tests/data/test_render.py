@@ -345,3 +345,10 @@ def test_templates_of_models_that_also_see_get_contents_in_parts() -> None:
     assert chosen == "42.<|im_end|>"
     begun = encoded(parts, pair_of(" sevens.", prompt=(ASK, say("Six"))))[0]
     assert begun[:2] == (QUESTION + "Six", " sevens.<|im_end|>")
+
+
+def test_the_keys_of_a_turn_that_takes_the_system_text_stay() -> None:
+    chat = Chat(chat_tokenizer("two roles"))
+    pair = pair_of("42.", prompt=(say("Be brief.", "system"), {**ASK, "name": "Ann"}))
+    content = "Be brief.\n\nWhat is 6 times 7?"
+    assert chat.messages(pair.system, pair.turns) == [{"role": "user", "content": content, "name": "Ann"}]
