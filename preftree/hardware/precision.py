@@ -80,11 +80,19 @@ def bf16_speedup() -> float:
 
 
 def _product_seconds(size: int, dtype: torch.dtype) -> float:
-    """Shortest time of a few products of square matrices; other work on the machine only ever adds."""
+    """Shortest CPU time of a few products of square matrices on one thread.
+
+    CPU time of this thread, because a busy machine would be taken for a slow instruction: several threads that wait
+    for one that is not scheduled were measured at 80 times the time, and runs then differed in their precision.
+    """
     matrix = torch.ones(size, size, dtype=dtype)
-    times = []
-    for _ in range(4):  # the first one sets up kernels
-        start = time.perf_counter()
-        matrix @ matrix
-        times.append(time.perf_counter() - start)
+    times, threads = [], torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(4):  # the first one sets up kernels
+            start = time.thread_time()
+            matrix @ matrix
+            times.append(time.thread_time() - start)
+    finally:
+        torch.set_num_threads(threads)
     return min(times)

@@ -76,6 +76,14 @@ def test_the_speed_of_bfloat16_is_measured() -> None:
     assert 0 < precision.bf16_speedup() < 1000
 
 
+def test_a_busy_machine_does_not_look_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only this thread's CPU time counts, and the number of threads comes back."""
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: pytest.fail("wall-clock time includes other processes"))
+    threads = torch.get_num_threads()
+    assert precision._product_seconds(96, torch.float32) > 0
+    assert torch.get_num_threads() == threads
+
+
 def test_bf16_instructions_are_read_from_the_cpu_flags(monkeypatch: pytest.MonkeyPatch) -> None:
     for flags, found in (("fpu avx512_bf16 sse", "avx512_bf16"), ("fpu sse", None), ("amx_bf16", "amx_bf16")):
         monkeypatch.setattr(precision, "cpuinfo", lambda flags=flags: {"flags": flags})
