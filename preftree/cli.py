@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 from preftree import __version__
 from preftree.config.parser import FlagParser
 from preftree.distributed import gaudi, launcher
-from preftree.errors import PreftreeError, SettingsError
+from preftree.errors import PreftreeError, SettingsError, Stopped
 from preftree.io.cache import cache_parts, cache_root, clear_cache
 from preftree.io.console import visible
 from preftree.io.secrets import redacted
@@ -36,9 +36,13 @@ _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_opti
 
 
 def guarded(stage: Callable[[], int | None]) -> int:
-    """Run a stage: 0, or 2 after one message for what the user can fix, or 130 after Ctrl-C."""
+    """Run a stage: 0; 2 after one message for what the user can fix; 128 + its number after a signal."""
     try:
         return stage() or 0
+    except Stopped as stopped:
+        if launcher.is_first_rank():
+            print(visible(str(stopped)), file=sys.stderr)
+        return 128 + stopped.signal
     except PreftreeError as error:
         # Settings are wrong on all ranks alike; anything else may be one rank's own trouble.
         if launcher.is_first_rank() or not isinstance(error, SettingsError):

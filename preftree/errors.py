@@ -5,7 +5,8 @@
     ├── DataError            a data file or its rows; carries every problem found, not only the first
     ├── ModelError           a model folder, its tokenizer, or LoRA targets that match nothing
     ├── DeviceError          a device or a software stack that is asked for and not there
-    └── RunError             an output folder that holds something else, a checkpoint that does not fit
+    ├── RunError             an output folder that holds something else, a checkpoint that does not fit
+    └── Stopped              a signal ended training in good order; not a mistake, and exit code 128 + its number
 
 The first three are ValueErrors too, as scripts written for transformers expect.
 Every message says what happened, why, and what to do, naming the flag or the row. Bugs of our own are
@@ -48,6 +49,22 @@ class DeviceError(PreftreeError):
 
 class RunError(PreftreeError):
     """An output folder or checkpoint that cannot be used as asked."""
+
+
+class Stopped(PreftreeError):
+    """Training was ended by a signal, after its step was finished and a checkpoint was saved.
+
+    Args:
+        signal: its number.
+        step: the last step that was finished.
+        output_dir: where the checkpoint is.
+    """
+
+    def __init__(self, signal: int, step: int, output_dir: str) -> None:
+        self.signal, self.step = signal, step
+        super().__init__(
+            f"stopped after step {step}; checkpoint-{step} in {output_dir} is whole, and the same command goes on"
+        )
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

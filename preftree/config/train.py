@@ -31,6 +31,7 @@ from preftree.io.secrets import REDACTED, redacted
 
 # Settings that cannot change what is learned, beyond rounding: a run may be resumed with others.
 _WITHOUT_EFFECT = """
+    per_device_train_batch_size gradient_accumulation_steps
     output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
     overwrite_cache tokens_per_forest max_memory profile device use_cpu fsdp fsdp_config deepspeed
     gradient_checkpointing gradient_checkpointing_kwargs
@@ -158,7 +159,7 @@ class Settings:
         number of ranks is no setting and not in it.
         """
         kept = {
-            group: {key: value for key, value in values.items() if _has_effect(key)}
+            group: {key: value for key, value in values.items() if has_effect(key)}
             for group, values in self.as_dict().items()
         }
         text = json.dumps(kept, sort_keys=True, default=str)
@@ -233,5 +234,5 @@ def _shown(key: str, value: Any) -> Any:
     return redacted(value) if isinstance(value, str) else value
 
 
-def _has_effect(key: str) -> bool:
+def has_effect(key: str) -> bool:
     return key not in _WITHOUT_EFFECT.split() and not key.startswith(_WITHOUT_EFFECT_PREFIXES)

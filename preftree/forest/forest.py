@@ -168,6 +168,15 @@ class Forest:
         """Leaves there is room for: all of them, or those of the fixed shape."""
         return len(self.leaf_segments) if self.shape is None else self.shape.leaves
 
+    def halves(self) -> tuple[Forest, Forest]:
+        """The same answers in two forests, for where one does not fit; prompts between them are computed twice."""
+        leaves = [
+            Bundle(tuple(ids[:-length]), (tuple(ids[-length:]),), (leaf,))
+            for leaf, (ids, length) in enumerate(zip(self.unrolled_ids(), self.leaf_lengths, strict=True))
+        ]
+        middle = (len(leaves) + 1) // 2
+        return Forest.of(leaves[:middle], self.device), Forest.of(leaves[middle:], self.device)
+
     def sum_by_leaf(self, value_S: Tensor) -> Tensor:
         """The sum of a value over each leaf's scored tokens, (slots,)."""
         with_padding_L = value_S.new_zeros(self.slots + 1).index_add(0, self.leaf_S, value_S)

@@ -57,6 +57,29 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(partial)
 
 
+@contextmanager
+def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A hidden folder to fill, whose files replace those in `folder` when the block ends without an exception.
+
+    Each file is whole at every moment; files in `folder` of other names stay.
+    """
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    partial = target / f".{uuid.uuid4().hex}{SUFFIX}"
+    partial.mkdir()
+    try:
+        yield partial
+        sync(partial)
+        for path in sorted(partial.rglob("*")):
+            if path.is_file():
+                place = target / path.relative_to(partial)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(path, place)
+        sync(target)
+    finally:
+        _remove(partial)
+
+
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
     """Replace `path` by `content` as indented JSON, converted by `to_json`."""
     # What UTF-8 cannot write (a lone surrogate, as in the name of a file) becomes an escape that JSON reads back.

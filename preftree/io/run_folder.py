@@ -1,9 +1,11 @@
 """The run folder: what a stage leaves for the next one and for reports.
 
     OUTPUT_DIR/run/config.json     the settings and their fingerprint
+    OUTPUT_DIR/run/identity.json   what makes the run this very run, by content
     OUTPUT_DIR/run/env.json        machine and versions
-    OUTPUT_DIR/run/metrics.jsonl   one record a line, flushed as it is written
-    OUTPUT_DIR/run/samples.jsonl   prompts and answers, one a line
+    OUTPUT_DIR/run/metrics.jsonl   one record per line, flushed as it is written
+    OUTPUT_DIR/run/samples.jsonl   prompts and answers, one per line
+    OUTPUT_DIR/run/finished.json   the last step, once everything else is there
 
 JSON files are replaced in one piece, so a reader never sees half of one.
 """
@@ -15,13 +17,13 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from preftree.errors import RunError
-from preftree.io.atomic import write_json
+from preftree.io.atomic import atomic_file, write_json
 from preftree.io.jsonl import append_jsonl, read_jsonl, to_json
 from preftree.io.lock import folder_lock
 
@@ -32,6 +34,7 @@ _WRITTEN = re.compile(
     r"README\.md|(adapter_|model|pytorch_model|tokenizer|vocab|spiece|sentencepiece).*|merges\.txt|chat_template.*"
     r"|(added_tokens|special_tokens_map|config|generation_config|trainer_state)\.json|training_args\.bin|checkpoint-\d+"
 )
+_WEIGHTS = re.compile(r"(adapter_)?model.*\.safetensors")
 _LOCK = ".lock"
 
 
@@ -42,72 +45,106 @@ class RunFolder:
         self.output_dir = Path(output_dir)
         self.folder = self.output_dir / "run"
         self.config_path = self.folder / "config.json"
+        self.identity_path = self.folder / "identity.json"
         self.env_path = self.folder / "env.json"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.samples_path = self.folder / "samples.jsonl"
+        self.finished_path = self.folder / "finished.json"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """A lock on the output folder for a block; a kill releases it.
+
+        A folder that was made for the lock alone is removed afterwards.
+
+        Raises:
+            RunError: another run holds it.
+        """
+        made = not self.output_dir.exists()
+        try:
+            with folder_lock(self.output_dir / _LOCK, self.output_dir):
+                yield
+        finally:
+            if made and self.output_dir.is_dir() and [path.name for path in self.output_dir.iterdir()] == [_LOCK]:
+                shutil.rmtree(self.output_dir)
 
     def check(
         self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
     ) -> None:
-        """Raise RunError where `claim` would, or where the folder cannot be written; nothing is left there."""
+        """Raise RunError where `claim` would for these settings, or where nothing can be written; nothing is left.
+
+        Args:
+            resume: a checkpoint was asked for, which says itself what run it is of.
+            overwrite: delete what an earlier run left here.
+            fingerprint: of the settings that have an effect.
+            config: all settings by group, for the message.
+        """
         found = self._contents()
         self._check_writable()
-        if not found:
-            return
         earlier = self._earlier()
-        if resume:
-            self._check_same_settings(earlier, fingerprint, config)
-        elif earlier:
-            if not overwrite and (self._has_results() or set(found) != {"run"}):
-                raise self._occupied(
-                    "another run",
-                    found,
-                    "Give another folder, continue that run by --resume_from_checkpoint, or replace it by"
-                    " --overwrite_output_dir.",
-                )
+        if earlier:
+            if not overwrite and earlier.get("fingerprint") != fingerprint and self._has_results():
+                raise self._other_run(_setting_differences(earlier.get("settings"), config))
+        elif resume or found in ([], ["run"]):
+            return
         elif ours := [name for name in found if _WRITTEN.fullmatch(name)]:
             raise self._occupied("files of the same names that are not of a run here", ours, "Give another folder.")
         elif not overwrite:
-            raise self._occupied(
-                "other files",
-                found,
-                "Give another folder, or add --overwrite_output_dir: they are kept, and none of them has a name that"
-                " training writes.",
+            advice = (
+                "Give another folder, or add --overwrite_output_dir true: they are kept, and none of them has a name"
             )
-
-    def _occupied(self, what: str, names: list[str], advice: str) -> RunError:
-        shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-        return RunError(f"--output_dir {self.output_dir} holds {what} ({shown}); nothing is overwritten. {advice}")
-
-    def _check_writable(self) -> None:
-        """Make a file without a name where the folder is or would be."""
-        place = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.is_dir())
-        try:
-            tempfile.TemporaryFile(dir=place).close()
-        except OSError as error:
-            raise RunError(
-                f"--output_dir {self.output_dir} cannot be written ({error.strerror or error}). Give another folder."
-            ) from None
-
-    def held(self) -> AbstractContextManager[None]:
-        """A lock on the output folder for a block; a kill releases it. Raises RunError where another run holds it."""
-        return folder_lock(self.output_dir / _LOCK, self.output_dir)
+            raise self._occupied("other files", found, f"{advice} that training writes.")
 
     def claim(
-        self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None
-    ) -> None:
-        """Make the folder this run's own and write config.json. Only the first rank calls it.
+        self,
+        *,
+        resume: bool,
+        overwrite: bool,
+        fingerprint: str,
+        config: Mapping[str, Any] | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Make the folder this run's own; returns whether this very run was begun here before.
 
-        Raises RunError when the folder holds another run or other files and neither `resume` nor `overwrite`
-        is set, and when `resume` meets settings of another fingerprint. A run that never logged anything does
-        not count, so that whoever corrects a flag can start again at once. `overwrite` deletes what an earlier
-        run of ours left (run/, checkpoints, results) and no other file.
+        Only the first rank calls it. A run that never logged anything does not count as one: after a flag was fixed
+        the command starts without further ado. `overwrite` deletes what an earlier run of ours left (run/,
+        checkpoints, results) and no other file.
+
+        Args:
+            identity: facts about data, weights and objective; see `check` for the others.
+
+        Raises:
+            RunError: the folder holds another run or other files, with all differences.
         """
         self.check(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config=config)
-        if self._earlier() and not resume:
+        earlier = self._earlier()
+        known = _read_json(self.identity_path)
+        differing = fact_differences(known, identity or {}) if known else []
+        if not overwrite and differing and self._has_results():
+            raise self._other_run(differing)
+        same = bool(earlier) and not overwrite and not differing and earlier.get("fingerprint") == fingerprint
+        if earlier and not same:
             self._delete_earlier()
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.config_path, {"fingerprint": fingerprint, "settings": dict(config or {})})
+        write_json(self.identity_path, dict(identity or {}))
+        return same
+
+    def finish(self, step: int) -> None:
+        """Say that everything is there; the last thing a run writes."""
+        write_json(self.finished_path, {"step": step})
+
+    def finished(self) -> int | None:
+        """The last step of a run that is complete here, else None."""
+        step = _read_json(self.finished_path).get("step")
+        whole = any(_WEIGHTS.fullmatch(name) for name in self._contents())
+        return step if isinstance(step, int) and whole else None
+
+    def reset_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace metrics.jsonl by the records of the checkpoint that the run goes on from."""
+        with atomic_file(self.metrics_path, "w") as file:
+            for record in records:
+                file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Write env.json."""
@@ -143,33 +180,33 @@ class RunFolder:
 
     def _earlier(self) -> dict[str, Any]:
         """config.json of the run that is there, or an empty dict."""
-        try:
-            content = json.loads(self.config_path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _read_json(self.config_path)
 
     def _has_results(self) -> bool:
         logged = any(path.exists() and path.stat().st_size for path in (self.metrics_path, self.samples_path))
         return logged or any(_CHECKPOINT.fullmatch(name) or name in _RESULTS for name in self._contents())
 
-    def _check_same_settings(
-        self, earlier: Mapping[str, Any], fingerprint: str, config: Mapping[str, Any] | None
-    ) -> None:
-        if not earlier or earlier.get("fingerprint") == fingerprint:
-            return
-        changed = [
-            f"--{key} was {_get(earlier.get('settings'), group, key)!r}, now {value!r}"
-            for group, values in (config or {}).items()
-            for key, value in (values.items() if isinstance(values, Mapping) else ())
-            if _get(earlier.get("settings"), group, key) != value
-            and key not in ("resume_from_checkpoint", "output_dir")
-        ]
-        raise RunError(
-            f"--resume_from_checkpoint: the run in {self.output_dir} began with other settings"
-            f"{': ' + '; '.join(changed[:8]) if changed else ''}. Repeat the flags it began with, or start a"
-            " new run in another folder."
+    def _other_run(self, differing: list[str]) -> RunError:
+        """The error for a folder of another run, with how it differs."""
+        return RunError(
+            f"--output_dir {self.output_dir} holds another run, and nothing is overwritten:{listed(differing)}\n"
+            "Repeat the command that it began with to go on with it, give another folder, or replace it by "
+            "--overwrite_output_dir true."
         )
+
+    def _occupied(self, what: str, names: list[str], advice: str) -> RunError:
+        shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
+        return RunError(f"--output_dir {self.output_dir} holds {what} ({shown}); nothing is overwritten. {advice}")
+
+    def _check_writable(self) -> None:
+        """Make a file without a name where the folder is or would be."""
+        place = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.is_dir())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise RunError(
+                f"--output_dir {self.output_dir} cannot be written ({error.strerror or error}). Give another folder."
+            ) from None
 
     def _delete_earlier(self) -> None:
         """Delete what a run of ours wrote; called only when run/config.json says that there was one."""
@@ -181,9 +218,46 @@ class RunFolder:
                 path.unlink()
 
 
-def _get(settings: Any, group: str, key: str) -> Any:
-    values = settings.get(group) if isinstance(settings, Mapping) else None
-    return values.get(key) if isinstance(values, Mapping) else None
+def fact_differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """How facts of an earlier run differ from those of this one, one phrase per fact."""
+    return [
+        f"{name} was {_shown(earlier.get(name))}, now {_shown(now.get(name))}"
+        for name in dict.fromkeys([*now, *earlier])
+        if earlier.get(name) != now.get(name)
+    ]
+
+
+def listed(differences: list[str], most: int = 12) -> str:
+    """Differences as lines of a message."""
+    lines = "".join(f"\n  - {difference}" for difference in differences[:most])
+    return lines + (f"\n  … and {len(differences) - most} more" if len(differences) > most else "")
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _setting_differences(earlier: Any, config: Mapping[str, Any] | None) -> list[str]:
+    before, now = (
+        {f"--{k}": v for group in _groups(settings) for k, v in group.items()} for settings in (earlier, config)
+    )
+    for facts in (before, now):
+        for name in ("--resume_from_checkpoint", "--output_dir", "--overwrite_output_dir"):
+            facts.pop(name, None)
+    return fact_differences(before, now)
+
+
+def _groups(settings: Any) -> list[Mapping[str, Any]]:
+    values = settings.values() if isinstance(settings, Mapping) else ()
+    return [group for group in values if isinstance(group, Mapping)]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def make_folder(flag: str, folder: str) -> Path:

@@ -85,10 +85,22 @@ class LiveLine(TrainerCallback):
 
 
 class RunLog(TrainerCallback):
-    """Every log record of Trainer, as a line of the run folder's metrics."""
+    """Every log record of Trainer, as a line of the run folder's metrics.
 
-    def __init__(self, folder: RunFolder) -> None:
-        self.folder = folder
+    Args:
+        say: where it is told, once, that a record could not be written.
+    """
+
+    def __init__(self, folder: RunFolder, say: Callable[[str], object]) -> None:
+        self.folder, self.say, self.failed = folder, say, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Begin with the records of the checkpoint that the run goes on from: later steps are logged again."""
+        if state.is_world_process_zero:
+            records = [{"step": record["step"], **record} for record in state.log_history]
+            self._write(lambda: self.folder.reset_metrics(records))
 
     def on_log(
         self,
@@ -99,4 +111,16 @@ class RunLog(TrainerCallback):
         **others: Any,
     ) -> None:
         if state.is_world_process_zero and logs:
-            self.folder.log({"step": state.global_step, **logs})
+            record = {"step": state.global_step, **logs}
+            self._write(lambda: self.folder.log(record))
+
+    def _write(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except OSError as problem:
+            if not self.failed:
+                self.say(
+                    f"WARNING    {self.folder.metrics_path} cannot be written ({problem.strerror or problem}); "
+                    "training goes on, and trainer_state.json will hold all records"
+                )
+            self.failed = True

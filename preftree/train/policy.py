@@ -193,5 +193,5 @@ def counted(model: Model) -> str:
     """How many weights there are, and how many of them are trained, in words."""
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    what = f"{model.active_peft_config.peft_type} trains" if isinstance(model, PeftModel) else "training"
+    what = f"{model.active_peft_config.peft_type.value} trains" if isinstance(model, PeftModel) else "training"
     return f"{total / 1e6:.0f} M weights, {what} {trained / 1e6:.2f} M"

@@ -11,7 +11,7 @@ disagrees is discarded as a whole.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from preftree.distributed.ranks import Ranks
+from preftree.errors import RunError
 from preftree.forest import Bundle, Forest, idle_forest, upload
+from preftree.model.memory import is_out_of_memory
 from preftree.model.score import LeafLogprobs
 from preftree.train.reference_models import ReferenceModel
 from preftree.train.store import LogprobStore, from_bytes, to_bytes
@@ -66,7 +68,7 @@ class Reference:
             if unknown:
                 missing.append((keys, forest))
         counts = [count for (count,) in self.ranks.gather([len(missing)])]
-        computed = [(keys, self._compute(forest)) for keys, forest in missing]
+        computed = [piece for _, forest in missing for piece in self._pieces(forest)]
         for keys, scores in computed:  # read when all of them are under way: the host waits for the device once
             token_S = scores.token_S.cpu()[: sum(scores.lengths)]
             new |= dict(zip(keys, token_S.split(scores.lengths), strict=True))
@@ -93,6 +95,14 @@ class Reference:
     def forget(self) -> None:
         """The reference has changed: what it computed is no longer true."""
         self._known.clear()
+
+    def answers(self) -> Mapping[bytes, Tensor]:
+        """Everything that is known, by key."""
+        return self._known
+
+    def learn(self, answers: Mapping[bytes, Tensor]) -> None:
+        """Know what was computed before, in an earlier process of this run."""
+        self._known |= answers
 
     def flush(self) -> None:
         """Put what was computed on disk."""
@@ -143,6 +153,20 @@ class Reference:
     def _compute(self, forest: Forest) -> LeafLogprobs:
         with self.autocast():
             return self.model(forest)
+
+    def _pieces(self, forest: Forest) -> list[tuple[list[bytes], LeafLogprobs]]:
+        """A forest's answers, in smaller forests where memory runs out."""
+        try:
+            return [(_keys(forest), self._compute(forest))]
+        except Exception as problem:
+            if not is_out_of_memory(problem) or self.ranks.lockstep or forest.shape is not None:
+                raise
+            if len(forest.leaf_lengths) == 1:
+                raise RunError(
+                    f"Out of memory in the reference pass with a single answer of {len(forest)} tokens with its "
+                    "prompt. Lower --max_length and --max_prompt_length."
+                ) from problem
+        return [piece for half in forest.halves() for piece in self._pieces(half)]
 
 
 #: Mean difference per token, in nats, that two ways of computing an answer may have. Where more is wrong than rounding

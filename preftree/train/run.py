@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from preftree.config.train import Settings
 from preftree.data.sources import refuse_inside
@@ -41,9 +41,9 @@ def train(settings: Settings, console: Console | None = None) -> int:
     args = start_arguments(settings.train, attention=settings.model.attention)
     console = console or Console(quiet=args.process_index != 0, soft_wrap=True)
     say: Say = sayer(console)
-    folder, resume = RunFolder(args.output_dir or ""), _checkpoint(settings)
+    folder, asked = RunFolder(args.output_dir or ""), _asked_checkpoint(settings)
     claim: dict[str, Any] = {
-        "resume": resume is not None,
+        "resume": asked is not None,
         "overwrite": settings.train.overwrite_output_dir,
         "fingerprint": settings.fingerprint(),
         "config": settings.as_dict(),
@@ -51,13 +51,25 @@ def train(settings: Settings, console: Console | None = None) -> int:
     refuse_inside("--output_dir", args.output_dir, settings.data.dataset_name)
     folder.check(**claim)  # before minutes of loading
     _tell_ranks(args, say)
-    trainer = _trainer(settings, args, folder, console)
-    if args.should_save:
-        folder.claim(**claim)
-        folder.write_env(environment())
-    with trainer.ranks.explained(RESTART):
-        _run(trainer, resume, say)
+    with folder.held() if args.should_save else nullcontext():
+        trainer = _trainer(settings, args, folder, console)
+        with trainer.ranks.explained(RESTART):
+            begun = _claim(trainer, folder, claim)
+            if begun and asked is None and (step := folder.finished()) is not None:
+                say(f"finished   {args.output_dir} holds this very run, all {step} steps of it; nothing was computed")
+                say("           --overwrite_output_dir true trains it anew")
+                return 0
+            _run(trainer, folder, asked or begun, say)
     return 0
+
+
+def _claim(trainer: DPOTrainer, folder: RunFolder, claim: dict[str, Any]) -> bool:
+    """Make the output folder this run's; returns on all ranks whether this very run was begun there before."""
+    begun = False
+    if trainer.args.should_save:
+        begun = folder.claim(**claim, identity=trainer.identity)
+        folder.write_env(environment())
+    return bool(trainer.ranks.gather([begun])[0][0])
 
 
 def _tell_ranks(args: DPOConfig, say: Say) -> None:
@@ -98,17 +110,30 @@ def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Co
             dropout=0.0 if args.disable_dropout else lora.lora_dropout,
             target_modules=None if lora.lora_all_linear else lora.lora_target_modules,
         ),
-        callbacks=[RunLog(folder), *([StepProfile(console)] if settings.train.profile else [])],
+        callbacks=[RunLog(folder, say), *([StepProfile(console)] if settings.train.profile else [])],
         console=console,
     )
 
 
-def _run(trainer: DPOTrainer, resume: str | None, say: Say) -> None:
+def _run(trainer: DPOTrainer, folder: RunFolder, resume: str | bool, say: Say) -> None:
+    """Train, validate, save, and say what came out.
+
+    Args:
+        resume: a checkpoint, or true for the newest whole one if there is any.
+    """
     result = trainer.train(resume_from_checkpoint=resume)
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
         trainer.evaluate()
-    trainer.save_model()
-    trainer.save_state()
+    try:
+        trainer.save_model()
+        trainer.save_state()
+        if trainer.args.should_save:
+            folder.finish(trainer.state.global_step)
+    except OSError as problem:
+        raise RunError(
+            f"The final adapter could not be written to {trainer.args.output_dir} ({problem.strerror or problem}). "
+            "Make room and give the same command again: it goes on from the newest checkpoint."
+        ) from problem
     seconds = result.metrics.get("train_runtime", 0.0)
     say(f"trained    {trainer.state.global_step} steps in {seconds:.0f} s{_reference_counts(trainer)}")
     if trainer.ranks.count > 1:
@@ -130,19 +155,16 @@ def _reference_counts(trainer: DPOTrainer) -> str:
     return f"; reference: {computed} answers computed, {reused} reused"
 
 
-def _checkpoint(settings: Settings) -> str | None:
-    """The checkpoint folder that `--resume_from_checkpoint` means, which may be 'true' for the last one."""
-    asked, output = settings.train.resume_from_checkpoint, settings.train.output_dir or ""
-    if not asked or str(asked).lower() in ("false", "no", "none"):
+def _asked_checkpoint(settings: Settings) -> str | bool | None:
+    """What `--resume_from_checkpoint` names: a folder, true for the newest checkpoint, None if it is not given."""
+    asked = str(settings.train.resume_from_checkpoint or "").strip()
+    if asked.lower() in ("", "false", "no", "none"):
         return None
-    if str(asked).lower() in ("true", "yes", "last"):
-        last = get_last_checkpoint(output) if os.path.isdir(output) else None
-        if last is None:
-            raise RunError(f"--resume_from_checkpoint: {output} holds no checkpoint; leave the flag out to start")
-        return last
-    if not os.path.isfile(os.path.join(str(asked), "trainer_state.json")):
-        raise RunError(f"--resume_from_checkpoint {asked}: no checkpoint there (a folder with trainer_state.json)")
-    return str(asked)
+    if asked.lower() in ("true", "yes", "last"):
+        return True
+    if not os.path.isdir(asked):
+        raise RunError(f"--resume_from_checkpoint {asked}: there is no such folder.")
+    return asked
 
 
 def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBase:

@@ -96,6 +96,7 @@ class Built:
     step: Step
     hook: StepHook
     optimizer: tuple[Any, dict[str, Any]] | None
+    weights: str
 
 
 def default_config(model: str | Model) -> DPOConfig:
@@ -175,7 +176,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     tokenizer = load_processing_class(given.processing_class, given.model, model, args)
     encoding = Encoding(tokenizer, args.max_length, args.truncation_mode)
     data = _encoded(data, encoding, say)
-    key = weights_key(causal_model(model)) if args.reference_cache or ranks.count > 1 else ""
+    key = weights_key(causal_model(model))
     ranks.check_same("weights of the model", key)
     if not (ranks.lockstep or hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)):
         model.to(device)
@@ -199,7 +200,15 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
         reference = _reference(given, policy, scorer, args, Context(twin, ranks, precision, key, started, say))
     budget, shape = _budget(scorer, data, args, ranks, say)
     step = Step(
-        scorer, reference, objective, ranks, budget, torch.device(device), shape=shape, autocast=precision.autocast
+        scorer,
+        reference,
+        objective,
+        ranks,
+        budget,
+        torch.device(device),
+        shape=shape,
+        autocast=precision.autocast,
+        say=say,
     )
     say(
         f"step       {ranks.count * args.pairs_per_step} pairs, loss {' + '.join(objective.names)}, "
@@ -208,7 +217,9 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     chosen = optimizer(args, device)
     if chosen.value is not None:
         say(f"optimizer  {chosen.reason}")
-    return Built(policy.model, tokenizer, data, encoding, args, precision, step, step_hook(args, device), chosen.value)
+    return Built(
+        policy.model, tokenizer, data, encoding, args, precision, step, step_hook(args, device), chosen.value, key
+    )
 
 
 @dataclass(frozen=True, eq=False)

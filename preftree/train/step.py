@@ -18,8 +18,11 @@ import torch
 from torch import Tensor
 
 from preftree.distributed.ranks import Ranks
+from preftree.errors import RunError
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shard_pairs, upload
+from preftree.model.memory import is_out_of_memory
 from preftree.model.score import LeafLogprobs, Scorer, leaf_logprobs
+from preftree.train.guard import row_of
 from preftree.train.losses import PairLogps, join
 from preftree.train.metrics import PairMeter, SpeedMeter
 from preftree.train.objective import Objective
@@ -76,6 +79,7 @@ class Step:
         device: forests are planted on it.
         shape: all forests are padded to it; None pads none.
         autocast: context of every pass through the policy.
+        say: where it is told that memory ran out.
     """
 
     policy: Scorer
@@ -86,6 +90,7 @@ class Step:
     device: torch.device
     shape: Shape | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    say: Callable[[str], object] = lambda text: None
 
     def plan(self, pairs: Sequence[Pair]) -> StepPlan:
         """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
@@ -101,7 +106,7 @@ class Step:
         most = max(SpeedMeter(*row).forests for row in everyones) if self.ranks.lockstep else 0
         return StepPlan(
             forests,
-            [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests],
+            _places(forests, mine),
             len(pairs),
             sum(len(pair.chosen_ids) for pair in pairs) / len(pairs),
             max(0, most - len(forests)),
@@ -113,15 +118,36 @@ class Step:
         return forests_of_pairs(pairs, self.budget, self.device, self.shape)
 
     def gradients(
-        self, pairs: Sequence[Pair], backward: Callable[[Tensor], object], after_backward: Callable[[], object]
+        self,
+        pairs: Sequence[Pair],
+        backward: Callable[[Tensor], object],
+        after_backward: Callable[[], object],
+        drop: Callable[[], object] = lambda: None,
     ) -> StepResult:
         """Add the gradient of the mean loss over `pairs` to this rank's; the result is this rank's part.
+
+        Where memory runs out, the step is computed again in smaller forests: the same objective.
 
         Args:
             backward: of a scalar; a scaler may scale it.
             after_backward: called after each backward pass.
+            drop: deletes what the step has added to gradients so far.
+
+        Raises:
+            RunError: memory runs out for a single pair.
         """
         plan = self.plan(pairs)
+        while True:
+            try:
+                return self._add_gradients(plan, backward, after_backward)
+            except Exception as problem:
+                self._shrink(plan, pairs, problem)
+            drop()
+            plan = self._replanned(plan, pairs)
+
+    def _add_gradients(
+        self, plan: StepPlan, backward: Callable[[Tensor], object], after_backward: Callable[[], object]
+    ) -> StepResult:
         result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
         for logps, losses_P, surrogate in self._coupled(plan) if self._is_coupled(plan) else self._separate(plan):
             backward(surrogate)
@@ -134,8 +160,16 @@ class Step:
 
     @torch.no_grad()
     def evaluate(self, pairs: Sequence[Pair]) -> StepResult:
-        """Losses and metrics of `pairs`, this rank's part, without gradients."""
+        """Losses and metrics of `pairs`, this rank's part, without gradients; memory as in `gradients`."""
         plan = self.plan(pairs)
+        while True:
+            try:
+                return self._evaluated(plan)
+            except Exception as problem:
+                self._shrink(plan, pairs, problem)
+            plan = self._replanned(plan, pairs)
+
+    def _evaluated(self, plan: StepPlan) -> StepResult:
         result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
         parts = [self.pair_logps(forest, plan) for forest in plan.forests]
         losses = [self.objective.losses(part) for part in parts]
@@ -147,6 +181,30 @@ class Step:
         for _ in range(plan.dummy_passes):
             self._dummy_pass()
         return result
+
+    def _shrink(self, plan: StepPlan, pairs: Sequence[Pair], problem: Exception) -> None:
+        """Halve the tokens per forest after an allocation failed; raise what is no lack of memory, or cannot be halved.
+
+        Ranks that exchange something within the step cannot start it again one by one.
+        """
+        together = self.ranks.lockstep or (self.ranks.count > 1 and self.objective.coupled)
+        if not is_out_of_memory(problem) or together or self.shape is not None:
+            raise problem
+        largest = max(plan.forests, key=len)
+        if all(len(places) == 1 for places in plan.places):
+            pair = pairs[plan.places[plan.forests.index(largest)][0]]
+            raise RunError(
+                f"Out of memory with a single pair of {len(largest)} tokens ({row_of(pair)}). Lower --max_length and "
+                "--max_prompt_length, recompute activations by --gradient_checkpointing true, or drop the row."
+            ) from problem
+        self.budget = max(1, min(self.budget, len(largest)) // 2)
+        self.say(f"memory     ran out; forests of at most {self.budget} tokens from here on, the objective is the same")
+
+    def _replanned(self, plan: StepPlan, pairs: Sequence[Pair]) -> StepPlan:
+        """The plan with this rank's pairs cut into forests of the present budget."""
+        mine = sorted(place for places in plan.places for place in places)
+        forests = self.forests([pairs[place] for place in mine])
+        return replace(plan, forests=forests, places=_places(forests, mine))
 
     def pair_logps(self, forest: Forest, plan: StepPlan) -> PairLogps:
         """Log-probs of a forest's pairs under policy and reference, differentiable."""
@@ -221,6 +279,11 @@ class Step:
     def _dummy_pass(self) -> LeafLogprobs:
         with self.autocast():
             return leaf_logprobs(self.policy, idle_forest(self.device))
+
+
+def _places(forests: Sequence[Forest], mine: Sequence[int]) -> list[list[int]]:
+    """Of each forest's pairs, among all pairs of the step."""
+    return [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests]
 
 
 def pair_logps(policy: LeafLogprobs, reference_S: Tensor | None, ld_alpha: float | None = None) -> PairLogps:

@@ -6,7 +6,6 @@ compares with (`reference`) and what it trains on (`dataset`). The command and s
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -26,7 +25,6 @@ from transformers import (
     PrinterCallback,
     ProcessorMixin,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
     set_seed,
 )
@@ -34,19 +32,24 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftree.hardware.device import gemm_peak
+from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
 from preftree.train import setup
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset
 from preftree.train.flops import ModelFlops
+from preftree.train.guard import FiniteGuard, refuse_to_save
 from preftree.train.live import LiveLine
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
 from preftree.train.outputs import Predictions, save, write_card
 from preftree.train.precompute import precompute
 from preftree.train.reference_models import MoveReference, SecondModel
+from preftree.train.resumable import ResumableTrainer
+from preftree.train.resume import identity_of
 from preftree.train.step import StepResult
+from preftree.train.stop import StopOnSignal
 
 Prepared = PairDataset | StreamedPairs
 #: Methods of TRL's trainers that scripts override, and Trainer's own that a step does not call.
@@ -55,7 +58,7 @@ _NOT_CALLED = (
 )  # fmt: skip
 
 
-class DPOTrainer(Trainer):
+class DPOTrainer(ResumableTrainer):
     """Trains a causal language model on preference pairs, every prompt computed once.
 
     The arguments are those of TRL's trainer of the same name (docs/from-trl.md says what differs).
@@ -121,6 +124,7 @@ class DPOTrainer(Trainer):
         self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
         self.flops: ModelFlops | None = None
         self._tokens = 0
+        self.stopper = StopOnSignal(self.ranks, self.say)
         super().__init__(
             model=built.model,
             args=built.args,
@@ -129,7 +133,7 @@ class DPOTrainer(Trainer):
             eval_dataset=built.data.evaluation,
             processing_class=built.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), built.hook],
+            callbacks=[*(callbacks or []), built.hook, self.stopper],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs or (None if any(optimizers) else built.optimizer),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -140,6 +144,8 @@ class DPOTrainer(Trainer):
             assert self.reference is not None
             self.add_callback(MoveReference(self.model, model_, self.reference.forget))
         self._show_progress()
+        self.guard = FiniteGuard(self.say, gradients=self.accelerator.scaler is None)
+        self.identity = identity_of(self, built.weights)
 
     def __init_subclass__(cls, **others: Any) -> None:
         """Refuse overrides of methods that TRL's trainers call and this one does not."""
@@ -157,9 +163,6 @@ class DPOTrainer(Trainer):
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.accelerator.scaler = self.precision.scaler(self._trained())
-
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     @property
     def ref_model(self) -> nn.Module | None:
@@ -263,17 +266,21 @@ class DPOTrainer(Trainer):
         trained = self._trained()
         self.hook.before_forests(trained)
         with self._offloading():
-            result = self.step.gradients(inputs["pairs"], self.accelerator.backward, self.hook.after_backward)
+            result = self.step.gradients(
+                inputs["pairs"], self.accelerator.backward, self.hook.after_backward, self.model.zero_grad
+            )
         self._add_up(result, trained, len(inputs["pairs"]))
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(self.optimizer.optimizer)
         self._started = True
         self.live_metrics.step = result.meter
-        self.since_log.merge(result.meter)
+        finite = self._finite(result.loss, trained, inputs["pairs"])
+        if finite:
+            self.since_log.merge(result.meter)
         self._tokens += result.speed.unrolled_tokens
         for speed in (self.live_metrics.speed, self.speed):
             speed.merge(result.speed)
-        return result.loss
+        return result.loss if finite else self._mean_loss()
 
     def _add_up(self, result: StepResult, trained: Sequence[nn.Parameter], pairs: int) -> None:
         """Gradients, loss and metrics of all ranks on every rank: the only exchange of a step on the device."""
@@ -338,6 +345,8 @@ class DPOTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the pair metrics since the last log line to a training log line."""
+        if "train_loss" in logs:  # over the whole run, not since it was resumed
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
         if "loss" in logs and self.since_log.pairs:
             means = self.since_log.means()
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
@@ -356,10 +365,11 @@ class DPOTrainer(Trainer):
         if not self.args.should_save:
             return
         target = Path(output_dir or self.args.output_dir or ".")
-        os.makedirs(target, exist_ok=True)
-        save(self.model, target, state_dict)
-        if isinstance(self.processing_class, PreTrainedTokenizerBase):
-            self.processing_class.save_pretrained(str(target))
+        refuse_to_save(self._trained(), str(target))
+        with atomic_files(target) as folder:
+            save(self.model, folder, state_dict)
+            if isinstance(self.processing_class, PreTrainedTokenizerBase):
+                self.processing_class.save_pretrained(str(folder))
 
     def create_model_card(
         self,

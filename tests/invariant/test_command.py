@@ -126,7 +126,7 @@ def test_a_folder_with_another_run_is_left_alone(inputs: Path, done: Path, capsy
         ({"dataset_name": "nobody/no-such-data"}, ["nobody/no-such-data"]),
         ({"max_length": 64, "max_prompt_length": 64}, ["--max_prompt_length must be less than --max_length"]),
         ({"attention": "tre"}, ["--attention tre", "tiles", "padded"]),
-        ({"resume_from_checkpoint": "true"}, ["holds no checkpoint"]),
+        ({"resume_from_checkpoint": "{inputs}/checkpoint-9"}, ["there is no such folder"]),
         ({"loss_type": "sigmoi"}, ["--loss_type must be one of", "Did you mean sigmoid?"]),
     ],
     ids=[

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from preftree.io.atomic import atomic_file, atomic_path, write_json
+from preftree.io.atomic import atomic_file, atomic_files, atomic_path, write_json
 
 
 class Torn(Exception):
@@ -97,3 +97,18 @@ def test_long_names_and_lone_surrogates(tmp_path: Path) -> None:
     target = tmp_path / ("n" * 250)
     write_json(target, {"name": "a\udcffb", "tokens": ["ü"]})
     assert json.loads(target.read_text(encoding="utf-8")) == {"name": "a\udcffb", "tokens": ["ü"]}
+
+
+def test_files_of_a_folder_are_replaced_each_in_one_piece(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "a.bin").write_bytes(b"old")
+    with pytest.raises(Torn), atomic_files(tmp_path) as partial:
+        fail((partial / "a.bin").write_bytes(b"half"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "mine.txt"]
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    with atomic_files(tmp_path) as partial:
+        (partial / "a.bin").write_bytes(b"new")
+        make_folder_of_one(partial / "sub")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "mine.txt", "sub"]
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert (tmp_path / "sub" / "inner").exists()

@@ -16,9 +16,15 @@ from preftree.errors import RunError
 from preftree.io.run_folder import RunFolder
 
 
-def claim(path: Path, resume: bool = False, overwrite: bool = False, fingerprint: str = "f") -> RunFolder:
+def claim(path: Path, *, data: str = "12 pairs", fingerprint: str = "f", **how: bool) -> RunFolder:
     folder = RunFolder(path)
-    folder.claim(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config={"train": {"beta": fingerprint}})
+    folder.claim(
+        resume=how.get("resume", False),
+        overwrite=how.get("overwrite", False),
+        fingerprint=fingerprint,
+        config={"train": {"beta": fingerprint, "output_dir": str(path)}},
+        identity={"training pairs": data},
+    )
     return folder
 
 
@@ -35,18 +41,59 @@ def test_a_new_folder_is_made(tmp_path: Path) -> None:
     folder.write_env({"cores": 2})
     assert json.loads(folder.config_path.read_text()) == {
         "fingerprint": "f",
-        "settings": {"train": {"beta": "f"}},
+        "settings": {"train": {"beta": "f", "output_dir": str(tmp_path / "a" / "b")}},
     }
     assert json.loads(folder.env_path.read_text()) == {"cores": 2}
-    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json"]
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json", "identity.json"]
 
 
 def test_another_run_is_not_written_over(tmp_path: Path) -> None:
     used(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(RunError, match=r"another run.*--resume_from_checkpoint.*--overwrite_output_dir"):
-        claim(tmp_path)
+    with pytest.raises(RunError, match=r"(?s)another run.*--beta was f, now g.*--overwrite_output_dir"):
+        claim(tmp_path, fingerprint="g")
+    with pytest.raises(RunError, match=r"(?s)another run.*training pairs was 12 pairs, now 13 pairs"):
+        claim(tmp_path, data="13 pairs")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_this_very_run_goes_on(tmp_path: Path) -> None:
+    folder = used(tmp_path)
+    how = {"resume": False, "overwrite": False, "fingerprint": "f", "identity": {"training pairs": "12 pairs"}}
+    assert folder.claim(**how) is True  # type: ignore[arg-type]
+    assert (tmp_path / "checkpoint-10").exists()
+    assert folder.claim(**{**how, "overwrite": True}) is False  # type: ignore[arg-type]
+    assert not (tmp_path / "checkpoint-10").exists()
+
+
+def test_a_run_is_finished_when_its_last_file_is_there(tmp_path: Path) -> None:
+    folder = used(tmp_path)
+    assert folder.finished() is None
+    folder.finish(40)
+    assert folder.finished() == 40
+    (tmp_path / "adapter_model.safetensors").unlink()
+    assert folder.finished() is None
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "o")
+    with folder.held():
+        with pytest.raises(RunError, match="Another process is working in"), RunFolder(tmp_path / "o").held():
+            pass
+        folder.claim(resume=False, overwrite=True, fingerprint="f")
+        folder.claim(resume=False, overwrite=True, fingerprint="g")  # deletes the run, and keeps the lock
+        with pytest.raises(RunError, match="Another process is working in"), RunFolder(tmp_path / "o").held():
+            pass
+    with RunFolder(tmp_path / "o").held():
+        pass
+
+
+def test_metrics_begin_anew_from_a_checkpoint(tmp_path: Path) -> None:
+    folder = used(tmp_path)
+    folder.log({"step": 2})
+    folder.reset_metrics([{"step": 1, "loss": math.inf}])
+    folder.log({"step": 2, "loss": 0.5})
+    assert list(folder.metrics()) == [{"step": 1, "loss": "inf"}, {"step": 2, "loss": 0.5}]
 
 
 def test_other_files_are_not_written_over(tmp_path: Path) -> None:
@@ -73,7 +120,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     claim(tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-best", "notes.txt", "run"]
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.json"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json", "identity.json"]
 
 
 @pytest.mark.parametrize(
@@ -104,15 +151,6 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == []
 
 
-def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
-    with RunFolder(tmp_path / "out").held():
-        with pytest.raises(RunError, match="Another process is working in"), RunFolder(tmp_path / "out").held():
-            pass
-        claim(tmp_path / "out")  # the lock's own file is no other file
-    with RunFolder(tmp_path / "out").held():
-        pass
-
-
 def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
     folder = used(tmp_path)
     with open(folder.metrics_path, "a") as file:
@@ -125,7 +163,7 @@ def test_resume_keeps_what_is_there(tmp_path: Path) -> None:
 
 def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
     used(tmp_path)
-    with pytest.raises(RunError, match="--beta was 'f', now 'g'"):
+    with pytest.raises(RunError, match="--beta was f, now g"):
         claim(tmp_path, resume=True, fingerprint="g")
 
 
@@ -161,4 +199,4 @@ def test_json_is_replaced_in_one_piece(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(OSError, match="disk full"):
         folder.write_env({"cores": 3})
     assert folder.env_path.read_text() == before
-    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json"]
+    assert sorted(path.name for path in folder.folder.iterdir()) == ["config.json", "env.json", "identity.json"]
