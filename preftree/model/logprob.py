@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,22 +80,84 @@ class Head:
         return tanh_CV * self.softcap, tanh_CV
 
 
-def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head) -> Tensor:
-    """log p(target) for each row of hidden states; (S,) in float32 (float64 if the model is)."""
+class TokenStats:
+    """What the head knows of each scored token besides its log-prob, filled in while that is computed; no gradients.
+
+    Args:
+        collision: also log Σ p², which takes a pass over the vocabulary.
+    """
+
+    def __init__(self, collision: bool = False) -> None:
+        self.collision = collision
+        self.values_KS = torch.empty(0, 0)
+
+    @property
+    def entropy_S(self) -> Tensor:
+        """−Σ p log p, in nats."""
+        return self.values_KS[0]
+
+    @property
+    def mean_logit_S(self) -> Tensor:
+        """The mean over the vocabulary."""
+        return self.values_KS[1]
+
+    @property
+    def top1_S(self) -> Tensor:
+        """1 where the token is the most probable one, else 0."""
+        return self.values_KS[2]
+
+    @property
+    def collision_S(self) -> Tensor:
+        """log Σ p²"""
+        return self.values_KS[3]
+
+    def begin(self, count: int, like: Tensor) -> None:
+        """Room for `count` tokens."""
+        wide = torch.promote_types(like.dtype, torch.float32)
+        self.values_KS = torch.zeros(3 + self.collision, count, dtype=wide, device=like.device)
+
+    @torch.no_grad()
+    def put(self, start: int, columns: list[Tensor]) -> None:
+        """The values of a chunk of tokens from `start` on; again with the same ones where it is recomputed."""
+        self.values_KS[:, start : start + len(columns[0])] = torch.stack(
+            [column.to(self.values_KS) for column in columns]
+        )
+
+    @torch.no_grad()
+    def put_logits(self, start: int, logits_CV: Tensor, target_C: Tensor) -> None:
+        """The same from the logits themselves."""
+        logp_CV = torch.log_softmax(logits_CV, 1)
+        columns = [
+            -(logp_CV.exp() * logp_CV).sum(1),
+            logits_CV.mean(1),
+            logits_CV.argmax(1) == target_C,
+        ]
+        self.put(start, columns + ([(2 * logp_CV).logsumexp(1)] if self.collision else []))
+
+
+def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head, stats: TokenStats | None = None) -> Tensor:
+    """log p(target) for each row of hidden states; (S,) in float32 (float64 if the model is).
+
+    Args:
+        stats: filled in, if given.
+    """
     if torch.is_autocast_enabled(hidden_SD.device.type):
         # Lists of what autocast runs in bfloat16 differ by vendor; some have the softmax over the vocabulary in it.
         weight_dtype = next(head.module.parameters()).dtype
         with torch.autocast(hidden_SD.device.type, enabled=False):
-            return token_logprobs(hidden_SD.to(weight_dtype), target_S, head)
+            return token_logprobs(hidden_SD.to(weight_dtype), target_S, head, stats)
+    if stats is not None:
+        stats.begin(len(target_S), hidden_SD)
     rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
     if head.fusable:
-        return _FusedLogprobs.apply(hidden_SD, target_S, head, rows)
+        return _FusedLogprobs.apply(hidden_SD, target_S, head, rows, stats)
     parts = []
-    for hidden_CD, target_C in zip(hidden_SD.split(rows), target_S.split(rows), strict=True):
+    for start in range(0, max(len(target_S), 1), rows):
+        chunk = hidden_SD[start : start + rows], target_S[start : start + rows], head, stats, start
         if torch.is_grad_enabled():
-            parts.append(checkpoint(_chunk_logprobs, hidden_CD, target_C, head, use_reentrant=False))
+            parts.append(checkpoint(_chunk_logprobs, *chunk, use_reentrant=False))
         else:
-            parts.append(_chunk_logprobs(hidden_CD, target_C, head))
+            parts.append(_chunk_logprobs(*chunk))
     return torch.cat(parts)
 
 
@@ -126,14 +189,16 @@ def _vocabulary(module: nn.Module) -> int:
     return int(weight.shape[0]) if isinstance(weight, Tensor) else 1 << 17
 
 
-def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head) -> Tensor:
+def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head, stats: TokenStats | None, start: int) -> Tensor:
     logits_CV = head.logits(hidden_CD)
+    if stats is not None:
+        stats.put_logits(start, logits_CV, target_C)
     return logits_CV.gather(1, target_C[:, None]).squeeze(1) - logits_CV.logsumexp(1)
 
 
 class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_SD, target_S, head: Head, rows: int):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_SD, target_S, head: Head, rows: int, stats: TokenStats | None):  # type: ignore[no-untyped-def]
         assert isinstance(head.module, nn.Linear)
         weight_VD, bias_V = head.module.weight, head.module.bias
         need_grad = ctx.needs_input_grad[0]
@@ -144,14 +209,21 @@ class _FusedLogprobs(torch.autograd.Function):
             target_C = target_S[chunk]
             raw_CV = linear(hidden_SD[chunk], weight_VD, bias_V)
             shaped_CV, tanh_CV = head.shape(raw_CV) if head.shaped else (raw_CV, None)
+            mean_C = shaped_CV.mean(1) if stats is not None and tanh_CV is not None else None
             # Passes over (C, V) are what the head costs besides its two GEMMs, so the logits' memory is used again.
             out_S[chunk], exp_CV, total_C = exponentiate(shaped_CV, target_C)
+            found = exp_CV, total_C, out_S[chunk]
+            if stats is not None and (slope_SD is None or tanh_CV is not None):
+                stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, mean_C))
             if slope_SD is None:
                 continue
             if tanh_CV is None:
                 # onehot(y) W − softmax W, the division by the total put off until the vocabulary is gone.
                 expected_CD = input_gradient(exp_CV.to(weight_VD.dtype), weight_VD).to(total_C.dtype) / total_C[:, None]
                 slope_CD = weight_VD[target_C] - expected_CD
+                if stats is not None:
+                    moved_C = (hidden_SD[chunk].to(total_C.dtype) * slope_CD).sum(1) if bias_V is None else None
+                    stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, mean_C, moved_C))
             else:
                 slope_CV = exp_CV.div_(total_C[:, None]).neg_()
                 slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(target_C[:, None], dtype=slope_CV.dtype))
@@ -164,4 +236,36 @@ class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_S):  # type: ignore[no-untyped-def]
         (slope_SD,) = ctx.saved_tensors
-        return (slope_SD * grad_S[:, None]).to(slope_SD.dtype), None, None, None
+        return (slope_SD * grad_S[:, None]).to(slope_SD.dtype), None, None, None, None
+
+
+def _chunk_stats(
+    hidden_CD: Tensor,
+    head: Head,
+    found: tuple[Tensor, Tensor, Tensor],
+    collision: bool,
+    mean_C: Tensor | None,
+    moved_C: Tensor | None = None,
+) -> list[Tensor]:
+    """The columns of `TokenStats` from what `exponentiate` gave, without the logits.
+
+    Args:
+        found: exponentials, their sums, and log p of the targets.
+        mean_C: mean logits, where they are no linear function of the hidden states.
+        moved_C: logit of the target less the expected logit, before the scale: h · (W[y] − softmax·W). With it the
+            entropy takes no pass over the vocabulary: −Σ p log p = moved − log p(y).
+    """
+    exp_CV, total_C, logprob_C = found
+    module: Any = head.module
+    wide = total_C.dtype
+    if moved_C is not None:
+        entropy_C = head.scale * moved_C.to(wide) - logprob_C
+    else:
+        entropy_C = total_C.log() + torch.special.entr(exp_CV.to(wide)).sum(1) / total_C
+    if mean_C is None:
+        mean_C = (hidden_CD @ module.weight.mean(0, dtype=wide).to(hidden_CD.dtype)).to(wide)
+        mean_C = head.scale * (mean_C if module.bias is None else mean_C + module.bias.mean())
+    columns = [entropy_C, mean_C, logprob_C >= -total_C.log() - 1e-6]
+    if collision:
+        columns.append(2 * (torch.linalg.vector_norm(exp_CV, dim=1, dtype=wide).log() - total_C.log()))
+    return columns

@@ -9,8 +9,8 @@ Shape suffixes: T tokens of a forest, S scored tokens, V vocabulary, D hidden si
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,8 +21,15 @@ from preftree.forest import Forest
 from preftree.model import cpu, families
 from preftree.model.attention import BACKENDS, Backend
 from preftree.model.families.interface import set_attention
-from preftree.model.logprob import Head, token_logprobs
+from preftree.model.logprob import Head, TokenStats, token_logprobs
 from preftree.model.patch import Patches
+
+
+class Score(Protocol):
+    """Log-probs of a forest's scored tokens."""
+
+    def __call__(self, forest: Forest, stats: TokenStats | None = None) -> Tensor: ...
+
 
 #: Paths through single sequences, the faster one first.
 SEQUENCES = ("padded", "plain")
@@ -33,11 +40,11 @@ class OpenPath:
     """A path that a model is patched for.
 
     Args:
-        score: log p of a forest's scored tokens, (S,).
+        score: log p of a forest's scored tokens, (S,); fills in their statistics, if there are any to fill.
         note: what was done for speed, in words.
     """
 
-    score: Callable[[Forest], Tensor]
+    score: Score
     note: str = ""
 
 
@@ -64,16 +71,20 @@ def open_path(causal: PreTrainedModel, name: str, stock: str, patches: Patches, 
     if name in SEQUENCES:
         cpu.patch(causal, patches, kernels=False)
         stock_attention(causal, stock, patches)
-        score = padded_logprobs if name == "padded" else plain_logprobs
-        return OpenPath(score=lambda forest: _up_to_shape(score(causal, forest), forest))
+        sequences = padded_logprobs if name == "padded" else plain_logprobs
+
+        def sequence_logprobs(forest: Forest, stats: TokenStats | None = None) -> Tensor:
+            return _up_to_shape(sequences(causal, forest, stats), forest)
+
+        return OpenPath(score=sequence_logprobs)
     backend = BACKENDS[name]
     note = cpu.patch(causal, patches, kernels=backend.cpu_kernels, room=room)
     body = families.prepare(causal, patches)
 
-    def tree_logprobs(forest: Forest) -> Tensor:
+    def tree_logprobs(forest: Forest, stats: TokenStats | None = None) -> Tensor:
         hidden_SD = body(forest, backend.attend).index_select(0, forest.predictor_S)
         # The head is looked up at every call: LoRA may be put on it after attaching.
-        return token_logprobs(hidden_SD, forest.target_S, Head.of(causal))
+        return token_logprobs(hidden_SD, forest.target_S, Head.of(causal), stats)
 
     return TreePath(score=tree_logprobs, note=note, body=body, backend=backend)
 
@@ -84,23 +95,27 @@ def stock_attention(causal: PreTrainedModel, name: str, patches: Patches | None 
         set_attention(causal, name, patches)
 
 
-def plain_logprobs(causal: PreTrainedModel, forest: Forest) -> Tensor:
+def plain_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | None = None) -> Tensor:
     """Log-probs from the model's own logits, one sequence at a time."""
-    parts = []
+    parts: list[Tensor] = []
+    if stats is not None:
+        stats.begin(sum(forest.leaf_lengths), torch.empty(0, dtype=causal.dtype, device=forest.device))
     for sequence, length in zip(forest.unrolled(), forest.leaf_lengths, strict=True):
         logits_NV = causal(input_ids=sequence[None], use_cache=False).logits[0, -length - 1 : -1]
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         logprobs_NV = torch.log_softmax(logits_NV.to(wide), dim=-1)
+        if stats is not None:
+            stats.put_logits(sum(map(len, parts)), logits_NV.to(wide), sequence[-length:])
         parts.append(logprobs_NV.gather(1, sequence[-length:, None]).squeeze(1))
     return torch.cat(parts)
 
 
-def padded_logprobs(causal: PreTrainedModel, forest: Forest) -> Tensor:
+def padded_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | None = None) -> Tensor:
     """Log-probs from padded sequences, without logits."""
     ids_BN, mask_BN, predictor_S = _pad(forest)
     hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
     hidden_SD = hidden_BND.flatten(0, 1).index_select(0, predictor_S)
-    return token_logprobs(hidden_SD, forest.target_S[: len(predictor_S)], Head.of(causal))
+    return token_logprobs(hidden_SD, forest.target_S[: len(predictor_S)], Head.of(causal), stats)
 
 
 def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:

@@ -23,6 +23,7 @@ from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Forest
 from preftree.model import families, selfcheck
 from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timing
+from preftree.model.logprob import TokenStats
 from preftree.model.patch import Patches, undo_patches
 from preftree.model.paths import SEQUENCES, OpenPath, open_path
 from preftree.model.selfcheck import Truth
@@ -80,13 +81,16 @@ class Scorer:
         self.name, self.reason, self.truth = name, reason, truth
         self._door, self._closed = door, False
 
-    def __call__(self, forest: Forest) -> LeafLogprobs:
+    def __call__(self, forest: Forest, stats: TokenStats | None = None) -> LeafLogprobs:
         """Log-probs of every continuation in `forest`, which is on the model's device; differentiable.
+
+        Args:
+            stats: statistics of the scored tokens, filled in if given.
 
         Raises:
             ModelError: this scorer was closed.
         """
-        return LeafLogprobs(self.path.score(forest), forest)
+        return LeafLogprobs(self.path.score(forest, stats), forest)
 
     @property
     def path(self) -> OpenPath:

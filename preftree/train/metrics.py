@@ -24,18 +24,27 @@ NAMES = (
 )
 
 
+#: Sums over tokens, in the order in which `PairLogps.tokens` has them.
+TOKEN_SUMS = ("entropy", "tokens", "chosen_logits", "rejected_logits", "chosen_top1", "chosen_tokens")
+
+
 @dataclass
 class PairMeter:
-    """Adds up what is reported of pairs, on their device; `means()` reads it once."""
+    """Adds up what is reported of pairs, on their device; `means()` reads it once.
+
+    Args:
+        pairs: how many.
+        total: sums of `NAMES` over pairs, then those of `TOKEN_SUMS`.
+    """
 
     pairs: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(len(NAMES)))
+    total: Tensor = field(default_factory=lambda: torch.zeros(len(NAMES) + len(TOKEN_SUMS)))
 
     @classmethod
     def on(cls, device: torch.device) -> PairMeter:
         """A meter for a device, in the widest floating type that every device of its kind has."""
         dtype = torch.float64 if device.type == "cpu" else torch.float32
-        return cls(total=torch.zeros(len(NAMES), dtype=dtype, device=device))
+        return cls(total=torch.zeros(len(NAMES) + len(TOKEN_SUMS), dtype=dtype, device=device))
 
     def add(self, logps: PairLogps, losses_P: Tensor, objective: Objective) -> None:
         """The pairs of one forest: losses, implicit rewards, and log-probs.
@@ -52,7 +61,9 @@ class PairMeter:
             logps.chosen_P.detach(),
             logps.rejected_P.detach(),
         )
-        self.total = self.total + torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
+        sums = torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
+        tokens = sums.new_zeros(len(TOKEN_SUMS)) if logps.tokens is None else logps.tokens.to(sums.dtype)
+        self.total = self.total + torch.cat([sums, tokens])
         self.pairs += logps.pairs
 
     def merge(self, other: PairMeter) -> None:
@@ -61,10 +72,19 @@ class PairMeter:
         self.pairs += other.pairs
 
     def means(self) -> dict[str, float]:
-        """Mean over all pairs added, by name; empty when there were none."""
+        """Means over all pairs added, and over their tokens where these were told; empty when there were no pairs."""
         if not self.pairs:
             return {}
-        return {name: value / self.pairs for name, value in zip(NAMES, self.total.tolist(), strict=True)}
+        values = self.total.tolist()
+        means = {name: value / self.pairs for name, value in zip(NAMES, values[: len(NAMES)], strict=True)}
+        sums = dict(zip(TOKEN_SUMS, values[len(NAMES) :], strict=True))
+        if sums["tokens"]:
+            chosen = max(sums["chosen_tokens"], 1.0)
+            means["entropy"] = sums["entropy"] / sums["tokens"]
+            means["logits/chosen"] = sums["chosen_logits"] / chosen
+            means["logits/rejected"] = sums["rejected_logits"] / max(sums["tokens"] - sums["chosen_tokens"], 1.0)
+            means["mean_token_accuracy"] = sums["chosen_top1"] / chosen
+        return means
 
 
 @dataclass

@@ -20,8 +20,10 @@ from torch import Tensor
 from preftree.distributed.ranks import Ranks
 from preftree.errors import RunError
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shard_pairs, upload
+from preftree.model.logprob import TokenStats
 from preftree.model.memory import is_out_of_memory
 from preftree.model.score import LeafLogprobs, Scorer, leaf_logprobs
+from preftree.train.answers import AnswerOrder, pair_logps
 from preftree.train.guard import row_of
 from preftree.train.losses import PairLogps, join
 from preftree.train.metrics import PairMeter, SpeedMeter
@@ -208,11 +210,19 @@ class Step:
 
     def pair_logps(self, forest: Forest, plan: StepPlan) -> PairLogps:
         """Log-probs of a forest's pairs under policy and reference, differentiable."""
+        stats = TokenStats(collision=self.objective.use_weighting)
         with self.autocast():
-            scores = leaf_logprobs(self.policy, forest)
+            scores = self.policy(forest, stats)
         reference_S = self.reference.known(forest) if self.reference is not None else None
-        logps = pair_logps(scores, reference_S, self.objective.ld_alpha)
-        return replace(logps, mean_chosen_length=plan.mean_chosen_length)
+        answers = AnswerOrder.of(forest, self.device)
+        logps = pair_logps(scores, reference_S, answers, self.objective.ld_alpha)
+        importance_P = answers.importance(scores.token_S, stats) if self.objective.use_weighting else None
+        return replace(
+            logps,
+            mean_chosen_length=plan.mean_chosen_length,
+            importance_P=importance_P,
+            tokens=answers.token_sums(stats),
+        )
 
     def _separate(self, plan: StepPlan) -> Iterator[tuple[PairLogps, Tensor, Tensor]]:
         """Forest by forest: log-probs, losses, and what its backward pass starts from."""
@@ -284,71 +294,6 @@ class Step:
 def _places(forests: Sequence[Forest], mine: Sequence[int]) -> list[list[int]]:
     """Of each forest's pairs, among all pairs of the step."""
     return [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests]
-
-
-def pair_logps(policy: LeafLogprobs, reference_S: Tensor | None, ld_alpha: float | None = None) -> PairLogps:
-    """Chosen and rejected side by side, pairs in the order of their number.
-
-    Args:
-        policy: scores of a forest from `forests_of_pairs`.
-        reference_S: the reference's log-probs of the same tokens; None for zeros.
-        ld_alpha: see `Objective`.
-    """
-    forest, device = policy.forest, policy.token_S.device
-    names = len(forest.leaf_ids)
-    padding = forest.shape.leaves - names if forest.shape is not None else 0
-    # Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data.
-    # An answer in several pairs is one leaf, which stands here as often; padding comes from leaves that nothing is in.
-    order = [forest.leaf_of_id[i] for i in sorted(range(names), key=forest.leaf_ids.__getitem__)]
-    lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * padding
-    order += range(names, names + padding)
-    order_N, length_N = upload([*order, *lengths], device).split(len(order))
-
-    def by_answer(value_S: Tensor) -> Tensor:
-        return forest.sum_by_leaf(value_S).index_select(0, order_N)
-
-    def weighed(sum_N: Tensor, value_S: Tensor) -> Tensor:
-        return sum_N if ld_alpha is None else ld_alpha * sum_N + (1 - ld_alpha) * _shared_sum(forest, value_S, order)
-
-    full_N = by_answer(policy.token_S)
-    policy_N = weighed(full_N, policy.token_S)
-    reference_N = torch.zeros_like(policy_N).detach()
-    if reference_S is not None:
-        reference_N = weighed(by_answer(reference_S), reference_S)
-    real, weight_P = None, None
-    if forest.shape is not None:
-        real = names // 2
-        weight_P = upload([1.0] * real + [0.0] * (padding // 2), device)
-    return PairLogps(
-        chosen_P=policy_N[0::2],
-        rejected_P=policy_N[1::2],
-        ref_chosen_P=reference_N[0::2],
-        ref_rejected_P=reference_N[1::2],
-        chosen_length_P=length_N[0::2],
-        rejected_length_P=length_N[1::2],
-        weight_P=weight_P,
-        real=real,
-        full_chosen_P=None if ld_alpha is None else full_N[0::2],
-        full_rejected_P=None if ld_alpha is None else full_N[1::2],
-    )
-
-
-def _shared_sum(forest: Forest, value_S: Tensor, order: Sequence[int]) -> Tensor:
-    """The sum over each answer's first tokens, as many as the shorter answer of its pair has, (answers,)."""
-    starts, begin = [], 0
-    for length in forest.leaf_lengths:
-        starts.append(begin)
-        begin += length
-    rows: list[int] = []
-    owners: list[int] = []
-    for answer, leaf in enumerate(order):
-        if leaf >= len(starts):  # padding
-            continue
-        shared = min(forest.leaf_lengths[order[answer - answer % 2 + side]] for side in (0, 1))
-        rows += range(starts[leaf], starts[leaf] + shared)
-        owners += [answer] * shared
-    index, owner = upload([*rows, *owners], value_S.device).split(len(rows))
-    return value_S.new_zeros(len(order)).index_add(0, owner, value_S.index_select(0, index))
 
 
 def _rng_state(device: torch.device) -> list[Tensor]:

@@ -22,6 +22,7 @@ METRICS = {
     "loss": 1e-4, "learning_rate": 0.0, "grad_norm": 1e-3, "num_tokens": 0.0,
     "rewards/chosen": 1e-4, "rewards/rejected": 1e-4, "rewards/margins": 1e-4, "rewards/accuracies": 1e-6,
     "logps/chosen": 1e-3, "logps/rejected": 1e-3,
+    "entropy": 1e-4, "logits/chosen": 1e-4, "logits/rejected": 1e-4, "mean_token_accuracy": 1e-6,
 }  # fmt: skip
 
 
@@ -31,6 +32,7 @@ METRICS = {
         Case("sigmoid", more={"tokens": 60}),
         Case("ipo", lora=False, conversational=True),
         Case("aot", lora=False),
+        Case("ipo", more={"use_weighting": True}),
         Case("sigmoid+bco_pair+sft", conversational=True, more={"loss_weights": [0.8, 0.2, 1.0], "ld_alpha": 0.5}),
         Case("sigmoid", lora=False, more={"f_divergence_type": "js_divergence", "sync_ref_model": True}),
     ],

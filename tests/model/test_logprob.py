@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from preftree.model import logprob
 from preftree.model.cpu import linear
-from preftree.model.logprob import Head, token_logprobs
+from preftree.model.logprob import Head, TokenStats, token_logprobs
 
 ROWS, HIDDEN, VOCABULARY = 23, 16, 61
 
@@ -181,3 +181,27 @@ def test_autocast_does_not_reach_the_softmax() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head.module(hidden).dtype == torch.bfloat16  # what it would have been
         assert torch.equal(token_logprobs(hidden, target, head), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["training", "inference"])
+@pytest.mark.parametrize("kind", ["frozen", "biased", "trained", "capped"])
+def test_statistics_are_those_of_the_logits(kind: str, grad: bool) -> None:
+    """Entropy, mean logit, top-1 and collision beside log-probs, against logits written out."""
+    torch.manual_seed(0)
+    module = nn.Linear(16, 50, bias=kind == "biased").double().requires_grad_(kind == "trained")
+    head = Head(module, scale=0.7, softcap=3.0 if kind == "capped" else None)
+    hidden = (3 * torch.randn(9, 16, dtype=torch.float64)).requires_grad_(grad)
+    with torch.no_grad():
+        logits = head.logits(hidden)
+        target = torch.where(torch.arange(9) % 3 == 0, logits.argmax(1), torch.randint(50, (9,)))
+        logp = logits.log_softmax(1)
+    stats = TokenStats(collision=True)
+    with torch.set_grad_enabled(grad):
+        found = token_logprobs(hidden, target, head, stats)
+    if grad:
+        found.sum().backward()
+    torch.testing.assert_close(stats.entropy_S, -(logp.exp() * logp).sum(1))
+    torch.testing.assert_close(stats.mean_logit_S, logits.mean(1))
+    torch.testing.assert_close(stats.top1_S, (logits.argmax(1) == target).double())
+    torch.testing.assert_close(stats.collision_S, logp.exp().square().sum(1).log())
+    assert 0 < float(stats.top1_S.mean()) < 1

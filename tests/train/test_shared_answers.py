@@ -19,7 +19,7 @@ from preftree.train.losses import LossSettings
 from preftree.train.objective import Objective
 from preftree.train.reference import Reference
 from preftree.train.reference_models import AdapterOff
-from preftree.train.step import pair_logps
+from preftree.train.answers import AnswerOrder, pair_logps
 from tests.support import tiny
 
 Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
@@ -53,7 +53,9 @@ def step(forests: Sequence[Forest], pairs: int) -> tuple[Step, Reference]:
     total = torch.zeros((), dtype=torch.float64)
     counted = 0
     for forest in forests:
-        logps = pair_logps(leaf_logprobs(SCORER, forest), reference.known(forest))
+        logps = pair_logps(
+            leaf_logprobs(SCORER, forest), reference.known(forest), AnswerOrder.of(forest, forest.device)
+        )
         losses_P = OBJECTIVE.losses(logps)
         total = total + losses_P.sum() / pairs
         counted += logps.pairs

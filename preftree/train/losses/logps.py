@@ -49,6 +49,7 @@ class PairLogps:
         full_chosen_P, full_rejected_P: the policy's sums over all tokens, where those above weigh some less (LD-DPO);
             None where they are the same.
         importance_P: WPO's weight of each pair, a constant for the gradient; None for 1.
+        tokens: sums over tokens for the metrics (`metrics.TOKEN_SUMS`); None where nobody asks.
     """
 
     chosen_P: Tensor
@@ -63,6 +64,7 @@ class PairLogps:
     importance_P: Tensor | None = None
     full_chosen_P: Tensor | None = None
     full_rejected_P: Tensor | None = None
+    tokens: Tensor | None = None
 
     @property
     def pairs(self) -> int:
@@ -100,6 +102,6 @@ def join(parts: list[PairLogps]) -> PairLogps:
     columns: dict[str, Any] = {}
     for each in fields(PairLogps):
         values = [getattr(part, each.name) for part in parts]
-        if isinstance(values[0], Tensor) and each.name != "weight_P":
+        if isinstance(values[0], Tensor) and each.name not in ("weight_P", "tokens"):
             columns[each.name] = torch.cat([value[: part.pairs] for value, part in zip(values, parts, strict=True)])
     return PairLogps(**columns, mean_chosen_length=parts[0].mean_chosen_length)
