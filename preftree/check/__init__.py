@@ -4,3 +4,9 @@
 function and a line in a dict; `report` judges them by the limits that stand beside each measure; `views`, `html`
 and `fix` show the report or repair the data.
 """
+
+import sys
+
+from preftree import CallablePackage
+
+sys.modules[__name__].__class__ = CallablePackage

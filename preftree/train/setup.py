@@ -143,9 +143,10 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
             "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
             "`precompute_ref_log_probs=False`."
         )
-    if any(word in str(args.optim) for word in _UPDATE_IN_BACKWARD):
+    optim = str(getattr(args.optim, "value", args.optim))
+    if any(word in optim for word in _UPDATE_IN_BACKWARD):
         raise SettingsError(
-            f"--optim {getattr(args.optim, 'value', args.optim)} is not supported: it updates weights within a "
+            f"--optim {optim} is not supported: it updates weights within a "
             "backward pass, and a step here is several of them, one per forest. Choose another, such as adamw_torch."
         )
     if args.sync_ref_model and (given.peft_config is not None or isinstance(given.model, PeftModel)):
