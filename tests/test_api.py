@@ -68,3 +68,32 @@ def test_the_documented_examples_run(
         exec(compile(example, "docs/api.md", "exec"), {})
     assert (tmp_path / "run1" / "adapter_model.safetensors").is_file()
     assert "{0: -" in capsys.readouterr().out
+
+
+def test_the_table_of_fields_is_generated_from_the_code() -> None:
+    pytest.importorskip("trl", reason="TRL is not installed (the test extra has it)")
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import trl_table
+
+    page = trl_table.FILE.read_text(encoding="utf-8")
+    assert trl_table.with_table(page) == page, "run `python scripts/trl_table.py --write`"
+
+
+def test_losses_are_documented() -> None:
+    from preftree.train.losses import LOSSES
+
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    assert [name for name in LOSSES if f"| `{name}` |" not in page] == []
+
+
+def test_a_loss_of_ones_own_is_one_function_and_one_line(tmp_path: Path) -> None:
+    """The example of docs/losses.md, then a configuration that asks for it."""
+    from preftree.train.losses import LOSSES
+
+    page = (ROOT / "docs" / "losses.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    try:
+        exec(compile(example, "docs/losses.md", "exec"), {})
+        assert preftree.DPOConfig(str(tmp_path), loss_type="squared", use_cpu=True).loss_type == ["squared"]
+    finally:
+        LOSSES.pop("squared", None)

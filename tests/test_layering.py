@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": STAGE | {"train", "evaluate", "prepare"},
     "report": BASE | {"io"},
     "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report"},
+    "api": STAGE | {"prepare", "check", "evaluate"},
     "__main__": {"cli"},
 }
 """What each part may import from this package, beside itself and the package's version."""

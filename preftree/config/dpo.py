@@ -138,7 +138,7 @@ class DPOFields:
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
         for name in self.loss_type:
-            one_of(problems, "loss_type", name, LOSS_TYPES)
+            one_of(problems, "loss_type", name, self.known_losses())
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             problems.append(
                 "`loss_weights` must have the same length as `loss_type` when combining multiple losses. Got "
@@ -158,6 +158,10 @@ class DPOFields:
             within(problems, name, getattr(self, name), 0)
         problems += self._contradictions()
         return problems
+
+    def known_losses(self) -> tuple[str, ...]:
+        """Every name that `loss_type` takes."""
+        return LOSS_TYPES
 
     def _contradictions(self) -> list[str]:
         problems = []

@@ -15,6 +15,7 @@ from transformers.utils.import_utils import is_torch_hpu_available
 from preftree.config.dpo import DPOFields
 from preftree.distributed.sharding import Sharding, hide_from_accelerate, read_sharding
 from preftree.errors import SettingsError
+from preftree.train.losses import LOSSES
 
 
 @dataclass(repr=False)  # the inherited repr hides tokens
@@ -52,6 +53,10 @@ class DPOConfig(DPOFields, TrainingArguments):
         with warnings.catch_warnings():  # the names of transformers 4, which TRL's users write
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
             super().__post_init__()
+
+    def known_losses(self) -> tuple[str, ...]:
+        """Those of preftree, and those that a script has added to `LOSSES`."""
+        return tuple(LOSSES)
 
     @property
     def max_bytes(self) -> int | None:
