@@ -15,11 +15,11 @@ from preftree.evaluate.preference import score_pairs
 from preftree.forest import Forest, Shape, forests_of_pairs, grow, shard_pairs
 from preftree.forest.pairs import bundles_of_pairs
 from preftree.model.score import attach, leaf_logprobs
+from preftree.train.answers import AnswerOrder, pair_logps
 from preftree.train.losses import LossSettings
 from preftree.train.objective import Objective
 from preftree.train.reference import Reference
 from preftree.train.reference_models import AdapterOff
-from preftree.train.answers import AnswerOrder, pair_logps
 from tests.support import tiny
 
 Step = tuple[torch.Tensor, dict[str, torch.Tensor]]
