@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,11 @@ class Allocation:
                 self.failed += 1
                 raise error
 
-        def score(scorer: Scorer, forest: Forest) -> LeafLogprobs:
+        def score(scorer: Scorer, forest: Forest, *more: Any) -> LeafLogprobs:
             if not backward:
                 fail(len(forest))
-                return original(scorer, forest)
-            scores = original(scorer, forest)
+                return original(scorer, forest, *more)
+            scores = original(scorer, forest, *more)
             if scores.token_S.requires_grad:
                 scores.token_S.register_hook(lambda gradient: fail(len(forest)))
             return scores
