@@ -6,7 +6,5 @@ from __future__ import annotations
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 #: The names of `preftree.data.record.PAIR_RULES`.
 PAIR_RULES = ("best_worst", "best_each", "all")
-#: The names of `preftree.train.losses.LOSSES`.
-LOSS_TYPES = ("sigmoid", "ipo", "hinge")
 #: The names of devices that --device takes.
 DEVICES = ("auto", "cpu", "cuda", "hpu", "mps", "xpu")

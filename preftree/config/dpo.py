@@ -23,6 +23,8 @@ SMOOTHED_LOSSES = frozenset({"sigmoid", "exo_pair", "robust", "aot", "aot_unpair
 SORTING_LOSSES = frozenset({"aot", "aot_unpaired"})
 """Losses that sort the step's pairs, so that weights of single pairs have no meaning."""
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+#: A larger one makes every loss of a wrong pair overflow.
+LARGEST_BETA = 1e4
 TRUNCATION_MODES = ("keep_start", "keep_end")
 
 TRL_DIFFERENCES = {
@@ -45,7 +47,95 @@ TRL_DIFFERENCES = {
 
 
 @dataclass(repr=False)
-class DPOFields:
+class LossFields:
+    """What is minimised: the losses with their constants. The command's flags and `DPOConfig` both have them."""
+
+    loss_type: str | list[str] = field(default_factory=lambda: ["sigmoid"], metadata={"choices": LOSS_TYPES})
+    """One loss or several (see docs/losses.md): sigmoid is DPO, with --label_smoothing conservative DPO."""
+    loss_weights: list[float] | None = None
+    """Weights of several losses, by default 1 each."""
+    beta: float = 0.1
+    """Strength of the pull towards the reference model (the beta of the DPO paper)."""
+    label_smoothing: float = 0.0
+    """Share of pairs taken to be labelled the wrong way round, below 0.5 (cDPO, robust, exo_pair)."""
+    f_divergence_type: str = field(default="reverse_kl", metadata={"choices": F_DIVERGENCES})
+    """Divergence between policy and reference: reverse_kl (DPO), forward_kl, js_divergence or alpha_divergence."""
+    f_alpha_divergence_coef: float = 0.5
+    """The alpha of alpha_divergence."""
+    ld_alpha: float | None = None
+    """Weight of an answer's tokens beyond the length of the other answer (LD-DPO), from 0 to 1."""
+    use_weighting: bool = False
+    """Weigh each pair by the policy's own probability of its answers (WPO)."""
+    discopop_tau: float = 0.05
+    """Temperature of discopop."""
+    simpo_gamma: float = 1.0
+    """Target margin of simpo."""
+    cpo_alpha: float = 1.0
+    """Weight of cpo's next-token term."""
+    dpop_lambda: float = 50.0
+    """Weight of dpop's penalty on chosen answers that become less likely than under the reference."""
+    rpo_alpha: float = 1.0
+    """Weight of rpo's next-token term."""
+    rdpo_alpha: float = 0.01
+    """Weight of rdpo's length difference, per token."""
+
+    def loss_problems(self) -> list[str]:
+        """Everything that is wrong with them, each as a sentence; a single loss becomes a list of one."""
+        problems: list[str] = []
+        if isinstance(self.loss_type, str):
+            self.loss_type = [self.loss_type]
+        for name in self.loss_type:
+            one_of(problems, "loss_type", name, self.known_losses())
+        try:
+            self.loss_weights = None if self.loss_weights is None else [float(weight) for weight in self.loss_weights]
+        except ValueError:
+            problems.append(
+                f"--loss_weights must be numbers. Got {' '.join(map(str, self.loss_weights or ()))} instead."
+            )
+        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
+            problems.append(
+                "`loss_weights` must have the same length as `loss_type` when combining multiple losses. Got "
+                f"{len(self.loss_weights)} weights for {len(self.loss_type)} loss types."
+            )
+        one_of(problems, "f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
+        within(problems, "beta", self.beta, 0, LARGEST_BETA, above=True)
+        within(problems, "label_smoothing", self.label_smoothing, 0, 0.5, below=True)
+        within(problems, "ld_alpha", self.ld_alpha, 0, 1)
+        within(problems, "discopop_tau", self.discopop_tau, 0, above=True)
+        for name in ("simpo_gamma", "cpo_alpha", "dpop_lambda", "rpo_alpha", "rdpo_alpha"):
+            within(problems, name, getattr(self, name), 0)
+        return problems + self._contradictions()
+
+    def known_losses(self) -> tuple[str, ...]:
+        """Every name that `loss_type` takes."""
+        return LOSS_TYPES
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        known = [name for name in self.loss_type if name in LOSS_TYPES]
+        if self.label_smoothing and (without := [name for name in known if name not in SMOOTHED_LOSSES]):
+            problems.append(
+                f"--label_smoothing has no meaning for --loss_type {' '.join(without)}: leave one of them out."
+            )
+        if "exo_pair" in known and self.label_smoothing == 0.0:
+            problems.append(
+                "Label smoothing must be greater than 0.0 when using 'exo_pair' loss. The EXO paper recommends 1e-3."
+            )
+        if self.f_divergence_type != "reverse_kl" and (others := set(known) - DIVERGENCE_LOSSES):
+            problems.append(
+                f"`f_divergence_type='{self.f_divergence_type}'` is only supported for the following loss types: "
+                f"{sorted(DIVERGENCE_LOSSES)}. You provided {sorted(others)}: use 'reverse_kl' with these."
+            )
+        if self.use_weighting and (sorting := SORTING_LOSSES & set(known)):
+            problems.append(
+                f"WPO-style weighting (`use_weighting`) is not implemented for {' and '.join(sorted(sorting))}: "
+                "these losses sort the pairs, so that no weight belongs to one of them."
+            )
+        return problems
+
+
+@dataclass(repr=False)
+class DPOFields(LossFields):
     """The fields of DPO."""
 
     learning_rate: float = 1e-6
@@ -81,35 +171,6 @@ class DPOFields:
     precompute_ref_batch_size: int | None = None
     """Accepted for TRL's scripts; forests are sized by memory."""
 
-    loss_type: str | list[str] = field(default_factory=lambda: ["sigmoid"])
-    """One loss or several (see docs/losses.md): sigmoid is DPO, with --label_smoothing conservative DPO."""
-    loss_weights: list[float] | None = None
-    """Weights of several losses, by default 1 each."""
-    beta: float = 0.1
-    """Strength of the pull towards the reference model (the beta of the DPO paper)."""
-    label_smoothing: float = 0.0
-    """Share of pairs taken to be labelled the wrong way round, below 0.5 (cDPO, robust, exo_pair)."""
-    f_divergence_type: str = "reverse_kl"
-    """Divergence between policy and reference: reverse_kl (DPO), forward_kl, js_divergence or alpha_divergence."""
-    f_alpha_divergence_coef: float = 0.5
-    """The alpha of alpha_divergence."""
-    ld_alpha: float | None = None
-    """Weight of an answer's tokens beyond the length of the other answer (LD-DPO), from 0 to 1."""
-    use_weighting: bool = False
-    """Weigh each pair by the policy's own probability of its answers (WPO)."""
-    discopop_tau: float = 0.05
-    """Temperature of discopop."""
-    simpo_gamma: float = 1.0
-    """Target margin of simpo."""
-    cpo_alpha: float = 1.0
-    """Weight of cpo's next-token term."""
-    dpop_lambda: float = 50.0
-    """Weight of dpop's penalty on chosen answers that become less likely than under the reference."""
-    rpo_alpha: float = 1.0
-    """Weight of rpo's next-token term."""
-    rdpo_alpha: float = 0.01
-    """Weight of rdpo's length difference, per token."""
-
     activation_offloading: bool = False
     """Keep activations in the host's memory until the backward pass."""
     sync_ref_model: bool = False
@@ -134,56 +195,12 @@ class DPOFields:
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the fields of DPO, each as a sentence."""
-        problems: list[str] = []
-        if isinstance(self.loss_type, str):
-            self.loss_type = [self.loss_type]
-        for name in self.loss_type:
-            one_of(problems, "loss_type", name, self.known_losses())
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            problems.append(
-                "`loss_weights` must have the same length as `loss_type` when combining multiple losses. Got "
-                f"{len(self.loss_weights)} weights for {len(self.loss_type)} loss types."
-            )
-        one_of(problems, "f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
+        problems = self.loss_problems()
         one_of(problems, "truncation_mode", self.truncation_mode, TRUNCATION_MODES)
-        within(problems, "beta", self.beta, 0, above=True)
-        within(problems, "label_smoothing", self.label_smoothing, 0, 0.5, below=True)
-        within(problems, "ld_alpha", self.ld_alpha, 0, 1)
-        within(problems, "discopop_tau", self.discopop_tau, 0, above=True)
         within(problems, "ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0, 1)
         within(problems, "ref_model_sync_steps", self.ref_model_sync_steps, 1)
         within(problems, "max_length", self.max_length, 2)
         within(problems, "tokens_per_forest", self.tokens_per_forest, 1)
-        for name in ("simpo_gamma", "cpo_alpha", "dpop_lambda", "rpo_alpha", "rdpo_alpha"):
-            within(problems, name, getattr(self, name), 0)
-        problems += self._contradictions()
-        return problems
-
-    def known_losses(self) -> tuple[str, ...]:
-        """Every name that `loss_type` takes."""
-        return LOSS_TYPES
-
-    def _contradictions(self) -> list[str]:
-        problems = []
-        known = [name for name in self.loss_type if name in LOSS_TYPES]
-        if self.label_smoothing and (without := [name for name in known if name not in SMOOTHED_LOSSES]):
-            problems.append(
-                f"--label_smoothing has no meaning for --loss_type {' '.join(without)}: leave one of them out."
-            )
-        if "exo_pair" in known and self.label_smoothing == 0.0:
-            problems.append(
-                "Label smoothing must be greater than 0.0 when using 'exo_pair' loss. The EXO paper recommends 1e-3."
-            )
-        if self.f_divergence_type != "reverse_kl" and (others := set(known) - DIVERGENCE_LOSSES):
-            problems.append(
-                f"`f_divergence_type='{self.f_divergence_type}'` is only supported for the following loss types: "
-                f"{sorted(DIVERGENCE_LOSSES)}. You provided {sorted(others)}: use 'reverse_kl' with these."
-            )
-        if self.use_weighting and (sorting := SORTING_LOSSES & set(known)):
-            problems.append(
-                f"WPO-style weighting (`use_weighting`) is not implemented for {' and '.join(sorted(sorting))}: "
-                "these losses sort the pairs, so that no weight belongs to one of them."
-            )
         if self.sync_ref_model and self.precompute_ref_log_probs:
             problems.append(
                 "You cannot use `sync_ref_model=True` together with `precompute_ref_log_probs=True`: a reference that "

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from preftree.config.checks import refuse
-from preftree.config.choices import DEVICES, LOSS_TYPES
+from preftree.config.choices import DEVICES
+from preftree.config.dpo import LossFields
 from preftree.config.flags import CHOSEN_LATER, flags_of
 from preftree.config.legacy import OLD_FLAGS
 from preftree.config.names import TRAINING
@@ -45,19 +46,13 @@ _WITHOUT_EFFECT_PREFIXES = ("log_", "logging_", "save_", "eval_", "hub_", "push_
 
 
 @dataclass
-class TrainSettings:
+class TrainSettings(LossFields):
     """How to train: the flags of DPO, and as attributes those of transformers' TrainingArguments (`trainer`)."""
 
     _argument_group_name: ClassVar[str] = "train"
 
     output_dir: str | None = None
     """Folder for the adapter, checkpoints and logs."""
-    beta: float = 0.1
-    """Strength of the pull towards the reference model (the beta of the DPO paper)."""
-    loss_type: str = field(default="sigmoid", metadata={"choices": LOSS_TYPES})
-    """sigmoid (DPO; with --label_smoothing cDPO), ipo or hinge."""
-    label_smoothing: float = 0.0
-    """Assumed share of pairs with a wrong label, below 0.5 (cDPO); sigmoid loss only."""
     disable_dropout: bool = True
     """No dropout while training, so that policy and reference are the same function at the start."""
     tokens_per_forest: int | None = None

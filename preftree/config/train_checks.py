@@ -9,15 +9,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from preftree.config.checks import one_of, within
-from preftree.config.choices import LOSS_TYPES
 
 if TYPE_CHECKING:
     from preftree.config.shared import LoraSettings
     from preftree.config.train import TrainSettings
 
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators
-#: Beyond this, beta times a log-ratio of a few nats leaves no gradient in float32.
-_LARGEST_BETA = 1e4
 _LOG_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
 #: Part of an optimizer's name -> the Python module that it needs, and what to install.
 _OPTIMIZER_PACKAGES = {
@@ -82,11 +79,7 @@ def check_training(train: TrainSettings) -> list[str]:
 
 
 def _objective(train: TrainSettings, problems: list[str]) -> None:
-    within(problems, "beta", train.beta, 0, _LARGEST_BETA, above=True)
-    one_of(problems, "loss_type", train.loss_type, LOSS_TYPES)
-    within(problems, "label_smoothing", train.label_smoothing, 0, 0.5, below=True)
-    if train.label_smoothing and train.loss_type in LOSS_TYPES and train.loss_type != "sigmoid":
-        problems.append(f"--label_smoothing has no meaning for --loss_type {train.loss_type}: leave one of them out.")
+    problems += train.loss_problems()
     if train.label_smoothing_factor:
         problems.append("--label_smoothing_factor is for next-token losses; DPO's is --label_smoothing.")
 

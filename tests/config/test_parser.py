@@ -173,7 +173,7 @@ def test_flags_of_other_tools_that_mean_the_same() -> None:
     assert (settings.lora.lora_rank, settings.lora.lora_target_modules) == (4, ["q_proj", "v_proj"])
     assert (settings.data.max_length, settings.data.max_train_samples) == (99, 7)
     own = settings.train
-    assert (own.beta, own.loss_type, own.learning_rate, own.num_train_epochs) == (0.3, "ipo", 1e-3, 2.0)
+    assert (own.beta, own.loss_type, own.learning_rate, own.num_train_epochs) == (0.3, ["ipo"], 1e-3, 2.0)
     assert (own.per_device_train_batch_size, own.optim, own.resume_from_checkpoint) == (3, "sgd", "O")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from preftree.config import train as module
+from preftree.config.dpo import LOSS_TYPES
 from preftree.config.flags import flags_of
 from preftree.config.legacy import OLD_FLAGS
 from preftree.config.shared import DataSettings, LoraSettings, ModelSettings
@@ -177,7 +178,7 @@ def test_all_problems_come_at_once() -> None:
         "--model_name_or_path is missing",
         "--dataset_name is missing",
         "--beta must be above 0",
-        "--loss_type must be one of sigmoid, ipo, hinge. Got 'sigmod' instead. Did you mean sigmoid?",
+        f"--loss_type must be one of {', '.join(LOSS_TYPES)}. Got 'sigmod' instead. Did you mean sigmoid?",
         "--max_steps must be a whole number. Got 'abc' instead.",
         "--bf16 must be true or false. Got 'maybe' instead.",
         "--lora_rnk is not a setting of preftree train. Did you mean --lora_rank",
