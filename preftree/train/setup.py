@@ -190,10 +190,13 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
         _check_shardable(policy)
         say(f"sharded    {shard_base(policy.model, device, args.sharding.layers)}")  # type: ignore[arg-type]
     twin = copy.deepcopy(policy.model) if _needs_copy(given, policy, data, args) else None
+    weights = causal_model(policy.model).dtype
+    precision = mixed_precision(weights, bf16=bool(args.bf16), fp16=args.fp16, device=kind_of(device))
+    if precision.autocast_to is not None and kind_of(device) == "cpu" and args.attention == "auto":
+        args.attention = "tiles"  # compiled kernels take a module's whole forward, which autocast cannot look into
     scorer = attach(policy.model, args.attention, fixed_shapes=args.pad_max, room=room_for(args.max_bytes))
     what = "token trees, every prompt once" if scorer.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {scorer.name} ({what}): {scorer.reason}")
-    precision = mixed_precision(scorer.causal.dtype, bf16=bool(args.bf16), fp16=args.fp16, device=kind_of(device))
     args.bf16 = args.fp16 = False  # passes are autocast here; Trainer would wrap a forward that is never called
     objective = Objective.of(args)
     reference = None

@@ -407,6 +407,24 @@ def test_float16_weights_scale_the_loss(tmp_path: Path) -> None:
     assert all(not torch.equal(dict(made.model.named_parameters())[name], value) for name, value in before.items())
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "full"])
+@pytest.mark.parametrize("attention", ["auto", "padded"])
+def test_mixed_precision_starts_at_ln_2_and_learns(tmp_path: Path, precision: str, lora: bool, attention: str) -> None:
+    """Weights stay float32, policy and reference are autocast alike, gradients of float16 are scaled."""
+    more: dict[str, Any] = {"peft_config": LORA} if lora else {}
+    plain, mixed = (
+        trainer(tmp_path, attention=attention, max_steps=8, **more, **fields) for fields in ({}, {precision: True})
+    )
+    assert (mixed.accelerator.scaler is not None) == (precision == "fp16")
+    plain.train()
+    mixed.train()
+    assert losses(mixed)[0] == pytest.approx(LN2, abs=1e-6)
+    assert losses(mixed) == pytest.approx(losses(plain), abs=0.02)
+    assert losses(mixed) != losses(plain)
+    assert all(each.dtype == torch.float32 for each in mixed.model.parameters())
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "full"])
 def test_recomputation_changes_nothing(tmp_path: Path, reentrant: bool, lora: bool) -> None:

@@ -29,7 +29,9 @@ def patch_lora(model: nn.Module, patches: Patches) -> int:
 
 
 def _forward(layer: Any, x: Tensor, *others: Any, **more: Any) -> Tensor:
-    """`LoraLayer.forward`, and that itself wherever more than one plain adapter is asked for."""
+    """`LoraLayer.forward`, and that itself wherever more than one plain adapter is asked for, and under autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return _stock(layer, x, *others, **more)
     base = layer.get_base_layer()
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     trained_base = any(parameter.requires_grad for parameter in base.parameters())

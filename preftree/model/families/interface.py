@@ -114,7 +114,21 @@ def _attention(
         window=sliding_window,
         softcap=softcap,
     )
-    return attend(query[0], key[0], value[0], forest, rules)[None], None
+    return in_one_dtype(attend, (query[0], key[0], value[0]), forest, rules)[None], None
+
+
+def in_one_dtype(attend: Attend, heads: tuple[Tensor, Tensor, Tensor], forest: Forest, rules: Rules) -> Tensor:
+    """A backend's attention; under autocast in its dtype, as that of transformers is, forward and backward.
+
+    Rotated queries and keys come in float32 there, values in the lower precision.
+    """
+    kind = heads[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return attend(*heads, forest, rules)
+    dtype = torch.get_autocast_dtype(kind)
+    with torch.autocast(kind, enabled=False):
+        query, key, value = (head.to(dtype) for head in heads)
+        return attend(query, key, value, forest, rules)
 
 
 def _eager_attention(module: nn.Module):  # type: ignore[no-untyped-def]

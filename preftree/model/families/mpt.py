@@ -19,6 +19,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
+from preftree.model.families import interface
 from preftree.model.patch import Patches
 
 
@@ -67,5 +68,6 @@ def _attention(self: Any, hidden_states: Tensor, position_bias=None, *args, **kw
         part.view(part.shape[0], self.n_heads, self.head_dim).transpose(0, 1) for part in mixed.chunk(3, dim=1)
     )
     rules = Rules(scale=self.softmax_scale, slopes_H=position_bias.slopes_H)
-    out_THD = position_bias.attend(query_HTD, key_HTD, value_HTD, position_bias.forest, rules)
+    heads = (query_HTD, key_HTD, value_HTD)
+    out_THD = interface.in_one_dtype(position_bias.attend, heads, position_bias.forest, rules)
     return self.out_proj(out_THD.reshape(1, *mixed.shape[:1], -1)), None
