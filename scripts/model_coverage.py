@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -45,6 +46,7 @@ from transformers.utils import logging  # noqa: E402
 from preftree.config.train import parse_settings  # noqa: E402
 from preftree.errors import ModelError, PreftreeError  # noqa: E402
 from preftree.forest import Bundle, Forest  # noqa: E402
+from preftree.model.cpu.kernels import usable  # noqa: E402
 from preftree.model.determinism import check_causal, remove_randomness  # noqa: E402
 from preftree.model.load import ModelSource, load_model, resolve  # noqa: E402
 from preftree.model.lora import add_lora  # noqa: E402
@@ -226,7 +228,6 @@ def examine(family: str, steps: Sequence[Step] = (measure, train)) -> Row:
     row = Row(family)
     for step in steps:
         with tempfile.TemporaryDirectory() as folder:
-            os.environ["PREFTREE_CACHE"] = str(Path(folder) / "cache")
             try:
                 step(row, Path(folder))
             except PreftreeError as refusal:
@@ -313,13 +314,21 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models.md")
     parser.add_argument("--no_training", action="store_true", help="measure log-probs and gradients only")
     args = parser.parse_args()
+    torch.set_num_threads(1)  # processes are forked from this one
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
     steps = [measure] if args.no_training else [measure, train]
     rows = []
-    for family in args.families or families.all_families():
-        rows.append(row := examine_apart(family, steps))
-        print(table([row]).splitlines()[-1], flush=True)
-        if row.traceback:
-            print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["PREFTREE_CACHE"] = cache
+        # Compiled, imported and built once here, not in every process: kernels, libraries, transformers' tables.
+        usable()
+        examine("llama", [measure])
+        for family in args.families or families.all_families():
+            rows.append(row := examine_apart(family, steps))
+            print(table([row]).splitlines()[-1], flush=True)
+            if row.traceback:
+                print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)
     if not args.families:
         import subprocess
 
