@@ -1,9 +1,9 @@
 """What "all-linear" means: every linear layer that PEFT and the model can adapt, and the experts of mixtures.
 
-A linear layer can be adapted if the model calls it with one tensor and takes one tensor of its width back; whether it
-does is seen in a forward pass over a few tokens. Routers that return tuples and layers whose weight is used without
-calling them drop out that way. Experts stored as one tensor (experts, out, in) are no layers; PEFT adapts such
-parameters by name (`target_parameters`).
+A linear layer can be adapted if the model calls it with one tensor, takes one tensor of its width back, and a gradient
+reaches it; whether that is so is seen in a pass over a few tokens. Routers that return tuples, layers whose weight is
+used without calling them, and those that only choose what others attend to drop out that way. Experts stored as one
+tensor (experts, out, in) are no layers; PEFT adapts such parameters by name (`target_parameters`).
 """
 
 from __future__ import annotations
@@ -97,37 +97,58 @@ def _watch(model: PreTrainedModel, layers: dict[str, nn.Module]) -> dict[str, st
 
     By role, because an expert to which no token was routed is not called although its neighbours are.
     """
-    seen: dict[str, str] = {}
+    watch = _Watch()
     hooks = [
-        layer.register_forward_hook(partial(_note_call, seen, _role(name)), with_kwargs=True)
+        layer.register_forward_hook(partial(watch.note_call, _role(name)), with_kwargs=True)
         for name, layer in layers.items()
     ]
     training = model.training
     model.eval()
     try:
         ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
-        with torch.no_grad():
-            model(input_ids=ids, use_cache=False)
+        with torch.enable_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+            watch.note_gradients(logits.float().square().sum())
     except Exception:  # cannot be run on token ids alone: `attach` says so; here names and types are all there is
         return dict.fromkeys(map(_role, layers), "")
     finally:
         model.train(training)
         for hook in hooks:
             hook.remove()
-    return {_role(name): seen.get(_role(name), "the model reads its weight without calling it") for name in layers}
+    unused = "the model reads its weight without calling it"
+    return {_role(name): watch.refusals.get(_role(name), unused) for name in layers}
 
 
-def _note_call(
-    seen: dict[str, str], role: str, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any
-) -> None:
-    width = layer.out_features if isinstance(layer, nn.Linear) else layer.nf
-    plain = isinstance(output, Tensor) and output.shape[-1] == width
-    if not plain:
-        seen[role] = f"{type(layer).__name__} returns more than its product"
-    elif len(inputs) != 1 or keywords:
-        seen[role] = f"{type(layer).__name__} is called with more than one input"
-    else:
-        seen.setdefault(role, "")
+class _Watch:
+    """Looks at each call of a layer in a forward pass, and whether a gradient comes back to it."""
+
+    def __init__(self) -> None:
+        self.refusals: dict[str, str] = {}
+        self.zeros: list[tuple[str, Tensor]] = []
+
+    def note_call(
+        self, role: str, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        """A forward hook: what a LoRA layer would add is put in as a zero that wants a gradient."""
+        width = layer.out_features if isinstance(layer, nn.Linear) else layer.nf
+        if not (isinstance(output, Tensor) and output.shape[-1] == width):
+            self.refusals[role] = f"{type(layer).__name__} returns more than its product"
+            return None
+        if len(inputs) != 1 or keywords:
+            self.refusals[role] = f"{type(layer).__name__} is called with more than one input"
+            return None
+        self.refusals.setdefault(role, "")
+        zero = torch.zeros((), dtype=output.dtype, device=output.device, requires_grad=True)
+        self.zeros.append((role, zero))
+        return output + zero
+
+    def note_gradients(self, loss: Tensor) -> None:
+        """Refuse roles whose output the loss does not depend on differentiably (it selects what others attend to)."""
+        gradients = torch.autograd.grad(loss, [zero for _, zero in self.zeros], allow_unused=True)
+        reached = {role for (role, _), gradient in zip(self.zeros, gradients, strict=True) if gradient is not None}
+        for role, refusal in self.refusals.items():
+            if not refusal and role not in reached:
+                self.refusals[role] = "no gradient reaches it"
 
 
 def _role(name: str) -> str:

@@ -91,6 +91,7 @@ def trainable(family: str) -> tuple[PeftModel, Targets]:
         ("deepseek_v3", 6, {}),  # shared experts under the names that PEFT reads as the stacked ones
         ("llama4_text", 8, {"model.layers.*.feed_forward.router": "returns more than its product"}),
         ("phimoe", 8, {"model.layers.*.mlp.router": "returns more than its product"}),
+        ("deepseek_v32", 4, {"layers.*.self_attn.indexer.": "no gradient reaches it"}),
         ("gemma3n_text", 0, {}),  # modifies what a LoRA layer returns in place
         (
             "mamba",
