@@ -25,6 +25,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -287,8 +288,12 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.1g}"
 
 
-def document(rows: Sequence[Row], commit: str) -> str:
-    """docs/models.md."""
+def document(rows: Sequence[Row], total: int, commit: str) -> str:
+    """The text of docs/models.md.
+
+    Args:
+        total: families there are; fewer rows are a run that was interrupted.
+    """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
     trees = sum(row.path not in ("", "padded", "plain") for row in rows)
     padded = sum(row.path in ("padded", "plain") for row in rows)
@@ -297,7 +302,7 @@ def document(rows: Sequence[Row], commit: str) -> str:
         "# Model families\n\n"
         f"Made by `scripts/model_coverage.py` on {datetime.date.today()} at commit {commit} with {versions}, on a "
         "CPU.\nNothing here is written by hand; the script's first lines say what is measured and how.\n\n"
-        f"{len(rows)} families and variants: {trees} as token trees, {padded} as single sequences, "
+        f"{len(rows)} of {total} families and variants: {trees} as token trees, {padded} as single sequences, "
         f"{len(rows) - trees - padded} refused or not text models; {sum(row.trains for row in rows)} train with "
         f"default flags. Beyond the limits ({FLOAT32_LIMIT:g} in float32, {NOISE_LIMIT:g} times the model's own "
         f"bfloat16 rounding, no traceback, first loss ln 2): {', '.join(row.family for row in bad) or 'none'}.\n\n"
@@ -318,23 +323,22 @@ def main() -> int:
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
     steps = [measure] if args.no_training else [measure, train]
+    git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
     rows = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["PREFTREE_CACHE"] = cache
         # Compiled, imported and built once here, not in every process: kernels, libraries, transformers' tables.
         usable()
         examine("llama", [measure])
-        for family in args.families or families.all_families():
+        asked = args.families or families.all_families()
+        for family in asked:
             rows.append(row := examine_apart(family, steps))
             print(table([row]).splitlines()[-1], flush=True)
             if row.traceback:
                 print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)
-    if not args.families:
-        import subprocess
-
-        git = ["git", "-C", str(ROOT), "rev-parse", "--short=12", "HEAD"]
-        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip()
-        args.out.write_text(document(rows, commit), encoding="utf-8")
+            if not args.families:  # after each, so that an interrupted run leaves what it has
+                args.out.write_text(document(rows, len(asked), commit), encoding="utf-8")
     return int(any(row.problems for row in rows))
 
 
