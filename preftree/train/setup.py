@@ -19,6 +19,7 @@ from preftree.hardware.device import kind_of
 from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
 from preftree.model.determinism import check_causal
+from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.model.shard import shard_base
 from preftree.train.budget import choose_budget, choose_shape, pair_size
@@ -212,8 +213,11 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
         torch.device(device),
         shape=shape,
         autocast=precision.autocast,
+        router=RouterLoss.of(scorer),
         say=say,
     )
+    if step.router is not None:
+        say(f"experts    the routers' load-balancing loss, weight {step.router.coefficient:g} (output_router_logits)")
     say(
         f"step       {ranks.count * args.pairs_per_step} pairs, loss {' + '.join(objective.names)}, "
         f"beta {args.beta:g}, {precision.reason}"
@@ -294,7 +298,7 @@ def _reference_model(
     if policy.adapter_only:
         return AdapterOff(scorer), key
     if policy.frozen_adapter:
-        return FrozenAdapter(scorer), ""
+        return FrozenAdapter(scorer), weights_key(policy.model) + suffix if args.reference_cache else ""
     if context.twin is not None:
         second = context.twin.requires_grad_(False)
         described = "a copy that follows the policy" if args.sync_ref_model else "a copy of the model before training"

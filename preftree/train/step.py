@@ -16,12 +16,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from preftree.distributed.ranks import Ranks
 from preftree.errors import RunError
 from preftree.forest import Forest, Pair, Shape, forests_of_pairs, idle_forest, shard_pairs, upload
 from preftree.model.logprob import TokenStats
 from preftree.model.memory import is_out_of_memory
+from preftree.model.router import Logits, RouterLoss
 from preftree.model.score import LeafLogprobs, Scorer, leaf_logprobs
 from preftree.train.answers import AnswerOrder, pair_logps
 from preftree.train.guard import row_of
@@ -81,6 +83,7 @@ class Step:
         device: forests are planted on it.
         shape: all forests are padded to it; None pads none.
         autocast: context of every pass through the policy.
+        router: the load-balancing loss of a mixture of experts that asks for it; added to every pair's.
         say: where it is told that memory ran out.
     """
 
@@ -92,6 +95,7 @@ class Step:
     device: torch.device
     shape: Shape | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+    router: RouterLoss | None = None
     say: Callable[[str], object] = lambda text: None
 
     def plan(self, pairs: Sequence[Pair]) -> StepPlan:
@@ -177,7 +181,8 @@ class Step:
         losses = [self.objective.losses(part) for part in parts]
         if self.objective.coupled:
             losses = self._coupled_losses(plan, parts)[1]
-        for part, losses_P in zip(parts, losses, strict=True):
+        for part, own_P in zip(parts, losses, strict=True):
+            losses_P = _with_router(own_P, part)
             result.loss += losses_P.sum() / plan.pairs
             result.meter.add(part, losses_P, self.objective)
         for _ in range(plan.dummy_passes):
@@ -211,7 +216,10 @@ class Step:
     def pair_logps(self, forest: Forest, plan: StepPlan) -> PairLogps:
         """Log-probs of a forest's pairs under policy and reference, differentiable."""
         stats = TokenStats(collision=self.objective.use_weighting)
-        with self.autocast():
+        recording: AbstractContextManager[list[Logits]] = nullcontext([])
+        if self.router is not None:
+            recording = self.router.recording()
+        with self.autocast(), recording as passes:
             scores = self.policy(forest, stats)
         reference_S = self.reference.known(forest) if self.reference is not None else None
         answers = AnswerOrder.of(forest, self.device)
@@ -222,13 +230,21 @@ class Step:
             mean_chosen_length=plan.mean_chosen_length,
             importance_P=importance_P,
             tokens=answers.token_sums(stats),
+            router_P=self._router_losses(passes, answers),
         )
+
+    def _router_losses(self, passes: Sequence[Logits], answers: AnswerOrder) -> Tensor | None:
+        if self.router is None:
+            return None
+        real = answers.leaves[: 2 * answers.pairs]
+        losses_P = self.router.losses(passes, answers.forest, list(zip(real[0::2], real[1::2], strict=True)))
+        return pad(losses_P, (0, len(answers.leaves) // 2 - answers.pairs))
 
     def _separate(self, plan: StepPlan) -> Iterator[tuple[PairLogps, Tensor, Tensor]]:
         """Forest by forest: log-probs, losses, and what its backward pass starts from."""
         for forest in plan.forests:
             logps = self.pair_logps(forest, plan)
-            losses_P = self.objective.losses(logps)
+            losses_P = _with_router(self.objective.losses(logps), logps)
             yield logps, losses_P, losses_P.sum() / plan.pairs
 
     def _is_coupled(self, plan: StepPlan) -> bool:
@@ -246,7 +262,10 @@ class Step:
         _set_rng_state(state, self.device)
         for forest, slope, losses_P in zip(plan.forests, slopes, losses, strict=True):
             logps = self.pair_logps(forest, plan)
-            yield logps, losses_P, sum((getattr(logps, name)[: logps.pairs] * slope[name]).sum() for name in slope)
+            surrogate = sum((getattr(logps, name)[: logps.pairs] * slope[name]).sum() for name in slope)
+            if logps.router_P is not None:
+                surrogate = surrogate + logps.router_P.sum() / plan.pairs
+            yield logps, _with_router(losses_P, logps), surrogate
 
     def _coupled_losses(
         self, plan: StepPlan, parts: Sequence[PairLogps]
@@ -294,6 +313,11 @@ class Step:
 def _places(forests: Sequence[Forest], mine: Sequence[int]) -> list[list[int]]:
     """Of each forest's pairs, among all pairs of the step."""
     return [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests]
+
+
+def _with_router(losses_P: Tensor, logps: PairLogps) -> Tensor:
+    """Losses with what the routers add to them; as they are where the padding of a fixed shape is left out."""
+    return losses_P if logps.router_P is None else losses_P + logps.router_P[: len(losses_P)]
 
 
 def _rng_state(device: torch.device) -> list[Tensor]:

@@ -20,9 +20,11 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import xxhash
+from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -42,18 +44,31 @@ SHARD_ANSWERS = 256
 
 #: Sources that decide a log-prob, as folders of the package.
 _SCORING = ("forest", "model")
+#: Fields of a PEFT config that say where something is and not what it is.
+_PLACES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version")
 
 
 def weights_key(model: nn.Module) -> str:
-    """Hash of a causal language model's weights and buffers, their dtypes, and its config without names of places.
+    """Hash of a model's weights and buffers, their dtypes, and its config without names of places.
 
-    LoRA layers that were injected into it are left out.
+    Args:
+        model: a causal language model, whose LoRA layers are left out; or a PEFT model around one, whose active
+            adapters count with their configs.
     """
     digest = xxhash.xxh3_128()
-    # LoRA wraps a layer as `base_layer`; the weight is the same one.
-    own = {name.replace(".base_layer", ""): x for name, x in model.state_dict().items() if ".lora_" not in name}
-    add_model(digest, model.config, sorted(own.items()))  # type: ignore[arg-type]
+    tensors = dict(model.state_dict())
+    if isinstance(model, PeftModel):
+        for name in model.active_adapters:
+            settings = {k: v for k, v in model.peft_config[name].to_dict().items() if k not in _PLACES}
+            digest.update(json.dumps([name, settings], sort_keys=True, default=_listed).encode())
+    else:  # LoRA wraps a layer as `base_layer`; the weight is the same one
+        tensors = {name.replace(".base_layer", ""): x for name, x in tensors.items() if ".lora_" not in name}
+    add_model(digest, model.config, sorted(tensors.items()))  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def _listed(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set) else str(value)
 
 
 def scoring_key(weights: str, scorer: Scorer) -> str:

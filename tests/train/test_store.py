@@ -88,6 +88,17 @@ def test_the_key_changes_with_a_weight_a_buffer_the_dtype_and_the_config() -> No
     assert weights_key(causal_model(add_lora(mixture, rank=2))) == key  # experts wrapped twice
 
 
+def test_an_adapter_that_is_part_of_the_reference_counts_with_its_config() -> None:
+    def key(**options) -> str:  # type: ignore[no-untyped-def]
+        return weights_key(tiny.with_lora(tiny.llama(), **options))
+
+    assert key() == key()
+    assert len({weights_key(tiny.llama()), key(), key(seed=2), key(alpha=32), key(target_modules=["q_proj"])}) == 5
+    moved = tiny.with_lora(tiny.llama())
+    moved.peft_config["default"].base_model_name_or_path = "elsewhere"
+    assert weights_key(moved) == key()
+
+
 def test_the_key_changes_with_the_path_the_code_and_the_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.llama()
     keys = set()

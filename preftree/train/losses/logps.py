@@ -48,6 +48,7 @@ class PairLogps:
             `chosen_length_P`.
         full_chosen_P, full_rejected_P: the policy's sums over all tokens, where those above weigh some less (LD-DPO);
             None where they are the same.
+        router_P: what the routers of a mixture of experts add to each pair's loss; None for 0.
         importance_P: WPO's weight of each pair, a constant for the gradient; None for 1.
         tokens: sums over tokens for the metrics (`metrics.TOKEN_SUMS`); None where nobody asks.
     """
@@ -64,6 +65,7 @@ class PairLogps:
     importance_P: Tensor | None = None
     full_chosen_P: Tensor | None = None
     full_rejected_P: Tensor | None = None
+    router_P: Tensor | None = None
     tokens: Tensor | None = None
 
     @property

@@ -1,0 +1,50 @@
+"""A mixture's load-balancing loss in a training step: added to every pair's loss, the same however the step is cut."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from preftree.model.lora import add_lora
+from tests.support import families
+from tests.support.training import PAIRS, make_trainer, one_step
+
+COEFFICIENT = 0.5
+
+
+def trainer(folder: Path, asks: bool = True, **args):  # type: ignore[no-untyped-def]
+    base = families.tiny_model("mixtral", noise=0.0)
+    base.config.output_router_logits, base.config.router_aux_loss_coef = asks, COEFFICIENT
+    return make_trainer(add_lora(base, rank=2), folder, **args)
+
+
+@pytest.fixture(scope="module")
+def expected() -> float:
+    """Mean over pairs of what the model's own code gives for each pair alone."""
+    model, losses = families.tiny_model("mixtral", noise=0.0), []
+    for pair in PAIRS:
+        sequences = [(*pair.prompt_ids, *answer) for answer in (pair.chosen_ids, pair.rejected_ids)]
+        longest = max(map(len, sequences))
+        ids_BN = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences])
+        mask_BN = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in sequences])
+        with torch.no_grad():
+            out = model(input_ids=ids_BN, attention_mask=mask_BN, output_router_logits=True, use_cache=False)
+        losses.append(float(out.aux_loss))
+    return COEFFICIENT * sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("loss_type", ["sigmoid", "aot"])
+@pytest.mark.parametrize("budget", [30, 1000])
+def test_it_is_added_whatever_the_cut(tmp_path: Path, expected: float, loss_type: str, budget: int) -> None:
+    own, _ = one_step(trainer(tmp_path, asks=False, budget=budget, loss_type=loss_type), PAIRS)
+    assert own == pytest.approx(math.log(2), abs=1e-5)
+    asking = trainer(tmp_path, budget=budget, loss_type=loss_type)
+    loss, gradients = one_step(asking, PAIRS)
+    assert loss - own == pytest.approx(expected, rel=1e-4)
+    assert float(asking.step.evaluate(PAIRS).loss) == pytest.approx(loss, rel=1e-5)
+    _, whole = one_step(trainer(tmp_path, budget=1000, loss_type=loss_type), PAIRS)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-5)
