@@ -31,17 +31,17 @@ def build_parser() -> argparse.ArgumentParser:
     """The launcher's own options; everything after the script belongs to the script."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--world_size", type=int, default=1, help="cards per host (default: 1)")
-    parser.add_argument("--hostfile", type=Path, help="file with one 'NAME slots=N' line a host")
+    parser.add_argument("--hostfile", type=Path, help="file with one 'NAME slots=N' line per host")
     parser.add_argument("--use_mpi", action="store_true", help="start the ranks with mpirun")
     parser.add_argument("--use_deepspeed", action="store_true", help="start the ranks with deepspeed")
-    parser.add_argument("--master_port", type=int, default=29500, help="port where ranks meet (default: 29500)")
+    parser.add_argument("--master_port", type=int, default=29500, help="port of the rendezvous (default: 29500)")
     parser.add_argument("script", help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="its own flags")
     return parser
 
 
 def build_command(argv: Sequence[str], cores: int) -> list[str]:
-    """The command that starts the ranks, for a host with so many physical cores.
+    """The command that starts the ranks, for a host with that many physical cores.
 
     Wrong options end with argparse's message and exit code 2.
     """
@@ -112,7 +112,7 @@ def read_hostfile(path: Path, default_slots: int) -> list[Host]:
             raise ValueError(f"line {number}: slots must be a whole number above 0, got {slots!r}")
         hosts.append(Host(words[0], int(slots) if slots else default_slots))
     if not hosts:
-        raise ValueError("no host in it; write one 'NAME slots=N' line a host")
+        raise ValueError("no host in it; write one 'NAME slots=N' line per host")
     return hosts
 
 

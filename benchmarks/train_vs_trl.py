@@ -213,7 +213,7 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
     env = environment()
     lines = [
         "",
-        f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} a step, "
+        f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} per step, "
         f"{results['preftree'][0]['dtype']}, {env['cpu']}, {env['threads']['torch']} threads, "
         f"GEMM peak {median('preftree', 'gemm_peak_gflops'):.0f} GFLOP/s",
         f"{'':12}{'pairs/s':>10}{'peak GiB':>10}{'mfu':>13}",

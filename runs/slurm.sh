@@ -4,7 +4,7 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=8
 #SBATCH --requeue
-# The recipe of runs/cuda.sh on several machines: one torchrun a node, which starts a rank for each GPU.
+# The recipe of runs/cuda.sh on several machines: one torchrun per node, which starts a rank for each GPU.
 #   sbatch --nodes=4 runs/slurm.sh [more flags]        MODEL=… DATA=… OUTPUT=… as in runs/cuda.sh
 #   sbatch runs/slurm.sh --fsdp                        a base model too large for one GPU
 # OUTPUT and the checkout must be on a file system that all nodes share. A requeued job goes on from the last

@@ -22,10 +22,14 @@ os.environ.setdefault("OMP_NUM_THREADS", str(min(2, os.cpu_count() or 1)))
 
 ROOT = Path(__file__).parents[1]
 
-# Compiled once for all processes of the suite, and kept for the next run; their folder's name is made of their source.
+# Compiled once for all processes of the suite and kept for the next run: their folder's name is made of their source.
 KERNELS = ROOT / "build" / "test-kernels"
-KERNELS.mkdir(parents=True, exist_ok=True)
-Path(os.environ["PREFTREE_CACHE"], "kernels").symlink_to(KERNELS, target_is_directory=True)
+# The bundled model is converted once per run, by whichever process needs it first. Workers inherit the variable.
+MODELS = Path(os.environ.get("PREFTREE_TEST_MODELS") or tempfile.mkdtemp(prefix="preftree-test-models-"))
+os.environ["PREFTREE_TEST_MODELS"] = str(MODELS)
+for name, folder in (("kernels", KERNELS), ("models", MODELS)):
+    folder.mkdir(parents=True, exist_ok=True)
+    Path(os.environ["PREFTREE_CACHE"], name).symlink_to(folder, target_is_directory=True)
 
 
 @pytest.fixture(autouse=True)

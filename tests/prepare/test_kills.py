@@ -26,9 +26,9 @@ def test_three_kills(tmp_path: Path) -> None:
     model = tmp_path / "model"
     tiny.llama(num_hidden_layers=2).save_pretrained(model)
     tiny.word_tokenizer(TEMPLATE).save_pretrained(model)
-    source = write(tmp_path / "source.jsonl", rows(100))
-    flags = ["--dataset_name", str(source), "--model_name_or_path", str(model), "--num_samples", "50", "--use_cpu"]
-    flags += ["--max_new_tokens", "12", "--cut_answers", "keep", "--batch_size", "4", "--num_rejected", "2"]
+    source = write(tmp_path / "source.jsonl", rows(60))
+    flags = ["--dataset_name", str(source), "--model_name_or_path", str(model), "--num_samples", "30", "--use_cpu"]
+    flags += ["--max_new_tokens", "8", "--cut_answers", "keep", "--batch_size", "4", "--num_rejected", "2"]
     said = driver(tmp_path / "out", "--kills", "3", "--", *flags, timeout=300)
     assert said.count("killed after") == 3
     assert "equal, byte for byte" in said
