@@ -56,9 +56,9 @@ def commands() -> list[Command]:
     for path in PAGES:
         text = path.read_text("utf-8")
         page = str(path.relative_to(ROOT))
-        blocks = re.findall(r"^```(?:sh|bash|)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-        for block in blocks:
-            found |= {Command(page, line): None for line in _lines(block)}
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            if language in ("", "sh", "bash"):
+                found |= {Command(page, line): None for line in _lines(block)}
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         for span in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", prose):
             for part in span.split(" && "):
