@@ -41,7 +41,7 @@ def loopback_bytes() -> int:
 
 
 def measure(ranks: Ranks, what: str, expected: float, work: Callable[[], object]) -> None:
-    """Print the bytes sent per rank and the seconds of one call of `work` on all ranks; the first call is not counted."""
+    """Print the bytes sent per rank and the seconds of one call of `work` on all ranks; the first is not counted."""
     work()
     ranks.wait()
     before, start = loopback_bytes(), time.perf_counter()
