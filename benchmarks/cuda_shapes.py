@@ -23,8 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ LENGTHS = (
     (160, 372, 509), (423, 221, 442), (194, 402, 511), (99, 431, 686), (80, 559, 684), (105, 700, 727),
 )
 # fmt: on
+#: Prompt, chosen and rejected tokens of the shapes named "long".
+LONG = (4096, 256, 256)
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m": (
         "Llama",
@@ -68,7 +70,32 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "max_position_embeddings": 4096,
         },
     ),
+    "smollm2-1.7b-long": (
+        "Llama",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+    ),
     "mpt-7b": ("Mpt", {"vocab_size": 50432, "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}),
+    "tiny-long": (
+        "Llama",
+        {
+            "vocab_size": 300,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+        },
+    ),
     "tiny-mpt": ("Mpt", {"vocab_size": 300, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 2048}),
     "tiny": (
         "Llama",
@@ -96,10 +123,10 @@ class Ids:
     rejected_ids: tuple[int, ...]
 
 
-def make_pairs(count: int, vocabulary: int, shorter: int = 1) -> list[Ids]:
-    """Random ids in the lengths of `LENGTHS`, in an order fixed by a seed; lengths divided by `shorter`."""
+def make_pairs(count: int, vocabulary: int, shorter: int = 1, long: bool = False) -> list[Ids]:
+    """Random ids in the lengths of `LENGTHS` (or `LONG`), in an order fixed by a seed; lengths divided by `shorter`."""
     draw = random.Random(0)
-    lengths = list(LENGTHS)
+    lengths = [LONG] if long else list(LENGTHS)
     draw.shuffle(lengths)
 
     def ids(length: int) -> tuple[int, ...]:
@@ -169,10 +196,21 @@ def forget_peak(device: str) -> None:
         torch.accelerator.reset_peak_memory_stats()
 
 
-def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
+def pairs_of(shape: str, count: int) -> list[Ids]:
+    """The pairs that a shape is measured on."""
+    long = shape.endswith("long")
+    shorter = (32 if long else 8) if shape.startswith("tiny") else 1
+    return make_pairs(count, SHAPES[shape][1]["vocab_size"], shorter, long)
+
+
+def run_preftree(
+    model: Any, pairs: list[Ids], folder: str, device: str, callbacks: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Two epochs: the reference is computed in the first and remembered in the second."""
     from rich.console import Console
+    from transformers import PrinterCallback
 
+    from preftree.train.arguments import recomputes
     from preftree.train.config import DPOConfig
     from preftree.train.trainer import DPOTrainer
 
@@ -193,51 +231,100 @@ def run_preftree(model: Any, pairs: list[Ids], folder: str, device: str) -> dict
         args=config,
         train_dataset=rows,
         processing_class=_tokenizer(model.config.vocab_size),
-        callbacks=[watch],
+        callbacks=[watch, *callbacks],
         console=Console(quiet=True),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     scorer = trainer.scorer
     return {
         "seconds": watch.seconds(1, steps),
         "seconds_cached": watch.seconds(steps, 2 * steps) * (steps - 1) / steps,
         "setting": f"{scorer.name}, forests of {trainer.step.budget} tokens"
-        f"{', activations recomputed' if trainer.args.activation_checkpointing else ''}",
+        f"{', activations recomputed' if recomputes(trainer.args) else ''}",
         "attention": scorer.reason,
     }
 
 
-def run_trl(model: Any, pairs: list[Ids], folder: str, device: str) -> dict[str, Any]:
-    """The fastest of TRL's settings, each tried for one step after one to set up."""
-    import torch
+@dataclass(frozen=True)
+class TrlSetting:
+    """How TRL computes a step of `STEP` pairs; its head never holds all logits in any of them."""
 
-    tried: dict[tuple[int, bool], float] = {}
-    for checkpointing in (False, True):
-        for batch in (8, 4, 2, 1):
-            try:
-                tried[batch, checkpointing] = _trl(model, pairs[: 2 * STEP], folder, device, batch, checkpointing)
-            except torch.OutOfMemoryError:
-                continue
-            finally:
-                _release(model, device)
-            if len(tried) > 1 and tried[batch, checkpointing] > 1.05 * min(tried.values()):
-                break  # fewer pairs at once are slower still
-        if tried and not checkpointing and max(batch for batch, _ in tried) == STEP:
-            break  # memory suffices, and recomputing costs time
+    batch: int
+    checkpointing: bool = False
+    liger: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"pairs of {self.batch}, {'' if self.checkpointing else 'no '}checkpointing"
+            f"{', use_liger_kernel' if self.liger else ''}"
+        )
+
+
+def run_trl(model: Any, pairs: list[Ids], folder: str, device: str, left: Callable[[], float]) -> dict[str, Any]:
+    """The fastest of TRL's settings, each tried for one step after one to set up.
+
+    Args:
+        left: seconds until an answer is due; a search that is cut short says so.
+    """
+    tried, refused = _search(model, pairs, folder, device, left)
     if not tried:
         return {"seconds": float("nan"), "setting": "out of memory in every setting"}
-    batch, checkpointing = min(tried, key=tried.__getitem__)
+    best = min(tried, key=tried.__getitem__)
     forget_peak(device)
     return {
-        "seconds": _trl(model, pairs, folder, device, batch, checkpointing),
-        "setting": f"pairs of {batch}, {'' if checkpointing else 'no '}checkpointing",
-        "tried": {f"{b}, checkpointing {c}": taken for (b, c), taken in tried.items()},
+        "seconds": _trl(model, pairs, folder, device, best),
+        "setting": f"{best}{f' ({refused})' if refused else ''}",
+        "tried": {str(setting): taken for setting, taken in tried.items()},
     }
 
 
-def _trl(model: Any, pairs: list[Ids], folder: str, device: str, batch: int, checkpointing: bool) -> float:
+def _search(
+    model: Any, pairs: list[Ids], folder: str, device: str, left: Callable[[], float]
+) -> tuple[dict[TrlSetting, float], str]:
+    """Seconds of a step in every setting that fits into memory, and why some were not tried."""
+    import torch
+
+    tried: dict[TrlSetting, float] = {}
+    longest = 0.0
+
+    def attempt(setting: TrlSetting) -> float:
+        start = time.perf_counter()
+        try:
+            tried[setting] = _trl(model, pairs[: 2 * STEP], folder, device, setting)
+        except torch.OutOfMemoryError:
+            pass
+        finally:
+            _release(model, device)
+        return time.perf_counter() - start
+
+    # Recomputing costs time: it is tried with the numbers of pairs that do not fit without it.
+    for checkpointing in (False, True):
+        for batch in (8, 4, 2, 1):
+            if TrlSetting(batch) in tried:
+                continue
+            # The timed run takes as long as an attempt for each two of its steps.
+            if tried and left() < longest * (1 + len(pairs) / (2 * STEP)):
+                return tried, "search cut short"
+            longest = max(longest, attempt(TrlSetting(batch, checkpointing)))
+    if tried and _takes_liger(model):  # last, as it patches the model for good
+        try:
+            attempt(replace(min(tried, key=tried.__getitem__), liger=True))
+        except Exception as problem:  # its kernels may be for another version of transformers
+            return tried, f"use_liger_kernel failed: {type(problem).__name__}: {problem}"[:200]
+    return tried, ""
+
+
+def _takes_liger(model: Any) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("liger_kernel") is not None and model.config.model_type == "llama" and model.device.type != "cpu"
+
+
+def _trl(model: Any, pairs: list[Ids], folder: str, device: str, setting: TrlSetting) -> float:
     """Seconds of all steps but the first."""
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import DPOConfig, DPOTrainer
 
     class Tokenized(DPOTrainer):
@@ -249,9 +336,10 @@ def _trl(model: Any, pairs: list[Ids], folder: str, device: str, batch: int, che
     steps, watch = len(pairs) // STEP, clock(device)
     config = DPOConfig(
         **arguments(folder, steps, device),
-        per_device_train_batch_size=batch,
-        gradient_accumulation_steps=STEP // batch,
-        gradient_checkpointing=checkpointing,
+        per_device_train_batch_size=setting.batch,
+        gradient_accumulation_steps=STEP // setting.batch,
+        gradient_checkpointing=setting.checkpointing,
+        use_liger_kernel=setting.liger,
         max_length=None,
         bf16=device != "cpu",
     )
@@ -265,6 +353,7 @@ def _trl(model: Any, pairs: list[Ids], folder: str, device: str, batch: int, che
         processing_class=_tokenizer(model.config.vocab_size),
         callbacks=[watch],
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     return float(watch.seconds(1, steps))
 
@@ -328,17 +417,19 @@ def gemm_peak(device: str) -> float:
     return 2 * size**3 / best
 
 
-def child(shape: str, side: str, device: str, steps: int) -> dict[str, Any]:
-    """One side on one shape, in this process."""
+def measure(shape: str, side: str, device: str, steps: int, seconds: float = float("inf")) -> dict[str, Any]:
+    """One side on one shape, in this process, within `seconds` as far as its search can be cut short."""
     from preftree.hardware.memory import peak_memory
 
+    start = time.perf_counter()
     peak = gemm_peak(device)
-    model = make_model(shape, device)
-    pairs = make_pairs(STEP * steps, SHAPES[shape][1]["vocab_size"], shorter=8 if shape.startswith("tiny") else 1)
-    run: Callable[..., dict[str, Any]] = run_preftree if side == "preftree" else run_trl
+    model, pairs = make_model(shape, device), pairs_of(shape, STEP * steps)
     forget_peak(device)
     with tempfile.TemporaryDirectory() as folder:
-        found = run(model, pairs, folder, device)
+        if side == "preftree":
+            found = run_preftree(model, pairs, folder, device)
+        else:
+            found = run_trl(model, pairs, folder, device, lambda: start + seconds - time.perf_counter())
     timed = pairs[STEP:]
     result = {
         **found,
@@ -364,7 +455,7 @@ def main(argv: list[str]) -> int:
     if args.steps < 2:
         parser.error(f"--steps must be at least 2, got {args.steps}: the first one is not timed")
     if args.child:
-        answer(child(*args.child, args.device, args.steps))
+        answer(measure(*args.child, args.device, args.steps))
         return 0
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
     results: dict[str, dict[str, dict[str, Any]]] = {}

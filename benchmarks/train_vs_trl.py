@@ -27,7 +27,7 @@ DATA = Path(__file__).parent / "data" / "orca_pairs.jsonl"
 
 
 def main() -> int:
-    if "cuda" in sys.argv and "--model" not in sys.argv:  # --device cuda: shapes of large models, random weights
+    if _wants_shapes(sys.argv[1:]):
         import cuda_shapes
 
         return cuda_shapes.main(sys.argv[1:])
@@ -50,6 +50,15 @@ def main() -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _wants_shapes(argv: list[str]) -> bool:
+    """A GPU and no model of one's own: shapes of large models with random weights (`cuda_shapes.py`)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model")
+    known, _ = parser.parse_known_args(argv)
+    return known.device.partition(":")[0] == "cuda" and known.model is None
 
 
 def _arguments() -> argparse.Namespace:

@@ -57,3 +57,8 @@ def _made(values: dict[str, Any]) -> DPOConfig:
         raise
     except (ValueError, TypeError, KeyError, OSError, ImportError, NotImplementedError) as error:
         raise SettingsError(f"transformers refuses the training flags: {error}") from error
+
+
+def recomputes(args: TrainingArguments) -> bool:
+    """Is activation checkpointing asked for? In transformers 5.17 its only name is `gradient_checkpointing`."""
+    return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)

@@ -22,6 +22,7 @@ from preftree.model.determinism import check_causal
 from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.model.shard import shard_base
+from preftree.train.arguments import recomputes
 from preftree.train.budget import choose_budget, choose_shape, pair_size
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset, is_stream
@@ -314,7 +315,7 @@ def _budget(scorer: Scorer, data: Data, args: DPOConfig, ranks: Ranks, say: Say)
     budget = choose_budget(
         scorer,
         largest=max((pair_size(pair) for pair in pairs), default=longest),
-        checkpointing=bool(args.activation_checkpointing),
+        checkpointing=recomputes(args),
         asked=args.tokens_per_forest,
         max_memory=args.max_bytes,
     )

@@ -1,11 +1,11 @@
-"""The GPU benchmark, on a CPU and a tiny model: it runs, both sides train on the same pairs, and its sums are right."""
+"""The GPU benchmark's parts, on a CPU and tiny models; `test_cuda_first_run` measures both sides with it."""
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,25 +15,6 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import cuda_shapes  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-
-def test_the_command(tmp_path: Path) -> None:
-    output = tmp_path / "numbers.json"
-    command = [sys.executable, "cuda_shapes.py", "--device", "cpu", "--shapes", "tiny", "--steps", "2"]
-    done = subprocess.run(
-        [*command, "--json", str(output)],
-        cwd=ROOT / "benchmarks",
-        env=None,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(output.read_text())["results"]["tiny"]
-    assert set(found) == {"preftree", "trl"}
-    assert all(side["pairs_per_second"] > 0 and 0 < side["mfu"] < 1 for side in found.values())
-    assert found["trl"]["setting"].startswith("pairs of ")
-    assert "cached" in done.stdout
 
 
 @pytest.mark.parametrize("shape", ["tiny", "tiny-mpt"])
@@ -50,7 +31,7 @@ def test_an_attempt_leaves_nothing(shape: str, tmp_path: Path) -> None:
         )
 
     before = state()
-    cuda_shapes._trl(model, pairs, str(tmp_path), "cpu", 8, True)
+    cuda_shapes._trl(model, pairs, str(tmp_path), "cpu", cuda_shapes.TrlSetting(8, checkpointing=True))
     assert state() != before
     cuda_shapes._release(model, "cpu")
     assert state() == before
@@ -102,3 +83,29 @@ def test_shapes_have_the_size_of_their_models(shape: str, billions: float) -> No
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**fields))
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_a_search_that_is_cut_short_still_gives_the_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    seconds = {8: None, 4: 3.0, 2: 2.0, 1: 4.0}  # 8 pairs do not fit without checkpointing
+
+    def attempt(model: object, pairs: list[object], folder: str, device: str, setting: Any) -> float:
+        tried.append(setting)
+        if seconds[setting.batch] is None and not setting.checkpointing:
+            raise torch.OutOfMemoryError
+        return 1.5 if setting.checkpointing else seconds[setting.batch]  # type: ignore[return-value]
+
+    monkeypatch.setattr(cuda_shapes, "_trl", attempt)
+    monkeypatch.setattr(cuda_shapes, "_release", lambda *_: None)
+    monkeypatch.setattr(cuda_shapes, "_takes_liger", lambda model: False)
+    setting = cuda_shapes.TrlSetting
+    tried: list[Any] = []
+    found = cuda_shapes.run_trl(None, [0] * 16, "", "cpu", lambda: 1000.0)  # type: ignore[list-item]
+    assert tried == [setting(8), setting(4), setting(2), setting(1), setting(8, True), setting(8, True)]
+    assert found["setting"] == "pairs of 8, checkpointing"
+    tried.clear()
+    left = iter([9.0, -1.0])
+    found = cuda_shapes.run_trl(None, [0] * 16, "", "cpu", lambda: next(left))  # type: ignore[list-item]
+    assert tried == [setting(8), setting(4), setting(2), setting(2)]
+    assert found["setting"] == "pairs of 2, no checkpointing (search cut short)"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from transformers import TrainingArguments
@@ -12,7 +14,7 @@ from preftree.config.flags import CHOSEN_LATER, Kind
 from preftree.config.train import TrainSettings, parse_settings
 from preftree.config.trainer_flags import trainer_flags
 from preftree.errors import SettingsError
-from preftree.train.arguments import start_arguments
+from preftree.train.arguments import recomputes, start_arguments
 
 #: No flag can say it.
 OBJECTS = {"parallelism_config"}
@@ -52,3 +54,16 @@ def test_arguments_are_the_settings() -> None:
 def test_what_transformers_refuses_is_one_message() -> None:
     with pytest.raises(SettingsError, match="transformers refuses the training flags"):
         start_arguments(TrainSettings(output_dir="O", trainer={"tf32": True, "use_cpu": True}))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"gradient_checkpointing": True}, True),  # transformers 5.17 has this name only
+        ({"gradient_checkpointing": False}, False),
+        ({"activation_checkpointing": True, "gradient_checkpointing": False}, True),
+        ({"activation_checkpointing": False, "gradient_checkpointing": None}, False),
+    ],
+)
+def test_checkpointing_has_another_name_in_older_transformers(arguments: dict[str, Any], expected: bool) -> None:
+    assert recomputes(SimpleNamespace(**arguments)) is expected  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -399,3 +400,19 @@ def test_gaudis_fused_attention_gets_the_mask(monkeypatch: pytest.MonkeyPatch) -
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
     assert seen == [(0.0, False, 0.5, "None", True)]
+
+
+def test_torch_2_11_has_no_groups_in_its_variable_length_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There `varlen_attn` has no `enable_gqa`, and wants as many key heads as query heads."""
+
+    def varlen_attn(query: Tensor, key: Tensor, value: Tensor, *places: Any, scale: float, window_size: Any) -> Tensor:
+        return kernels.varlen_attn(query, key, value, *places, scale=scale, window_size=window_size, enable_gqa=False)
+
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", varlen_attn)
+    forest = long_forest()
+    for rule in (NAMED_RULES["plain"], NAMED_RULES["window"]):
+        qkv = inputs(forest, 4, 2, 0, torch.float64)
+        expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
+        found = values_and_gradients(BACKENDS["varlen"].attend(*qkv, forest, rule), qkv, 0)
+        for have, want in zip(found, expected, strict=True):
+            torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)

@@ -12,8 +12,10 @@ Shape suffixes: H query heads, K key heads, T tokens, M gathered keys, D head si
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,8 +94,13 @@ def _torch(rules: Rules) -> Kernel:
 
     if rules.slopes_H is not None or rules.softcap is not None:
         raise NotImplementedError("torch's variable-length attention has no ALiBi and no softcap")
+    takes_groups = "enable_gqa" in inspect.signature(varlen_attn).parameters  # not yet in PyTorch 2.11
 
     def kernel(query_THD: Tensor, key_MKD: Tensor, value_MKD: Tensor, plan: Chains, rules: Rules) -> Tensor:
+        groups = query_THD.shape[1] // key_MKD.shape[1]
+        if groups > 1 and not takes_groups:
+            key_MKD, value_MKD = (x.repeat_interleave(groups, dim=1) for x in (key_MKD, value_MKD))
+        grouped: dict[str, Any] = {"enable_gqa": groups > 1} if takes_groups else {}
         out = varlen_attn(
             query_THD,
             key_MKD,
@@ -104,7 +111,7 @@ def _torch(rules: Rules) -> Kernel:
             plan.most_keys,
             scale=rules.scale,
             window_size=_window(rules),
-            enable_gqa=query_THD.shape[1] != key_MKD.shape[1],
+            **grouped,
         )
         assert isinstance(out, Tensor)
         return out
