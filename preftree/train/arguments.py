@@ -59,6 +59,6 @@ def _made(values: dict[str, Any]) -> DPOConfig:
         raise SettingsError(f"transformers refuses the training flags: {error}") from error
 
 
-def recomputes(args: TrainingArguments) -> bool:
+def recomputes(args: DPOConfig) -> bool:
     """Is activation checkpointing asked for? In transformers 5.17 its only name is `gradient_checkpointing`."""
     return bool(getattr(args, "activation_checkpointing", None) or args.gradient_checkpointing)
