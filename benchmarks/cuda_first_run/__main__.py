@@ -39,6 +39,7 @@ STEPS = (Step("exactness", 160), Step("training", 80), Step("speed", 290), Step(
 
 def main() -> int:
     args = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that steps are stopped with this process
     output = Path(args.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
     site = output / "site"
@@ -141,8 +142,9 @@ def _run(step: Step, output: Path, args: argparse.Namespace, environment: dict[s
         code = process.wait(step.seconds * args.factor)
     except subprocess.TimeoutExpired:
         print(f"stopped    {step.name} after {step.seconds * args.factor:.0f} s; what it found is kept", flush=True)
-        _stop(process)
         return -9
+    finally:
+        _stop(process)
     print(f"took       {time.monotonic() - started:.0f} s, exit code {code}", flush=True)
     return code
 
