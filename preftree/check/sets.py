@@ -136,8 +136,8 @@ def length_bias(seen: Seen) -> list[Finding]:
     return [finding]
 
 
-#: Losses, by the names that --loss_type takes, whose margin does not grow with the answers' lengths.
-LENGTH_LOSSES = "--loss_type ipo"
+#: Losses, by the names that --loss_type takes, that average over tokens or correct for the answers' lengths.
+LENGTH_LOSSES = ("sigmoid_norm", "ipo", "simpo", "rdpo")
 
 LENGTH_LIMITS = {0.75: SPOILS, 0.6: NOTE}
 """AUC of the better of the two rules from which on a length bias has this level."""
@@ -153,7 +153,9 @@ def _length_verdict(side: str, best: float) -> str:
         return "length says little about which answer is better"
     strong = "a model that only counts words" if best >= 0.75 else "counting words"
     more = "more" if side == "longer" else "less"
-    advice = f"add pairs in which the other side is longer, or use a loss that corrects for length: {LENGTH_LOSSES}"
+    advice = (
+        f"add pairs in which the other side is longer, or correct for length: --loss_type {' or '.join(LENGTH_LOSSES)}"
+    )
     return f"{strong} would get {best:.0%} of the pairs right, so the model may learn to write {more}; {advice}"
 
 

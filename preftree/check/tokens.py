@@ -19,7 +19,7 @@ from preftree.data.encode import (
     PairFate,
 )
 from preftree.data.record import PreferencePair
-from preftree.data.render import CHOSEN_EMPTY, IDENTICAL, PROMPT_EMPTY, REJECTED_EMPTY
+from preftree.data.render import CHOSEN_EMPTY, CONTINUED, IDENTICAL, PROMPT_EMPTY, REJECTED_EMPTY
 from preftree.forest import bundles_of_pairs, grow
 
 #: Pairs per batch in the comparison of padded batches and forests, and the most batches of each size.
@@ -87,6 +87,8 @@ class Tokens:
             if fate.encoded is None and (any(fate.sizes) or fate.reason not in SEEN_IN_TEXTS):
                 self._left_out.setdefault(fate.reason, array("q")).append(row)
             for event in fate.events:
+                if event in SEEN_IN_TEXTS:
+                    continue
                 self._events.setdefault(event, array("q")).append(row)
             if fate.encoded is not None and len(self.kept) < self.keep:
                 self.kept.append(fate.encoded)
@@ -134,8 +136,8 @@ class Tokens:
         return [histogram("Before cutting", "tokens", series)] if len(sizes) else []
 
 
-SEEN_IN_TEXTS = frozenset({PROMPT_EMPTY, CHOSEN_EMPTY, REJECTED_EMPTY, IDENTICAL})
-"""Reasons why a pair is left out that other checks see without a tokenizer, where it has no tokens yet."""
+SEEN_IN_TEXTS = frozenset({PROMPT_EMPTY, CHOSEN_EMPTY, REJECTED_EMPTY, IDENTICAL, CONTINUED})
+"""What other checks see without a tokenizer: pairs that are left out before they have tokens, and prefilled answers."""
 
 
 def _left_out(reason: str) -> Measure:

@@ -324,3 +324,44 @@ def test_what_a_finding_is_called_decides_nothing(tmp_path: Path, monkeypatch: p
     assert [after[key].rows.tolist() for key in after] == [before[key].rows.tolist() for key in before]
     assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
     assert "café" in (tmp_path / "b.jsonl").read_text("utf-8")
+
+
+def test_the_losses_that_it_suggests_are_losses(tmp_path: Path) -> None:
+    from preftree.check.sets import LENGTH_LOSSES
+    from preftree.train.losses import LOSSES
+
+    assert set(LENGTH_LOSSES) <= set(LOSSES)
+    rows = [{**GOOD, "prompt": f"Question {i}?", "chosen": "so it is " * 9} for i in range(20)]
+    why = by_key(run(write(tmp_path / "long.jsonl", rows)))["length_bias"].why
+    assert all(name in why for name in LENGTH_LOSSES)
+
+
+def test_rows_are_quoted_where_it_shows(tmp_path: Path) -> None:
+    """The prompt tells which row it is; of damage and of left-over tokens the place itself is quoted."""
+    long = "word " * 60
+    rows = [
+        {**GOOD, "prompt": f"{long}?"},
+        {**GOOD, "prompt": "Who?", "chosen": f"{long}caf\u00c3\u00a9 {long}"},
+        {**GOOD, "prompt": "When?", "rejected": f"{long}<|im_end|> {long}"},
+        {**GOOD, "prompt": "Where?", "chosen": ""},
+        {**GOOD, "prompt": "How?", "chosen": "I'm sorry, but I can't help with that."},
+        {**GOOD, "prompt": f"{long}?"},
+    ]
+    found = by_key(run(write(tmp_path / "some.jsonl", rows)))
+    quoted = {key: [example.text for example in finding.examples] for key, finding in found.items() if finding.examples}
+    assert quoted["empty_answer"] == ["Where?"]
+    assert quoted["chosen_refusal"] == ["I'm sorry, but I can't help with that."]
+    assert "caf\u00c3\u00a9" in quoted["mojibake"][0]
+    assert "<|im_end|>" in quoted["control_tokens"][0]
+    assert quoted["duplicate_pairs"][0].startswith("word word")
+    assert max(len(text) for texts in quoted.values() for text in texts) <= 74  # one line of a terminal
+
+
+def test_how_rows_were_read_is_said_with_their_places(tmp_path: Path) -> None:
+    """A dialogue as one text, a message list stored as text: as the reader of the data reports them."""
+    turns = "\n\nHuman: Why is it so?\n\nAssistant: Because.\n\nHuman: Are you sure?\n\nAssistant:"
+    rows = [{**GOOD, "prompt": f"Question {i}?"} for i in range(5)] + [{**GOOD, "prompt": turns}]
+    report = run(write(tmp_path / "hh.jsonl", rows))
+    (found,) = (finding for finding in report.of(NOTE) if finding.key.startswith("read: "))
+    assert "dialogue" in found.what
+    assert found.places == ["hh.jsonl:6"]
