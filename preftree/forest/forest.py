@@ -118,17 +118,26 @@ class Forest:
         found: T = self._derived[key]
         return found
 
-    def dense_mask(self, window: int | None = None) -> Tensor:
+    def dense_mask(self, window: int | None = None, chunk: int | None = None) -> Tensor:
         """The specification, (T, T) booleans: may query row q attend key column k?
 
-        With a sliding `window`, only the last `window` tokens of the query's own path, itself included.
+        With a sliding `window`, only the last `window` tokens of the query's own path, itself included. With a `chunk`,
+        only tokens of the query's own chunk, where every path is cut into chunks of that many tokens from its root.
         """
         index_T = torch.arange(len(self), device=self.device)
         q_T1, k_1T = index_T[:, None], index_T[None, :]
         mask_TT = (k_1T <= q_T1) & (q_T1 < self.subtree_end_T[None, :])
         if window is not None:
             mask_TT &= self.position_ids_T[:, None] - self.position_ids_T[None, :] < window
+        if chunk is not None:
+            chunk_T = self.position_ids_T // chunk
+            mask_TT &= chunk_T[:, None] == chunk_T[None, :]
         return mask_TT
+
+    @cached_property
+    def depth(self) -> int:
+        """Tokens of the longest path."""
+        return max((s.position + s.end - s.start for s in self.segments), default=0)
 
     def ancestors(self, segment: int) -> list[int]:
         """Indices of the segments above `segment`, root first."""

@@ -37,6 +37,7 @@ def single_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, rule
     rows = []
     for n in range(query_HND.shape[1]):
         first = 0 if rules.window is None else max(0, n + 1 - rules.window)
+        first = first if rules.chunk is None else max(first, n // rules.chunk * rules.chunk)
         heads = []
         for h in range(query_HND.shape[0]):
             score_M = key_KND[h // group, first : n + 1] @ query_HND[h, n] * rules.scale
@@ -44,7 +45,9 @@ def single_attention(query_HND: Tensor, key_KND: Tensor, value_KND: Tensor, rule
                 score_M = rules.softcap * torch.tanh(score_M / rules.softcap)
             if rules.slopes_H is not None:
                 score_M = score_M - rules.slopes_H[h] * (n - torch.arange(first, n + 1))
-            heads.append(torch.softmax(score_M, dim=0) @ value_KND[h // group, first : n + 1])
+            sink = score_M[:0] if rules.sinks_H is None else rules.sinks_H[h : h + 1]
+            weight_M = torch.softmax(torch.cat([score_M, sink]), dim=0)[: len(score_M)]
+            heads.append(weight_M @ value_KND[h // group, first : n + 1])
         rows.append(torch.stack(heads))
     return torch.stack(rows)
 
@@ -62,31 +65,39 @@ def spread(out_THD: Tensor, forest: Forest) -> Tensor:
     return torch.cat([out_THD[path] for path in leaf_paths(forest)])
 
 
-def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.dtype) -> QKV:
+def inputs(forest: Forest, heads: int, key_heads: int, seed: int, dtype: torch.dtype, value_size: int = SIZE) -> QKV:
     """Query, key and value of a spread that makes attention far from uniform."""
     random = torch.Generator().manual_seed(seed)
-    shapes = [(heads, len(forest), SIZE), *[(key_heads, len(forest), SIZE)] * 2]
+    shapes = [(heads, len(forest), SIZE), (key_heads, len(forest), SIZE), (key_heads, len(forest), value_size)]
     query, key, value = (
         (2 * torch.randn(shape, generator=random, dtype=torch.float64)).to(dtype).requires_grad_() for shape in shapes
     )
     return query, key, value
 
 
-def values_and_gradients(rows: Tensor, leaves: QKV, seed: int) -> list[Tensor]:
+def values_and_gradients(rows: Tensor, qkv: QKV, seed: int, rule: Rules | None = None) -> list[Tensor]:
     """`rows` and the gradients of a random weighting of them; with the same seed comparable across paths."""
+    leaves = qkv if rule is None or rule.sinks_H is None else (*qkv, rule.sinks_H)
     weight = torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     return [rows.detach(), *torch.autograd.grad((rows * weight.to(rows.dtype)).sum(), leaves)]
 
 
+def trained(numbers: list[float]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
+
+
 @st.composite
 def rules(draw: st.DrawFn, heads: int) -> Rules:
-    """Any combination of window, softcap and ALiBi."""
+    """Any combination of window, chunk, softcap, ALiBi and sinks."""
+    sinks = st.lists(st.sampled_from((-1.0, 0.5, 3.0)), min_size=heads, max_size=heads)
     slopes = st.lists(st.sampled_from((0.0, 0.0625, 0.5, 1.0)), min_size=heads, max_size=heads)
     return Rules(
         scale=draw(st.sampled_from((SIZE**-0.5, 0.3))),
         window=draw(st.one_of(st.none(), st.integers(1, 12))),
+        chunk=draw(st.one_of(st.none(), st.none(), st.integers(1, 12))),
         softcap=draw(st.sampled_from((None, 1.5))),
         slopes_H=draw(st.one_of(st.none(), slopes.map(lambda s: torch.tensor(s, dtype=torch.float64)))),
+        sinks_H=draw(st.one_of(st.none(), sinks.map(trained))),
     )
 
 
@@ -95,7 +106,13 @@ def problems(draw: st.DrawFn) -> tuple[Forest, QKV, Rules, int]:
     forest = Forest.of(draw(batches(max_bundles=4, longest=14)))
     heads, key_heads = draw(st.sampled_from(((1, 1), (2, 2), (4, 2), (3, 1))))
     seed = draw(st.integers(0, 1000))
-    return forest, inputs(forest, heads, key_heads, seed, torch.float64), draw(rules(heads)), seed
+    qkv = inputs(forest, heads, key_heads, seed, torch.float64, draw(st.sampled_from((SIZE, 2, 6))))
+    return forest, qkv, draw(rules(heads)), seed
+
+
+def refused(name: str, rule: Rules) -> bool:
+    """Variable-length kernels know neither sinks nor chunks."""
+    return name == "varlen" and (rule.sinks_H is not None or rule.chunk is not None)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -104,8 +121,8 @@ def test_the_specification_is_attention_in_single_sequences(
     problem: tuple[Forest, QKV, Rules, int],
 ) -> None:
     forest, qkv, rule, seed = problem
-    expected = values_and_gradients(unrolled(*qkv, forest, rule), qkv, seed)
-    found = values_and_gradients(spread(BACKENDS["dense"].attend(*qkv, forest, rule), forest), qkv, seed)
+    expected = values_and_gradients(unrolled(*qkv, forest, rule), qkv, seed, rule)
+    found = values_and_gradients(spread(BACKENDS["dense"].attend(*qkv, forest, rule), forest), qkv, seed, rule)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -117,10 +134,12 @@ def test_backend_matches_the_specification(
     name: str, problem: tuple[Forest, QKV, Rules, int], tile_rows: int, keep_keys: int
 ) -> None:
     forest, qkv, rule, seed = problem
-    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, seed)
+    if refused(name, rule.for_forest(forest)):
+        return
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, seed, rule)
     # The plan of tiles is kept under the forest, which is new in each example.
     with mock.patch.object(tiles, "TILE_ROWS", tile_rows), mock.patch.object(tiles, "KEEP_KEYS", keep_keys):
-        found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, seed)
+        found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, seed, rule)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -130,7 +149,9 @@ NAMED_RULES = {
     "window": Rules(0.5, window=6),
     "softcap": Rules(0.5, softcap=2.0),
     "alibi": Rules(0.5, slopes_H=torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)),
-    "all": Rules(0.5, 9, 2.0, torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)),
+    "all": Rules(0.5, 9, None, 2.0, torch.tensor([0.5, 0.25, 0.125, 0.0625], dtype=torch.float64)),
+    "chunk": Rules(0.5, chunk=7),
+    "sinks": Rules(0.5, window=11, sinks_H=trained([0.5, -1.0, 2.0, 0.0])),
 }
 
 
@@ -152,9 +173,13 @@ def test_real_tiles(name: str, rule: Rules, keep_keys: int, monkeypatch: pytest.
     monkeypatch.setattr(tiles, "KEEP_KEYS", keep_keys)
     forest = long_forest()
     assert max(s.end - s.start for s in forest.segments) > 2 * tiles.TILE_ROWS
-    qkv = inputs(forest, 4, 2, 0, torch.float64)
-    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0)
-    found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, 0)
+    if refused(name, rule):
+        with pytest.raises(NotImplementedError, match="no attention sinks and no chunks"):
+            BACKENDS[name].attend(*inputs(forest, 4, 2, 0, torch.float64), forest, rule)
+        return
+    qkv = inputs(forest, 4, 2, 0, torch.float64, 6)
+    expected = values_and_gradients(BACKENDS["dense"].attend(*qkv, forest, rule), qkv, 0, rule)
+    found = values_and_gradients(BACKENDS[name].attend(*qkv, forest, rule), qkv, 0, rule)
     for have, want in zip(found, expected, strict=True):
         torch.testing.assert_close(have, want, rtol=EXACT, atol=EXACT)
 
@@ -177,6 +202,8 @@ def test_a_window_as_long_as_the_tile_and_longer_than_the_path() -> None:
 @pytest.mark.parametrize("rule", NAMED_RULES.values(), ids=NAMED_RULES)
 def test_low_precision_is_as_good_as_the_specification_in_it(name: str, dtype: torch.dtype, rule: Rules) -> None:
     """Errors against the float64 oracle on the same rounded inputs: at most 3 times the dense path's own."""
+    if refused(name, rule):
+        return
     forest = Forest.of(random_batch(5, bundles=6))
     rounded = inputs(forest, 4, 2, 0, dtype)
     query, key, value = (x.detach().double().requires_grad_() for x in rounded)
@@ -201,8 +228,8 @@ class _Skewed(Forest):
 
     skew: str
 
-    def dense_mask(self, window: int | None = None) -> Tensor:
-        true_TT = super().dense_mask(window)
+    def dense_mask(self, window: int | None = None, chunk: int | None = None) -> Tensor:
+        true_TT = super().dense_mask(window, chunk)
         index_T = torch.arange(len(self))
         q_T1, k_1T = index_T[:, None], index_T[None, :]
         end_T = self.subtree_end_T
@@ -252,7 +279,7 @@ def test_tiles_cover_every_token_once_and_waste_nothing() -> None:
     """Without a window a tile's keys are its rows' ancestors and its own segment so far."""
     forest = Forest.of(random_batch(2))
     with mock.patch.object(tiles, "TILE_ROWS", 3):
-        plan = tiles.segment_tiles(forest, None)
+        plan = tiles.segment_tiles(forest, Rules(1.0))
     assert [i for tile in plan for i in range(tile.start, tile.end)] == list(range(len(forest)))
     mask = forest.dense_mask()
     for tile in plan:
@@ -264,7 +291,7 @@ def test_tiles_cover_every_token_once_and_waste_nothing() -> None:
 def test_windowed_tiles_leave_out_what_no_row_reaches() -> None:
     forest = Forest.of(random_batch(2))
     with mock.patch.object(tiles, "TILE_ROWS", 3):
-        plan = tiles.segment_tiles(forest, 4)
+        plan = tiles.segment_tiles(forest, Rules(1.0, window=4))
     mask = forest.dense_mask(4)
     for tile in plan:
         keys = [i for span in tile.spans for i in range(*span)]
@@ -277,9 +304,9 @@ def planned() -> Iterator[list[int | None]]:
     calls: list[int | None] = []
     make = tiles._cut_segments
 
-    def counted(forest: Forest, window: int | None) -> list[tiles.Tile]:
+    def counted(forest: Forest, window: int | None, chunk: int | None) -> list[tiles.Tile]:
         calls.append(window)
-        return make(forest, window)
+        return make(forest, window, chunk)
 
     with mock.patch.object(tiles, "_cut_segments", counted):
         yield calls
@@ -306,7 +333,7 @@ def test_blocks_of_flex_attention(batch: list[Bundle], window: int | None, paddi
     small = Forest.of(batch)
     forest = pad_forest(small, Shape(len(small) + padding, len(small.target_S), len(small.leaf_ids)))
     with mock.patch.object(flex, "BLOCK", 4):
-        plan = flex.planned(forest, window)
+        plan = flex.planned(forest, Rules(1.0, window=window))
         assert plan.size >= len(forest)
     truth = torch.eye(plan.size, dtype=torch.bool)
     truth[: len(forest), : len(forest)] = forest.dense_mask(window)

@@ -16,6 +16,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.nn.attention import varlen
+from torch.nn.attention.flex_attention import AuxOutput
 
 from preftree.model.attention import flex
 from preftree.model.attention import varlen as ours
@@ -80,8 +81,16 @@ def flash_attn_varlen_func(
 
 
 def flex_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, score_mod: Any, block_mask: Any, scale: float, enable_gqa: bool
-) -> Tensor:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    score_mod: Any,
+    block_mask: Any,
+    scale: float,
+    enable_gqa: bool,
+    return_aux: Any,
+) -> tuple[Tensor, Any]:
     """The scores of listed blocks, modified, and masked where the block is not said to be seen entirely."""
     heads, size = query.shape[1:3]
     assert enable_gqa or key.shape[1] == heads
@@ -93,8 +102,9 @@ def flex_attention(
         score_HNN = score_mod(score_HNN, torch.tensor(0), head, row, column)
     seen_NN = _listed(block_mask.full_kv_num_blocks, block_mask.full_kv_indices, size)
     seen_NN |= _listed(block_mask.kv_num_blocks, block_mask.kv_indices, size) & block_mask.mask_mod(0, 0, row, column)
-    weight_HNN = torch.softmax(score_HNN.masked_fill(~seen_NN, float("-inf")), -1)
-    return (weight_HNN.to(value.dtype) @ value[0])[None]
+    score_HNN = score_HNN.masked_fill(~seen_NN, float("-inf"))
+    weight_HNN = torch.softmax(score_HNN, -1)
+    return (weight_HNN.to(value.dtype) @ value[0])[None], AuxOutput(lse=score_HNN.logsumexp(-1)[None])
 
 
 def _listed(count: Tensor, blocks: Tensor, size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The specification: one (T, T) mask, written as it is defined, for any device and dtype. Slow and obvious.
 
-Shape suffixes: H query heads, K key heads (H is a multiple of K), T tokens, D head size.
+Shape suffixes: H query heads, K key heads (H is a multiple of K), T tokens, D head size (that of values may differ).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
         position_T = forest.position_ids_T
         distance_TT = (position_T[:, None] - position_T[None, :]).to(score_HTT.dtype)
         score_HTT = score_HTT - rules.slopes_H.to(score_HTT.dtype)[:, None, None] * distance_TT
-    mask_TT = forest.dense_mask(rules.window)
+    mask_TT = forest.dense_mask(rules.window, rules.chunk)
     score_HTT = score_HTT.masked_fill(~mask_TT, float("-inf"))
-    weight_HTT = torch.softmax(score_HTT, dim=-1).to(value_HTD.dtype)
+    if rules.sinks_H is not None:
+        sink_HT1 = rules.sinks_H.to(score_HTT.dtype)[:, None, None].expand(-1, len(forest), 1)
+        score_HTT = torch.cat([score_HTT, sink_HT1], dim=-1)
+    weight_HTT = torch.softmax(score_HTT, dim=-1)[..., : len(forest)].to(value_HTD.dtype)
     return (weight_HTT @ value_HTD).transpose(0, 1)

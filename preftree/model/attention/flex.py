@@ -11,10 +11,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import pad
 
 from preftree.forest import Forest, upload
@@ -38,10 +39,10 @@ class FlexPlan:
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
     """See `dense.attend`, whose values and gradients this matches; returns (T, H, D)."""
-    plan = planned(forest, rules.window)
+    plan = planned(forest, rules)
     missing = plan.size - len(forest)
     query, key, value = (pad(x, (0, 0, 0, missing))[None] for x in (query_HTD, key_KTD, value_KTD))
-    out_1HND = _kernel(query.device.type)(
+    out_1HND, aux = _kernel(query.device.type)(
         query,
         key,
         value,
@@ -49,12 +50,16 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
         block_mask=plan.blocks,
         scale=rules.scale,
         enable_gqa=query_HTD.shape[0] != key_KTD.shape[0],
+        return_aux=AuxRequest(lse=rules.sinks_H is not None),
     )
+    if rules.sinks_H is not None:  # the part of the softmax's denominator that is not the sink's
+        part_1HN = torch.sigmoid(aux.lse - rules.sinks_H.to(aux.lse.dtype)[:, None])
+        out_1HND = out_1HND * part_1HN[..., None].to(out_1HND.dtype)
     return out_1HND[0, :, : len(forest)].transpose(0, 1)
 
 
 @functools.cache
-def _kernel(device: str) -> Callable[..., Tensor]:
+def _kernel(device: str) -> Callable[..., tuple[Tensor, Any]]:
     """Compiled once; on the CPU, where it has no backward pass when compiled, as it is."""
     if device == "cpu":
         return flex_attention  # type: ignore[return-value]
@@ -79,9 +84,9 @@ def _score(rules: Rules, position_N: Tensor) -> Callable[..., Tensor] | None:
     return score
 
 
-def planned(forest: Forest, window: int | None) -> FlexPlan:
-    """The plan of a forest, made once for all layers with the same window."""
-    return forest.cached(("flex", window), lambda: _plan(forest, window))
+def planned(forest: Forest, rules: Rules) -> FlexPlan:
+    """The plan of a forest, made once for all layers whose tokens see as far."""
+    return forest.cached(("flex", rules.reach), lambda: _plan(forest, *rules.reach))
 
 
 def rounded(tokens: int) -> int:
@@ -91,14 +96,14 @@ def rounded(tokens: int) -> int:
     return -(-blocks // step) * step * BLOCK
 
 
-def _plan(forest: Forest, window: int | None) -> FlexPlan:
+def _plan(forest: Forest, window: int | None, chunk: int | None) -> FlexPlan:
     size = rounded(len(forest))
     index_N = torch.arange(size)
     end_N = index_N + 1  # what is added sees itself
     end_N[: len(forest)] = torch.repeat_interleave(
         torch.tensor(_subtree_ends(forest)), torch.tensor([s.end - s.start for s in forest.segments])
     )
-    partial_QK, full_QK = _kinds_of_blocks(end_N, window)
+    partial_QK, full_QK = _kinds_of_blocks(end_N, cut=window is not None or chunk is not None)
     end_on_device = upload(end_N, forest.device)
     partial, full = ([upload(x, forest.device) for x in _listed(chosen_QK)] for chosen_QK in (partial_QK, full_QK))
     position_N = pad(forest.position_ids_T, (0, size - len(forest)))
@@ -107,6 +112,8 @@ def _plan(forest: Forest, window: int | None) -> FlexPlan:
         seen = (key <= query) & (query < end_on_device[key])
         if window is not None:
             seen = seen & (position_N[query] - position_N[key] < window)
+        if chunk is not None:
+            seen = seen & (position_N[query] // chunk == position_N[key] // chunk)
         return seen
 
     return FlexPlan(
@@ -126,17 +133,18 @@ def _subtree_ends(forest: Forest) -> list[int]:
     return ends
 
 
-def _kinds_of_blocks(end_N: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
+def _kinds_of_blocks(end_N: Tensor, cut: bool) -> tuple[Tensor, Tensor]:
     """Which blocks of queries and keys the mask cuts through, and which are seen entirely, (Q, K) booleans.
 
     Key k of an earlier block is seen by query q while q < end[k]: some pair is seen if the largest end lies beyond the
-    first query, all are if the smallest end lies beyond the last. A window is left to the mask within the block.
+    first query, all are if the smallest end lies beyond the last. What windows and chunks `cut` off is left to the
+    mask within the block.
     """
     end_KB = end_N.view(-1, BLOCK)
     block_Q1, block_1K = torch.arange(len(end_KB))[:, None], torch.arange(len(end_KB))[None, :]
     some_QK = (block_1K == block_Q1) | ((block_1K < block_Q1) & (end_KB.amax(1) > block_Q1 * BLOCK))
     full_QK = (block_1K < block_Q1) & (end_KB.amin(1) >= (block_Q1 + 1) * BLOCK)
-    if window is not None:
+    if cut:
         full_QK = torch.zeros_like(full_QK)
     return some_QK & ~full_QK, full_QK
 

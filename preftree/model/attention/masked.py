@@ -14,11 +14,14 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from preftree.forest import Forest
 from preftree.model.attention import dense
 from preftree.model.attention.rules import Rules
+
+#: Dimensions that a sink adds to queries and keys.
+_MORE = 8
 
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
@@ -29,6 +32,8 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     key_HTD, value_HTD = (_repeated(x, groups) for x in (key_KTD, value_KTD))
     fused = fused_sdpa(query_HTD.device.type)
     mask = _mask(forest, rules, query_HTD.dtype, as_bias=fused is not None)
+    if rules.sinks_H is not None:
+        query_HTD, key_HTD, value_HTD, mask = _with_sinks(query_HTD, key_HTD, value_HTD, mask, rules)
     inputs = (query_HTD[None], key_HTD[None], value_HTD[None], mask)
     if fused is not None:
         # No dropout, not causal, the softmax that takes a mask, scores recomputed in the backward pass.
@@ -41,13 +46,37 @@ def _repeated(source_KTD: Tensor, groups: int) -> Tensor:
     return source_KTD[:, None].expand(-1, groups, -1, -1).flatten(0, 1) if groups > 1 else source_KTD
 
 
+def _with_sinks(
+    query_HTD: Tensor, key_HTD: Tensor, value_HTD: Tensor, mask: Tensor, rules: Rules
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One more key per head that every query sees, with the sink as its score and zeros as its value.
+
+    The score comes from more dimensions, in which queries are one and other keys zero: two of them hold the sink, since
+    one number of bfloat16 would round it, and the rest keep the head size a multiple of what fused kernels want.
+    """
+    assert rules.sinks_H is not None
+    wide_H = rules.sinks_H.to(torch.promote_types(query_HTD.dtype, torch.float32)) / rules.scale
+    high_H = wide_H.detach().to(query_HTD.dtype)
+    low_H = (wide_H - high_H).to(query_HTD.dtype)
+    sink_H1D = torch.stack([high_H, low_H], dim=-1)[:, None]
+    query_HTD = torch.cat([query_HTD, torch.ones_like(query_HTD[..., :1]).expand(-1, -1, 2)], dim=-1)
+    sink_H1D = pad(sink_H1D, (key_HTD.shape[2], _MORE - 2))
+    key_HTD = torch.cat([pad(key_HTD, (0, _MORE)), sink_H1D], dim=1)
+    return (
+        pad(query_HTD, (0, _MORE - 2)),
+        key_HTD,
+        pad(value_HTD, (0, 0, 0, 1)),
+        pad(mask, (0, 1), value=not mask.is_floating_point()),
+    )
+
+
 def _mask(forest: Forest, rules: Rules, dtype: torch.dtype, as_bias: bool) -> Tensor:
     """The mask of a forest, made once for all layers with the same window: booleans (T, T), or with ALiBi, or where
     the kernel wants it so, what is added to the scores, (1, H or 1, T, T)."""
     if rules.slopes_H is None and not as_bias:
-        return forest.cached(("masked", rules.window), lambda: forest.dense_mask(rules.window))
-    key = ("masked", rules.window, dtype, rules.slopes_H)  # a tensor is itself, whatever it holds
-    return forest.cached(key, lambda: _as_bias(forest.dense_mask(rules.window), forest, rules, dtype))
+        return forest.cached(("masked", rules.reach), lambda: forest.dense_mask(*rules.reach))
+    key = ("masked", rules.reach, dtype, rules.slopes_H)  # a tensor is itself, whatever it holds
+    return forest.cached(key, lambda: _as_bias(forest.dense_mask(*rules.reach), forest, rules, dtype))
 
 
 def _as_bias(mask_TT: Tensor, forest: Forest, rules: Rules, dtype: torch.dtype) -> Tensor:

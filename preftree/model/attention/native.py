@@ -7,6 +7,8 @@ precisions, windows and softcaps, `tiles.attend` does the same in torch.
 from __future__ import annotations
 
 import ctypes
+import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -23,39 +25,38 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     Raises:
         DeviceError: the kernel cannot be compiled or loaded here.
     """
-    if not can_attend(query_HTD, forest, rules):
+    if not can_attend(query_HTD, value_KTD, forest, rules):
         return tiles.attend(query_HTD, key_KTD, value_KTD, forest, rules)
-    out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, forest, rules)
+    out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, rules.sinks_H, forest, rules)
     return out_THD
 
 
-def can_attend(query_HTD: Tensor, forest: Forest, rules: Rules) -> bool:
-    """Is this what the kernel computes: no wide numbers, no softcap, no window that hides anything, whole vectors?"""
+def can_attend(query_HTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> bool:
+    """Is this what the kernel computes: its dtypes, no softcap, no window that hides anything, whole vectors?"""
     plain = rules.softcap is None and query_HTD.dtype in KERNEL_DTYPES and query_HTD.device.type == "cpu"
-    if not plain or query_HTD.shape[2] % library().preftree_vector_length():
+    vector = library().preftree_vector_length()
+    if not plain or query_HTD.shape[2] % vector or value_KTD.shape[2] % vector:
         return False
-    window = rules.window
-    return window is None or all(part.position + part.end - part.start <= window for part in forest.segments)
+    return rules.for_forest(forest).reach == (None, None)
 
 
 def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
     """See `tiles.attend_fresh`, whose values this matches; returns (T, H, D)."""
     forest = stretch.forest
-    if not can_attend(query_HTD, forest, rules):
+    if not can_attend(query_HTD, value_KAD, forest, rules):
         return tiles.attend_fresh(query_HTD, key_KAD, value_KAD, stretch, rules)
     query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
-    heads, tokens, size = query_HTD.shape
-    known = len(forest) - tokens
-    out_THD, total_HA = query_HTD.new_empty(tokens, heads, size), _totals(query_HTD, heads, len(forest))
-    query, out = query_HTD.data_ptr(), out_THD.data_ptr()
+    (heads, tokens, _), known = query_HTD.shape, stretch.known
+    shape = _shape(query_HTD, key_KAD, value_KAD, forest, known, rules)
+    out_THD = query_HTD.new_empty(tokens, heads, value_KAD.shape[2])
+    total_HA = query_HTD.new_empty(heads, len(forest), dtype=torch.float32)
     # Rows are counted from the first known token, which has neither a query nor an output.
-    query -= known * query_HTD.stride(1) * query_HTD.element_size()
-    out -= known * heads * size * out_THD.element_size()
-    shape = _shape(query_HTD, key_KAD, value_KAD, rules)
+    query = query_HTD.data_ptr() - known * query_HTD.stride(1) * query_HTD.element_size()
+    out = out_THD.data_ptr() - known * out_THD.stride(0) * out_THD.element_size()
     arrays = (query, *addresses(key_KAD, value_KAD), out, *addresses(total_HA))
-    narrow = KERNEL_DTYPES[query_HTD.dtype]
-    library().preftree_forward(narrow, ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
-    return out_THD
+    dtype = KERNEL_DTYPES[query_HTD.dtype]
+    library().preftree_forward(dtype, ctypes.byref(_layout(forest, known)), ctypes.byref(shape), *arrays)
+    return _with_sinks(out_THD, total_HA[:, known:], rules)
 
 
 class _Layout(ctypes.Structure):
@@ -71,7 +72,7 @@ class _Shape(ctypes.Structure):
     """`Shape` of attention.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("heads", "key_heads", "size")),
+        *((name, ctypes.c_int64) for name in ("heads", "key_heads", "size", "value_size")),
         *((f"{what}_{of}", ctypes.c_int64) for what in ("query", "key", "value") for of in ("token", "head")),
         ("scale", ctypes.c_float),
         ("slopes", ctypes.c_void_p),
@@ -90,55 +91,99 @@ def _columns(forest: Forest) -> Tensor:
     return torch.tensor([(s.start, s.end, s.parent, s.position) for s in forest.segments]).T.contiguous()
 
 
-def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, rules: Rules) -> _Shape:
+def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, known: int, rules: Rules) -> _Shape:
+    """What the kernel reads of its arrays, which it trusts: whatever does not fit is refused here."""
+    (heads, tokens, size), (key_heads, _, value_size) = query_HTD.shape, value_KTD.shape
+    vector, together = library().preftree_vector_length(), 4 // query_HTD.element_size()
     strides = [stride for x in (query_HTD, key_KTD, value_KTD) for stride in (x.stride(1), x.stride(0))]
-    heads, _, size = query_HTD.shape
+    sizes = (heads, tokens, key_heads, size, value_size)
+    fits = {
+        "one dtype, on the CPU": all(
+            x.dtype == query_HTD.dtype and x.device.type == "cpu" for x in (query_HTD, key_KTD, value_KTD)
+        ),
+        "sizes above 0": min(sizes) > 0 and all(stride >= 0 for stride in strides),
+        "a query for each fresh token": tokens == len(forest) - known,
+        "a key and a value for each token": key_KTD.shape[1] == value_KTD.shape[1] == len(forest),
+        "as many key heads as value heads": key_KTD.shape[0] == key_heads,
+        "query heads in groups of one size": heads % max(1, key_heads) == 0,
+        "keys as long as queries": key_KTD.shape[2] == size,
+        f"head sizes in multiples of {vector}": size % vector == value_size % vector == 0,
+        "numbers of a head side by side": all(x.stride(2) == 1 for x in (query_HTD, key_KTD, value_KTD)),
+        "whole words between rows": all(stride % together == 0 for stride in strides),
+        "one slope and one sink for each head": all(
+            x is None or x.shape == (heads,) for x in (rules.slopes_H, rules.sinks_H)
+        ),
+    }
+    if missing := [words for words, true in fits.items() if not true]:
+        shapes = ", ".join(f"{tuple(x.shape)} {x.stride()} {x.dtype}" for x in (query_HTD, key_KTD, value_KTD))
+        raise ValueError(f"the compiled attention needs {'; '.join(missing)}. Got {shapes} for {len(forest)} tokens.")
     slopes = rules.slopes_H.data_ptr() if rules.slopes_H is not None else None
-    return _Shape(heads, key_KTD.shape[0], size, *strides, rules.scale, slopes, torch.get_num_threads())
+    return _Shape(heads, key_heads, size, value_size, *strides, rules.scale, slopes, torch.get_num_threads())
 
 
 def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
-
-
-def _totals(query_HTD: Tensor, heads: int, tokens: int) -> Tensor:
-    return query_HTD.new_empty(heads, tokens, dtype=torch.float32)
+    """Numbers of a head side by side, and rows a whole number of words apart."""
+    together = 4 // x.element_size()
+    return x if x.stride(2) == 1 and all(step % together == 0 for step in x.stride()[:2]) else x.contiguous()
 
 
 def _readable(rules: Rules) -> Rules:
     """With slopes as the kernel reads them. They must live until it is done."""
     if rules.slopes_H is None:
         return rules
-    return Rules(rules.scale, rules.window, rules.softcap, rules.slopes_H.float().contiguous())
+    return replace(rules, slopes_H=rules.slopes_H.float().contiguous())
+
+
+def _with_sinks(out_THD: Tensor, total_HT: Tensor, rules: Rules) -> Tensor:
+    """Outputs and, in place, totals with the sinks' part in the softmax's denominator.
+
+    The backward kernel needs nothing more: it forms the weights from the totals, and a sink's value is zero.
+    """
+    if rules.sinks_H is None:
+        return out_THD
+    sinks_H1 = rules.sinks_H.detach().float()[:, None] * math.log2(math.e)
+    with_sinks_HT = torch.logaddexp2(total_HT, sinks_H1)
+    part_TH1 = torch.exp2(total_HT - with_sinks_HT).T[..., None]
+    total_HT.copy_(with_sinks_HT)
+    return (out_THD.float() * part_TH1).to(out_THD.dtype)
 
 
 class _KernelAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query_HTD, key_KTD, value_KTD, forest: Forest, rules: Rules):  # type: ignore[no-untyped-def]
+    def forward(ctx, query_HTD, key_KTD, value_KTD, sinks_H, forest: Forest, rules: Rules):  # type: ignore[no-untyped-def]
         query_HTD, key_KTD, value_KTD = _rows(query_HTD), _rows(key_KTD), _rows(value_KTD)
         rules = _readable(rules)
-        heads, tokens, size = query_HTD.shape
-        out_THD, total_HT = query_HTD.new_empty(tokens, heads, size), _totals(query_HTD, heads, tokens)
-        shape = _shape(query_HTD, key_KTD, value_KTD, rules)
-        arrays = (query_HTD, key_KTD, value_KTD, out_THD, total_HT)
-        narrow = KERNEL_DTYPES[query_HTD.dtype]
-        library().preftree_forward(narrow, ctypes.byref(_layout(forest)), ctypes.byref(shape), *addresses(*arrays))
-        ctx.save_for_backward(*arrays)
+        shape = _shape(query_HTD, key_KTD, value_KTD, forest, 0, rules)
+        heads, tokens, _ = query_HTD.shape
+        out_THD = query_HTD.new_empty(tokens, heads, value_KTD.shape[2])
+        total_HT = query_HTD.new_empty(heads, tokens, dtype=torch.float32)
+        library().preftree_forward(
+            KERNEL_DTYPES[query_HTD.dtype],
+            ctypes.byref(_layout(forest)),
+            ctypes.byref(shape),
+            *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT),
+        )
+        out_THD = _with_sinks(out_THD, total_HT, rules)
+        ctx.save_for_backward(query_HTD, key_KTD, value_KTD, out_THD, total_HT)
         ctx.forest, ctx.rules = forest, rules
         return out_THD
 
     @staticmethod
     def backward(ctx, grad_THD):  # type: ignore[no-untyped-def]
         query_HTD, key_KTD, value_KTD, out_THD, total_HT = ctx.saved_tensors
-        grad_THD = grad_THD.contiguous()
-        query_grad_THD = torch.empty_like(out_THD)
-        key_grad_TKD, value_grad_TKD = (x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (key_KTD, value_KTD))
-        shape = _shape(query_HTD, key_KTD, value_KTD, ctx.rules)
+        rules, grad_THD = ctx.rules, grad_THD.contiguous()
+        # Gradients in the memory order of the projections that made these tensors: (T, heads, D).
+        grads = [x.new_empty(x.shape[1], x.shape[0], x.shape[2]) for x in (query_HTD, key_KTD, value_KTD)]
+        shape = _shape(query_HTD, key_KTD, value_KTD, ctx.forest, 0, rules)
         library().preftree_backward(
             KERNEL_DTYPES[query_HTD.dtype],
             ctypes.byref(_layout(ctx.forest)),
             ctypes.byref(shape),
-            *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT, grad_THD),
-            *addresses(query_grad_THD, key_grad_TKD, value_grad_TKD),
+            *addresses(query_HTD, key_KTD, value_KTD, out_THD, total_HT, grad_THD, *grads),
         )
-        return *(x.transpose(0, 1) for x in (query_grad_THD, key_grad_TKD, value_grad_TKD)), None, None
+        sinks_grad_H = None
+        if ctx.needs_input_grad[3]:
+            sink_HT = torch.exp2(rules.sinks_H.float()[:, None] * math.log2(math.e) - total_HT)
+            along_HT = (out_THD.float() * grad_THD.float()).sum(-1).T
+            sinks_grad_H = -(sink_HT * along_HT).sum(-1).to(rules.sinks_H.dtype)
+        return *(x.transpose(0, 1) for x in grads), sinks_grad_H, None, None

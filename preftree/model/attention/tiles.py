@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from preftree.forest import Forest, Stretch
-from preftree.model.attention.rules import Rules
+from preftree.model.attention.rules import Rules, first_seen
 
 #: Query rows per tile. Longer tiles waste work above the diagonal, shorter ones make small GEMMs.
 TILE_ROWS = 128
@@ -52,14 +52,15 @@ class Tile:
 
 def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> Tensor:
     """See `dense.attend`, whose values and gradients this matches; returns (T, H, D)."""
-    out_THD: Tensor = _TileAttention.apply(query_HTD, key_KTD, value_KTD, segment_tiles(forest, rules.window), rules)
+    tiles = segment_tiles(forest, rules)
+    out_THD: Tensor = _TileAttention.apply(query_HTD, key_KTD, value_KTD, rules.sinks_H, tiles, rules)
     return out_THD
 
 
 def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
     """Attention of the fresh tokens over known and fresh ones, as `dense.attend` defines it; returns (T, H, D)."""
     out_THD = query_HTD.new_empty(query_HTD.shape[1], query_HTD.shape[0], value_KAD.shape[2])
-    for tile in stretch_tiles(stretch, rules.window):
+    for tile in stretch_tiles(stretch, rules):
         query_KRD = _stack(query_HTD, tile, key_KAD.shape[0]) * rules.scale
         weight_KRm, _ = _weights(query_KRD, _gather(key_KAD, tile.spans), tile, rules)
         _unstack(out_THD, tile, torch.bmm(weight_KRm, _gather(value_KAD, tile.spans)))
@@ -69,17 +70,19 @@ def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch:
 # --- Cutting tiles ---
 
 
-def segment_tiles(forest: Forest, window: int | None) -> Sequence[Tile]:
-    """The tiles of a forest, cut once for all layers with the same window."""
-    return forest.cached(("segment tiles", window), lambda: _cut_segments(forest, window))
+def segment_tiles(forest: Forest, rules: Rules) -> Sequence[Tile]:
+    """The tiles of a forest, cut once for all layers whose tokens see as far."""
+    reach = rules.for_forest(forest).reach
+    return forest.cached(("segment tiles", reach), lambda: _cut_segments(forest, *reach))
 
 
-def stretch_tiles(stretch: Stretch, window: int | None) -> Sequence[Tile]:
-    """The tiles of a stretch's fresh tokens, cut once for all layers with the same window."""
-    return stretch.forest.cached(("stretch tiles", window), lambda: _cut_stretch(stretch, window))
+def stretch_tiles(stretch: Stretch, rules: Rules) -> Sequence[Tile]:
+    """The tiles of a stretch's fresh tokens, cut once for all layers whose tokens see as far."""
+    reach = rules.for_forest(stretch.forest).reach
+    return stretch.forest.cached(("stretch tiles", reach), lambda: _cut_stretch(stretch, *reach))
 
 
-def _cut_segments(forest: Forest, window: int | None) -> list[Tile]:
+def _cut_segments(forest: Forest, window: int | None, chunk: int | None) -> list[Tile]:
     triangle = torch.ones(TILE_ROWS, TILE_ROWS, dtype=torch.bool, device=forest.device).triu(1)
     tiles = []
     for index, segment in enumerate(forest.segments):
@@ -87,19 +90,18 @@ def _cut_segments(forest: Forest, window: int | None) -> list[Tile]:
         for start in range(segment.start, segment.end, TILE_ROWS):
             end = min(start + TILE_ROWS, segment.end)
             spans = _joined([*above, (segment.start, end)])
-            first, last = (segment.position + row - segment.start for row in (start, end - 1))
-            if window is not None:
-                spans = _without_first(spans, first - window + 1)
+            position_n = torch.arange(start, end, device=forest.device) + segment.position - segment.start
+            first_n = first_seen(position_n, window, chunk)
+            spans = _without_first(spans, int(first_n[0]))
             position_m = forest.position_ids_T[torch.cat([torch.arange(a, b, device=forest.device) for a, b in spans])]
             hidden = triangle[: end - start, : end - start]
-            if window is not None and last - int(position_m[0]) >= window:
-                distance_nm = forest.position_ids_T[start:end, None] - position_m[None, :]
-                hidden = (distance_nm >= window) | (distance_nm < 0)
+            if int(first_n[-1]) > int(first_n[0]):
+                hidden = (position_m[None, :] < first_n[:, None]) | (position_m[None, :] > position_n[:, None])
             tiles.append(Tile(start, end, tuple(spans), hidden, position_m - position_m[-1]))
     return tiles
 
 
-def _cut_stretch(stretch: Stretch, window: int | None) -> list[Tile]:
+def _cut_stretch(stretch: Stretch, window: int | None, chunk: int | None) -> list[Tile]:
     forest, total = stretch.forest, len(stretch.forest)
     index_A = torch.arange(total, device=forest.device)
     end_A, position_A = forest.subtree_end_T, forest.position_ids_T
@@ -109,8 +111,8 @@ def _cut_stretch(stretch: Stretch, window: int | None) -> list[Tile]:
         seen_m = index_A[:end][end_A[:end] > start]  # a tile's own tokens end after its first row, all of them
         row_n1, key_1m = index_A[start:end, None], seen_m[None, :]
         visible_nm = (key_1m <= row_n1) & (row_n1 < end_A[key_1m])
-        if window is not None:
-            visible_nm &= position_A[row_n1] - position_A[key_1m] < window
+        if window is not None or chunk is not None:
+            visible_nm &= position_A[key_1m] >= first_seen(position_A[row_n1], window, chunk)
             used_m = visible_nm.any(0)
             seen_m, visible_nm = seen_m[used_m], visible_nm[:, used_m]
         everyone = int(visible_nm.all(0).long().cumprod(0).sum())  # leading keys that every row sees
@@ -186,12 +188,16 @@ def _weights(query_KRD: Tensor, key_KmD: Tensor, tile: Tile, rules: Rules) -> tu
         slopes_KG11 = rules.slopes_H.to(score_KRm.dtype).view(*score_KGnm.shape[:2], 1, 1)
         score_KGnm += slopes_KG11 * tile.distance_m.to(score_KRm.dtype)
     score_KGnm[..., score_KGnm.shape[3] - masked :].masked_fill_(tile.hidden, float("-inf"))
-    return torch.softmax(score_KRm, dim=-1).to(query_KRD.dtype), tanh_KRm
+    if rules.sinks_H is None:
+        return torch.softmax(score_KRm, dim=-1).to(query_KRD.dtype), tanh_KRm
+    sinks_KR1 = rules.sinks_H.to(score_KRm.dtype).repeat_interleave(rows).view(*score_KRm.shape[:2], 1)
+    weight_KRm = torch.softmax(torch.cat([score_KRm, sinks_KR1], dim=-1), dim=-1)[..., :-1]
+    return weight_KRm.to(query_KRD.dtype).contiguous(), tanh_KRm
 
 
 class _TileAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query_HTD, key_KTD, value_KTD, tiles: Sequence[Tile], rules: Rules):  # type: ignore[no-untyped-def]
+    def forward(ctx, query_HTD, key_KTD, value_KTD, sinks_H, tiles: Sequence[Tile], rules: Rules):  # type: ignore[no-untyped-def]
         ctx.tiles, ctx.rules = tiles, rules
         needed, kept = any(ctx.needs_input_grad), []
         out_THD = query_HTD.new_empty(query_HTD.shape[1], query_HTD.shape[0], value_KTD.shape[2])
@@ -213,6 +219,7 @@ class _TileAttention(torch.autograd.Function):
             x.new_zeros(x.shape[1], x.shape[0], x.shape[2]) for x in (query_HTD, key_KTD, value_KTD)
         )
         key_grad_KTD, value_grad_KTD = key_grad_TKD.transpose(0, 1), value_grad_TKD.transpose(0, 1)
+        sinks_grad_H = torch.zeros_like(rules.sinks_H) if ctx.needs_input_grad[3] else None
         for tile, kept_KRm in zip(ctx.tiles, kept, strict=True):
             query_KRD = _stack(query_HTD, tile, key_heads) * rules.scale
             key_KmD, value_KmD = _gather(key_KTD, tile.spans), _gather(value_KTD, tile.spans)
@@ -222,9 +229,13 @@ class _TileAttention(torch.autograd.Function):
                 weight_KRm, tanh_KRm = _weights(query_KRD, key_KmD, tile, rules)
             _scatter_add(value_grad_KTD, tile.spans, torch.bmm(weight_KRm.transpose(1, 2), grad_KRD))
             weight_grad_KRm = torch.bmm(grad_KRD, value_KmD.transpose(1, 2))
+            if sinks_grad_H is not None:  # a sink's weight is what the keys leave, and the gradient of its weight is 0
+                sink_KR = 1 - weight_KRm.float().sum(-1)
+                along_KR = (weight_KRm * weight_grad_KRm).sum(-1)
+                sinks_grad_H -= (sink_KR * along_KR).view(len(sinks_grad_H), -1).sum(-1).to(sinks_grad_H.dtype)
             score_grad_KRm = torch.ops.aten._softmax_backward_data(weight_grad_KRm, weight_KRm, -1, weight_KRm.dtype)
             if tanh_KRm is not None:
                 score_grad_KRm *= 1 - tanh_KRm * tanh_KRm
             _unstack(query_grad_THD, tile, torch.bmm(score_grad_KRm, key_KmD) * rules.scale)
             _scatter_add(key_grad_KTD, tile.spans, torch.bmm(score_grad_KRm.transpose(1, 2), query_KRD))
-        return query_grad_THD.transpose(0, 1), key_grad_KTD, value_grad_KTD, None, None
+        return query_grad_THD.transpose(0, 1), key_grad_KTD, value_grad_KTD, sinks_grad_H, None, None

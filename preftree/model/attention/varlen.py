@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from preftree.forest import Forest, upload
 from preftree.model.attention.rules import Rules
@@ -43,10 +44,15 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
 
     Raises NotImplementedError where no kernel here can do it.
     """
+    rules = rules.for_forest(forest)
     kernel = _kernel(query_HTD.device.type, rules)
-    plan = chains(forest)
-    key_MKD, value_MKD = (x.transpose(0, 1).index_select(0, plan.token_M) for x in (key_KTD, value_KTD))
-    return kernel(query_HTD.transpose(0, 1), key_MKD, value_MKD, plan, rules)
+    plan, size = chains(forest), max(query_HTD.shape[2], value_KTD.shape[2])
+    # The kernels take one head size: zeros behind a shorter one change neither products nor sums.
+    query_THD, key_TKD, value_TKD = (
+        pad(x.transpose(0, 1), (0, size - x.shape[2])) for x in (query_HTD, key_KTD, value_KTD)
+    )
+    key_MKD, value_MKD = (x.index_select(0, plan.token_M) for x in (key_TKD, value_TKD))
+    return kernel(query_THD, key_MKD, value_MKD, plan, rules)[..., : value_KTD.shape[2]]
 
 
 def chains(forest: Forest) -> Chains:
@@ -80,6 +86,8 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Chains, Rules], Tensor]
 def _kernel(device: str, rules: Rules) -> Kernel:
     if device not in DEVICES:
         raise NotImplementedError(f"no variable-length attention on {device}")
+    if rules.sinks_H is not None or rules.chunk is not None:
+        raise NotImplementedError("variable-length attention has no attention sinks and no chunks")
     refused = []
     for kernel in (_torch, _flash_attn):
         try:

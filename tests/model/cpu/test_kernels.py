@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -46,20 +47,26 @@ def forests(draw: st.DrawFn) -> Forest:
 
 
 def qkv(
-    forest: Forest, heads: int, key_heads: int, size: int, seed: int, dtype: torch.dtype = torch.float32
+    forest: Forest,
+    heads: tuple[int, int],
+    size: int,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    value_size: int | None = None,
 ) -> list[torch.Tensor]:
-    """As projections make them: (T, heads, D) in memory."""
+    """As projections make them: (T, heads, D) in memory. `heads` of queries, and of keys and values."""
     random = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(len(forest), count, size, generator=random).to(dtype).transpose(0, 1).requires_grad_()
-        for count in (heads, key_heads, key_heads)
+        torch.randn(len(forest), count, width, generator=random).to(dtype).transpose(0, 1).requires_grad_()
+        for count, width in ((heads[0], size), (heads[1], size), (heads[1], value_size or size))
     ]
 
 
 def run(attend, leaves, forest: Forest, rules: Rules, seed: int) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
     out = attend(*leaves, forest, rules)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
-    return [out.detach(), *torch.autograd.grad((out * weight.to(out.dtype)).sum(), leaves)]
+    trained = leaves if rules.sinks_H is None else [*leaves, rules.sinks_H]
+    return [out.detach(), *torch.autograd.grad((out * weight.to(out.dtype)).sum(), trained)]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True)
@@ -67,32 +74,48 @@ def run(attend, leaves, forest: Forest, rules: Rules, seed: int) -> list[torch.T
     forest=forests(),
     heads=st.sampled_from(((1, 1), (3, 1), (4, 2), (2, 2))),
     size=st.sampled_from((16, 48, 64)),
+    value_size=st.sampled_from((None, 16, 32)),
     alibi=st.booleans(),
+    sinks=st.booleans(),
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 99),
 )
 def test_values_and_gradients(
-    forest: Forest, heads: tuple[int, int], size: int, alibi: bool, dtype: torch.dtype, seed: int
+    forest: Forest,
+    heads: tuple[int, int],
+    size: int,
+    value_size: int | None,
+    alibi: bool,
+    sinks: bool,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
-    slopes = torch.linspace(0.0, 0.5, heads[0]) if alibi else None
-    rules = Rules(scale=size**-0.5, slopes_H=slopes)
-    leaves = qkv(forest, *heads, size, seed, dtype)
+    rules = Rules(
+        scale=size**-0.5,
+        slopes_H=torch.linspace(0.0, 0.5, heads[0]) if alibi else None,
+        sinks_H=torch.linspace(-1.0, 4.0, heads[0]).to(dtype).requires_grad_() if sinks else None,
+    )
+    leaves = qkv(forest, heads, size, seed, dtype, value_size)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     found = run(native.attend, leaves, forest, rules, seed)
-    expected = run(dense.attend, exact, forest, rules, seed)
+    wide = (
+        replace(rules, sinks_H=rules.sinks_H.detach().double().requires_grad_()) if rules.sinks_H is not None else rules
+    )
+    expected = run(dense.attend, exact, forest, wide, seed)
     # The same in this dtype by the specification says how much rounding costs; other orders of adding up may lose a
     # few times that in float32. A wrong block shows at tenths.
     rounded = run(dense.attend, leaves, forest, rules, seed)
     for have, want, own in zip(found, expected, rounded, strict=True):
         assert have.dtype == dtype
         noise = float((own - want).abs().max())
-        assert float((have - want).abs().max()) <= 4 * noise + torch.finfo(dtype).eps
+        scale = max(1.0, float(want.abs().max()))
+        assert float((have - want).abs().max()) <= 4 * noise + 4 * scale * torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_change_nothing(dtype: torch.dtype) -> None:
     forest = Forest.of([Bundle(tuple(range(150)), (tuple(range(40)), tuple(range(100, 590))), (0, 1))])
-    leaves, before = qkv(forest, 4, 2, 16, 0, dtype), torch.get_num_threads()
+    leaves, before = qkv(forest, (4, 2), 16, 0, dtype), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = run(native.attend, leaves, forest, RULES, 0)
@@ -118,7 +141,7 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
 )
 def test_what_the_kernel_cannot_do_goes_to_tiles(rules: Rules, dtype: torch.dtype, size: int, compiled: bool) -> None:
     forest = Forest.of([Bundle((1, 2, 3, 4, 5), ((6, 7), (8, 9, 10, 11)), (0, 1))])
-    leaves = [x.detach().to(dtype) for x in qkv(forest, 2, 1, size, 0)]
+    leaves = [x.detach().to(dtype) for x in qkv(forest, (2, 1), size, 0)]
     with mock.patch.object(tiles, "attend", side_effect=tiles.attend) as attend:
         found = native.attend(*leaves, forest, rules)
     assert attend.called is not compiled
@@ -130,7 +153,7 @@ def test_what_the_kernel_cannot_do_goes_to_tiles(rules: Rules, dtype: torch.dtyp
 
 def test_inputs_may_lie_in_memory_as_they_like() -> None:
     forest = Forest.of([Bundle(tuple(range(20)), (tuple(range(30)),), (0,))])
-    leaves = qkv(forest, 2, 2, 16, 0)
+    leaves = qkv(forest, (2, 2), 16, 0)
     odd = [x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_() for x in leaves]
     for have, want in zip(
         run(native.attend, odd, forest, RULES, 0), run(native.attend, leaves, forest, RULES, 0), strict=True
@@ -210,3 +233,36 @@ def test_kernels_that_others_could_replace_are_not_loaded(own_cache: Path, tmp_p
     (own_cache if place == "file" else tmp_path / place).chmod(0o777)
     with pytest.raises(DeviceError, match=r"only from a folder of this user's own, and others may write to .*mode 777"):
         kernels._load()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda q, k, v: (q, k, v[:, :-1]), "a key and a value for each token"),
+        (lambda q, k, v: (q[:, :-1], k, v), "a query for each fresh token"),
+        (lambda q, k, v: (q, k, torch.cat([v, v])), "as many key heads as value heads"),
+        (lambda q, k, v: (q[:3], k, v), "query heads in groups of one size"),
+        (lambda q, k, v: (q, k[..., :16], v), "keys as long as queries"),
+        (lambda q, k, v: (q, k.bfloat16(), v), "one dtype, on the CPU"),
+    ],
+    ids=["values", "queries", "value heads", "groups", "key size", "dtype"],
+)
+def test_what_the_kernel_would_read_wrong_is_refused(change, words: str) -> None:  # type: ignore[no-untyped-def]
+    forest = Forest.of([Bundle((1, 2, 3), ((4, 5), (6,)), (0, 1))])
+    wrong = change(*(x.detach() for x in qkv(forest, (4, 2), 32, 0)))
+    with pytest.raises(ValueError, match=f"the compiled attention needs .*{words}"):
+        native.attend(*wrong, forest, RULES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_keys_may_be_expanded_and_rows_may_begin_anywhere(dtype: torch.dtype) -> None:
+    """As latent attention makes them: one key for all heads, and slices of what one projection made."""
+    forest = Forest.of([Bundle(tuple(range(20)), (tuple(range(130)), (7,)), (0, 1))])
+    random = torch.Generator().manual_seed(0)
+    whole = torch.randn(len(forest), 4, 16 + 33, generator=random).to(dtype)
+    query, value = whole[..., :16].transpose(0, 1), whole[..., 17:].transpose(0, 1)  # odd strides, an odd beginning
+    key = torch.randn(1, len(forest), 16, generator=random).to(dtype).expand(4, -1, -1)
+    assert torch.equal(
+        native.attend(query, key, value, forest, RULES),
+        native.attend(query.contiguous(), key.contiguous(), value.contiguous(), forest, RULES),
+    )

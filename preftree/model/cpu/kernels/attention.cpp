@@ -8,6 +8,7 @@
 // softmax, sums and the gradients of keys and values are float32, and weights are rounded only to be multiplied.
 //
 // Arrays: query, out and their gradients (T, H, D), key, value and theirs (T, K, D), strides given in numbers, D contiguous.
+// Values, and with them outputs, may have another D than queries and keys.
 
 #include "layout.h"
 
@@ -115,7 +116,7 @@ float* sums_of(int64_t size) {
 template <class Number>
 void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h, const Number* query,
                   Panels<Number>& keys, const Stacks<Number>& values, Number* out, float* total) {
-    const int64_t size = shape.size, kh = h / (shape.heads / shape.key_heads);
+    const int64_t size = shape.value_size, kh = h / (shape.heads / shape.key_heads);
     const float scale = shape.scale * LOG2E;
     alignas(64) thread_local static float weight[ROWS * KEYS];
     float top[ROWS], sum[ROWS], *to = sums_of(size);
@@ -227,40 +228,42 @@ void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t 
                    const Number* query, const Stacks<Number>& key_rows, Panels<Number>& keys, Panels<Number>& values,
                    const Number* out, const float* total, const Number* grad, Number* query_grad, float* key_sums,
                    float* value_sums) {
-    const int64_t size = shape.size, step = shape.heads * size, kh = h / (shape.heads / shape.key_heads);
+    const int64_t size = shape.size, value_size = shape.value_size, kh = h / (shape.heads / shape.key_heads);
+    const int64_t step = shape.heads * value_size, query_step = shape.heads * size;
     alignas(64) thread_local static float weight[ROWS * KEYS], slope[ROWS * KEYS], turned[ROWS * KEYS];
     thread_local static std::vector<float> grad_room, query_room;
     float* stacked_slope = Words<Number>::together == 1 ? slope : turned;
     float along[ROWS], *sums = sums_of(size);
-    const int64_t here = (at.row * shape.heads + h) * size;
+    const int64_t here = (at.row * shape.heads + h) * value_size;
     for (int64_t i = 0; i < at.rows; ++i) {
         vec dot = {};
-        for (int64_t d = 0; d < size; d += VL) dot += load(out + here + i * step + d) * load(grad + here + i * step + d);
+        for (int64_t d = 0; d < value_size; d += VL) dot += load(out + here + i * step + d) * load(grad + here + i * step + d);
         along[i] = sum_of(dot);
     }
     const Number* q = query + at.row * shape.query_token + h * shape.query_head;
-    const Stack grad_rows = stacked(grad + here, step, at.rows, size, grad_room);
+    const Stack grad_rows = stacked(grad + here, step, at.rows, value_size, grad_room);
     const Stack query_rows = stacked(q, shape.query_token, at.rows, size, query_room);
     bool begun = false;
     blocks_of(f, at.segment, at.row, at.rows, [&](const Block& b) {
         scores(f, shape, b, query, keys, h, weight);
         rows_by_keys(b, f, grad + here, step, values, kh, slope);
         slopes_of<Number>(b, total + h * f.tokens + at.row, along, shape.scale, weight, slope, stacked_slope);
-        const int64_t there = (pieces.depth[b.above] + b.key - f.start[b.above]) * size;
-        weights_by_rows<Number>(b, size, weight, grad_rows, value_sums + there, size);
-        weights_by_rows<Number>(b, size, stacked_slope, query_rows, key_sums + there, size);
+        const int64_t there = pieces.depth[b.above] + b.key - f.start[b.above];
+        weights_by_rows<Number>(b, value_size, weight, grad_rows, value_sums + there * value_size, value_size);
+        weights_by_rows<Number>(b, size, stacked_slope, query_rows, key_sums + there * size, size);
         weights_by_keys<Number>(b, size, slope, key_rows.at(f, kh, b.above, b.key - f.start[b.above]), sums, begun);
         begun = true;
     });
+    Number* to = query_grad + (at.row * shape.heads + h) * size;
     for (int64_t i = 0; i < at.rows; ++i)
-        for (int64_t d = 0; d < size; d += VL) store(query_grad + here + i * step + d, load(sums + i * size + d));
+        for (int64_t d = 0; d < size; d += VL) store(to + i * query_step + d, load(sums + i * size + d));
 }
 
 template <class Number>
 void forward(const Forest& f, const Shape& shape, const Number* query, const Number* key, const Number* value,
              Number* out, float* total) {
-    Panels<Number> keys(f, shape, key, shape.key_token, shape.key_head);
-    const Stacks<Number> values(f, shape, value, shape.value_token, shape.value_head);
+    Panels<Number> keys(f, shape, key, shape.key_token, shape.key_head, shape.size);
+    const Stacks<Number> values(f, shape, value, shape.value_token, shape.value_head, shape.value_size);
     const std::vector<Rows> blocks = row_blocks(f);
     const int64_t tasks = int64_t(blocks.size()) * shape.heads;
 #pragma omp parallel for schedule(dynamic) num_threads(shape.threads)
@@ -270,8 +273,9 @@ void forward(const Forest& f, const Shape& shape, const Number* query, const Num
 
 // The gradient of one segment's keys (or values) of a head: the sums of all pieces that see them.
 template <class Number>
-void collect(const Forest& f, const Shape& shape, const Pieces& pieces, int64_t segment, const float* sums, Number* to) {
-    const int64_t size = shape.size, step = shape.key_heads * size;
+void collect(const Forest& f, const Shape& shape, int64_t size, const Pieces& pieces, int64_t segment, const float* sums,
+             Number* to) {
+    const int64_t step = shape.key_heads * size;
     const auto [first, last] = pieces.below(f, segment);
     for (int64_t key = f.start[segment]; key < f.end[segment]; ++key)
         for (int64_t d = 0; d < size; d += VL) {
@@ -288,19 +292,23 @@ void collect(const Forest& f, const Shape& shape, const Pieces& pieces, int64_t 
 template <class Number>
 void backward(const Forest& f, const Shape& shape, const Number* query, const Number* key, const Number* value,
               const Number* out, const float* total, const Number* grad, Number* query_grad, Number* key_grad, Number* value_grad) {
-    Panels<Number> keys(f, shape, key, shape.key_token, shape.key_head);
-    Panels<Number> values(f, shape, value, shape.value_token, shape.value_head);
-    const Stacks<Number> key_rows(f, shape, key, shape.key_token, shape.key_head);
+    const int64_t size = shape.size, value_size = shape.value_size;
+    Panels<Number> keys(f, shape, key, shape.key_token, shape.key_head, size);
+    Panels<Number> values(f, shape, value, shape.value_token, shape.value_head, value_size);
+    const Stacks<Number> key_rows(f, shape, key, shape.key_token, shape.key_head, size);
     const Pieces pieces(f);
-    const int64_t all = pieces.keys * shape.size, group = shape.heads / shape.key_heads;  // numbers of a head's sums
-    const std::unique_ptr<float[]> sums(new float[2 * shape.key_heads * all]);
+    const int64_t group = shape.heads / shape.key_heads;
+    const std::unique_ptr<float[]> sums(new float[shape.key_heads * pieces.keys * (size + value_size)]);
+    const auto key_sums_of = [&](int64_t kh) { return sums.get() + kh * pieces.keys * size; };
+    const auto value_sums_of = [&](int64_t kh) { return key_sums_of(shape.key_heads) + kh * pieces.keys * value_size; };
 #pragma omp parallel for schedule(dynamic) num_threads(shape.threads)
     for (int64_t task = 0; task < int64_t(pieces.order.size()) * shape.key_heads; ++task) {
         const auto& piece = pieces.pieces[pieces.order[task / shape.key_heads]];
         const int64_t kh = task % shape.key_heads;
-        float* key_sums = sums.get() + kh * all + piece.offset * shape.size;
-        float* value_sums = key_sums + shape.key_heads * all;
-        for (float* each : {key_sums, value_sums}) std::fill_n(each, piece.keys * shape.size, 0.f);
+        float* key_sums = key_sums_of(kh) + piece.offset * size;
+        float* value_sums = value_sums_of(kh) + piece.offset * value_size;
+        std::fill_n(key_sums, piece.keys * size, 0.f);
+        std::fill_n(value_sums, piece.keys * value_size, 0.f);
         for (int64_t h = kh * group; h < (kh + 1) * group; ++h)
             for (int64_t row = piece.begin; row < piece.end; row += ROWS)
                 backward_rows(f, shape, {piece.segment, row, std::min<int64_t>(ROWS, piece.end - row)}, h, pieces, query,
@@ -309,9 +317,8 @@ void backward(const Forest& f, const Shape& shape, const Number* query, const Nu
 #pragma omp parallel for schedule(dynamic) num_threads(shape.threads)
     for (int64_t task = 0; task < f.segments * shape.key_heads; ++task) {
         const int64_t s = task / shape.key_heads, kh = task % shape.key_heads;
-        const float* key_sums = sums.get() + kh * all;
-        collect(f, shape, pieces, s, key_sums, key_grad + kh * shape.size);
-        collect(f, shape, pieces, s, key_sums + shape.key_heads * all, value_grad + kh * shape.size);
+        collect(f, shape, size, pieces, s, key_sums_of(kh), key_grad + kh * size);
+        collect(f, shape, value_size, pieces, s, value_sums_of(kh), value_grad + kh * value_size);
     }
 }
 
@@ -320,18 +327,18 @@ void backward(const Forest& f, const Shape& shape, const Number* query, const Nu
 extern "C" {
 
 // out (T, H, D) and total (H, T), the base-2 log of each row's softmax denominator. Arrays of Numbers are void here.
-void preftree_forward(int64_t narrow, const Forest* f, const Shape* shape, const void* query, const void* key,
+void preftree_forward(int64_t is_bfloat, const Forest* f, const Shape* shape, const void* query, const void* key,
                       const void* value, void* out, float* total) {
-    with_numbers(narrow, [&](auto* n) {
+    with_numbers(is_bfloat, [&](auto* n) {
         forward(*f, *shape, as(n, query), as(n, key), as(n, value), as(n, out), total);
     });
 }
 
 // Gradients (T, H, D) and (T, K, D).
-void preftree_backward(int64_t narrow, const Forest* f, const Shape* shape, const void* query, const void* key,
+void preftree_backward(int64_t is_bfloat, const Forest* f, const Shape* shape, const void* query, const void* key,
                        const void* value, const void* out, const float* total, const void* grad, void* query_grad,
                        void* key_grad, void* value_grad) {
-    with_numbers(narrow, [&](auto* n) {
+    with_numbers(is_bfloat, [&](auto* n) {
         backward(*f, *shape, as(n, query), as(n, key), as(n, value), as(n, out), total, as(n, grad), as(n, query_grad),
                  as(n, key_grad), as(n, value_grad));
     });

@@ -68,27 +68,27 @@ extern "C" {
 
 int preftree_vector_length() { return VL; }
 
-void preftree_swiglu(int64_t narrow, int64_t count, int64_t threads, const void* gate, const void* up, void* out) {
-    with_numbers(narrow, [&](auto* n) { swiglu(count, threads, as(n, gate), as(n, up), as(n, out)); });
+void preftree_swiglu(int64_t is_bfloat, int64_t count, int64_t threads, const void* gate, const void* up, void* out) {
+    with_numbers(is_bfloat, [&](auto* n) { swiglu(count, threads, as(n, gate), as(n, up), as(n, out)); });
 }
 
-void preftree_swiglu_backward(int64_t narrow, int64_t count, int64_t threads, const void* gate, const void* up,
+void preftree_swiglu_backward(int64_t is_bfloat, int64_t count, int64_t threads, const void* gate, const void* up,
                               const void* grad, void* gate_grad, void* up_grad) {
-    with_numbers(narrow, [&](auto* n) {
+    with_numbers(is_bfloat, [&](auto* n) {
         swiglu_backward(count, threads, as(n, gate), as(n, up), as(n, grad), as(n, gate_grad), as(n, up_grad));
     });
 }
 
-void preftree_rms(int64_t narrow, int64_t rows, int64_t size, int64_t threads, float epsilon, const void* x,
+void preftree_rms(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads, float epsilon, const void* x,
                   const void* weight, void* out, float* scale) {
-    with_numbers(narrow, [&](auto* n) {
+    with_numbers(is_bfloat, [&](auto* n) {
         rms(rows, size, threads, epsilon, as(n, x), as(n, weight), as(n, out), scale);
     });
 }
 
-void preftree_rms_backward(int64_t narrow, int64_t rows, int64_t size, int64_t threads, const void* x,
+void preftree_rms_backward(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads, const void* x,
                            const void* weight, const float* scale, const void* grad, void* x_grad) {
-    with_numbers(narrow, [&](auto* n) {
+    with_numbers(is_bfloat, [&](auto* n) {
         rms_backward(rows, size, threads, as(n, x), as(n, weight), scale, as(n, grad), as(n, x_grad));
     });
 }

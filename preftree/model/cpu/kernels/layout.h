@@ -14,7 +14,7 @@ struct Forest {
 };
 
 struct Shape {
-    int64_t heads, key_heads, size;  // H, K, D
+    int64_t heads, key_heads, size, value_size;  // H, K, D of queries and keys, D of values and outputs
     int64_t query_token, query_head, key_token, key_head, value_token, value_head;  // strides, in numbers
     float scale;
     const float* slopes;  // ALiBi, (H,), or null
@@ -46,8 +46,8 @@ struct Panels {
     std::vector<float> data;
     int64_t words;
 
-    Panels(const Forest& f, const Shape& shape, const Number* source, int64_t token, int64_t head)
-        : groups(f, NR), words(shape.size / Words<Number>::together) {
+    Panels(const Forest& f, const Shape& shape, const Number* source, int64_t token, int64_t head, int64_t size)
+        : groups(f, NR), words(size / Words<Number>::together) {
         data.resize(shape.key_heads * groups.count * words * NR);
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(shape.threads)
         for (int64_t h = 0; h < shape.key_heads; ++h)
@@ -98,7 +98,7 @@ template <>
 struct Stacks<float> {
     const float* source;
     int64_t token, head;
-    Stacks(const Forest&, const Shape&, const float* source, int64_t token, int64_t head)
+    Stacks(const Forest&, const Shape&, const float* source, int64_t token, int64_t head, int64_t)
         : source(source), token(token), head(head) {}
     Stack at(const Forest& f, int64_t key_head, int64_t segment, int64_t offset) const {
         return {source + (f.start[segment] + offset) * token + key_head * head, token};
@@ -110,8 +110,8 @@ struct Stacks<bfloat> {
     Groups groups;
     std::vector<float> data;
     int64_t size;
-    Stacks(const Forest& f, const Shape& shape, const bfloat* source, int64_t token, int64_t head)
-        : groups(f, 2), size(shape.size) {
+    Stacks(const Forest& f, const Shape& shape, const bfloat* source, int64_t token, int64_t head, int64_t size)
+        : groups(f, 2), size(size) {
         data.resize(shape.key_heads * groups.count * size);
 #pragma omp parallel for collapse(2) schedule(dynamic) num_threads(shape.threads)
         for (int64_t h = 0; h < shape.key_heads; ++h)

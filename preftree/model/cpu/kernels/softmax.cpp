@@ -48,9 +48,9 @@ void exponentiate(int64_t rows, int64_t size, int64_t threads, Number* logits, c
 extern "C" {
 
 // logits (rows, size), in place; target, logprob and total (rows,)
-void preftree_exponentiate(int64_t narrow, int64_t rows, int64_t size, int64_t threads, void* logits,
+void preftree_exponentiate(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads, void* logits,
                            const int64_t* target, float* logprob, float* total) {
-    with_numbers(narrow, [&](auto* n) { exponentiate(rows, size, threads, as(n, logits), target, logprob, total); });
+    with_numbers(is_bfloat, [&](auto* n) { exponentiate(rows, size, threads, as(n, logits), target, logprob, total); });
 }
 
 }  // extern "C"

@@ -138,8 +138,8 @@ inline vec paired(vec first, vec second) {
 
 // Kernels as they are called from outside: work(pointer of the kind), and arrays as that kind.
 template <class Work>
-void with_numbers(int64_t narrow, Work work) {
-    if (narrow) work(static_cast<bfloat*>(nullptr));
+void with_numbers(int64_t is_bfloat, Work work) {
+    if (is_bfloat) work(static_cast<bfloat*>(nullptr));
     else work(static_cast<float*>(nullptr));
 }
 template <class Number>
