@@ -1,10 +1,8 @@
 """Models that take their attention from transformers' `AttentionInterface`: nearly all of them.
 
-The model is switched to an implementation of ours, once. With a forest in the call it runs one of our
-backends; without one it does what the model did before (`sdpa`, or its own eager code), so that `generate`
-and plain forwards stay as they are.
-The forest travels as a keyword argument, not in a global: gradient checkpointing replays it in the backward
-pass with the arguments of its own call.
+The model is switched to an implementation of ours, once. Where it is handed a `ForestMask` it runs one of our backends;
+otherwise it does what the model did before (`sdpa`, or its own eager code), so that `generate` and plain forwards stay
+as they are.
 """
 
 from __future__ import annotations
@@ -22,38 +20,39 @@ from transformers.utils import logging
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
+from preftree.model.families.mask import ForestMask, ForestPass, mask_interface, run, running
 from preftree.model.patch import Patches
 
 #: Our implementations, by what they do without a forest.
 NAMES = {"sdpa": "preftree", "eager": "preftree_eager"}
 
-#: Keywords that a layer may pass and that change nothing here: either they restate the forest's own
-#: positions and causality, or they concern caching.
-_HARMLESS = {"position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "cache_params"}
+#: Keywords that a layer may pass and that change nothing here: either they restate the forest's own positions,
+#: causality and the mask's window, or they concern caching.
+_HARMLESS = {
+    "position_ids", "use_cache", "cache_position", "is_causal", "output_attentions", "cache_params", "sliding_window",
+}  # fmt: skip
 
 
 def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untyped-def]
     """See `families.prepare`."""
-    for name, mask in ((NAMES["sdpa"], sdpa_mask), (NAMES["eager"], eager_mask)):
+    for name, stock in ((NAMES["sdpa"], sdpa_mask), (NAMES["eager"], eager_mask)):
         AttentionInterface.register(name, _attention)
-        AttentionMaskInterface.register(name, mask)
+        AttentionMaskInterface.register(name, mask_interface(stock))
     # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
     stays_eager = model.config._attn_implementation in ("eager", NAMES["eager"]) and _eager_attention(model) is not None
     set_attention(model, NAMES["eager" if stays_eager else "sdpa"], patches)
     body_module = model.base_model
-    # A 4-D mask is handed through by transformers untouched: it builds none, and does not look for packed
-    # sequences in the position ids. Nothing reads its content.
-    no_mask = torch.zeros(1, 1, 1, 1, dtype=torch.bool)
+    kinds: list[tuple[int | None, int | None]] = []
 
     def body(forest: Forest, attend: Attend) -> Tensor:
-        output = body_module(
-            input_ids=forest.input_ids_T[None],
-            position_ids=forest.position_ids_T[None],
-            attention_mask=no_mask.to(forest.device),
-            use_cache=False,
-            forest=forest,
-            attend=attend,
-        )
+        with run(ForestPass(forest, attend, kinds)):
+            output = body_module(
+                input_ids=forest.input_ids_T[None],
+                position_ids=forest.position_ids_T[None],
+                # Of padding: there is none. Without it, positions that start again would be taken for packed sequences.
+                attention_mask=torch.ones_like(forest.input_ids_T)[None],
+                use_cache=False,
+            )
         return output.last_hidden_state[0]
 
     return body
@@ -78,43 +77,46 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    forest: Forest | None = None,
-    attend: Attend | None = None,
-    **others: object,
+    **options: object,
 ) -> tuple[Tensor, None]:
     """Query (1, H, T, D), key and value (1, K, T, D) to (1, T, H, D)."""
-    if forest is None or attend is None:
-        if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
-            capped = {"softcap": softcap} if softcap is not None else {}
-            return _eager_attention(module)(
-                module,
-                query,
-                key,
-                value,
-                attention_mask,
-                dropout=dropout,
-                scaling=scaling,
-                **capped,
-                **others,
-            )
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+    if isinstance(attention_mask, ForestMask):
+        return _forest_attention(module, query, key, value, attention_mask, **options), None  # type: ignore[arg-type]
+    if running() is not None:
+        raise ModelError(f"attention of {type(module).__name__} is given no mask, so that trees cannot reach it")
+    stock = sdpa_attention_forward
+    if module.config._attn_implementation == NAMES["eager"]:  # type: ignore[union-attr]
+        stock = _eager_attention(module)
+    return stock(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+
+
+def _forest_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: ForestMask,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: object,
+) -> Tensor:
     unknown = [name for name, value_ in others.items() if value_ is not None and name not in _HARMLESS]
     if unknown:
         raise ModelError(f"attention of {type(module).__name__} passes {', '.join(unknown)}, unknown to trees")
     if dropout:
         raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+    window, chunk = mask.reach
     rules = Rules(
         scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
-        window=sliding_window,
+        window=window,
+        chunk=chunk,
         softcap=softcap,
+        sinks_H=s_aux,
     )
-    return in_one_dtype(attend, (query[0], key[0], value[0]), forest, rules)[None], None
+    return in_one_dtype(mask.attend, (query[0], key[0], value[0]), mask.forest, rules)[None]
 
 
 def in_one_dtype(attend: Attend, heads: tuple[Tensor, Tensor, Tensor], forest: Forest, rules: Rules) -> Tensor:
