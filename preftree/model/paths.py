@@ -10,7 +10,7 @@ Shape suffixes: T tokens of a forest, S scored tokens, V vocabulary, D hidden si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,16 +20,10 @@ from transformers import PreTrainedModel
 from preftree.forest import Forest
 from preftree.model import cpu, families
 from preftree.model.attention import BACKENDS, Backend
-from preftree.model.families.interface import set_attention
+from preftree.model.families.interface import body_of, set_attention
 from preftree.model.logprob import Head, TokenStats, token_logprobs
 from preftree.model.patch import Patches
-
-
-class Score(Protocol):
-    """Log-probs of a forest's scored tokens."""
-
-    def __call__(self, forest: Forest, stats: TokenStats | None = None) -> Tensor: ...
-
+from preftree.model.structure import Limits, Score
 
 #: Paths through single sequences, the faster one first.
 SEQUENCES = ("padded", "plain")
@@ -41,10 +35,12 @@ class OpenPath:
 
     Args:
         score: log p of a forest's scored tokens, (S,); fills in their statistics, if there are any to fill.
+        limits: up to where it computes answers together.
         note: what was done for speed, in words.
     """
 
     score: Score
+    limits: Limits
     note: str = ""
 
 
@@ -68,15 +64,12 @@ def open_path(causal: PreTrainedModel, name: str, stock: str, patches: Patches, 
         stock: the model's own attention, which paths through single sequences use.
         room: free bytes for packed weights (see `cpu.patch`).
     """
+    limits = Limits.of(causal)
     if name in SEQUENCES:
         cpu.patch(causal, patches, kernels=False)
         stock_attention(causal, stock, patches)
-        sequences = padded_logprobs if name == "padded" else plain_logprobs
-
-        def sequence_logprobs(forest: Forest, stats: TokenStats | None = None) -> Tensor:
-            return _up_to_shape(sequences(causal, forest, stats), forest)
-
-        return OpenPath(score=sequence_logprobs)
+        sequences = partial(padded_logprobs if name == "padded" else plain_logprobs, causal)
+        return OpenPath(score=_to_shape(limits.applied(sequences, sequences)), limits=limits)
     backend = BACKENDS[name]
     note = cpu.patch(causal, patches, kernels=backend.cpu_kernels, room=room)
     body = families.prepare(causal, patches)
@@ -86,7 +79,8 @@ def open_path(causal: PreTrainedModel, name: str, stock: str, patches: Patches, 
         # The head is looked up at every call: LoRA may be put on it after attaching.
         return token_logprobs(hidden_SD, forest.target_S, Head.of(causal), stats)
 
-    return TreePath(score=tree_logprobs, note=note, body=body, backend=backend)
+    score = _to_shape(limits.applied(tree_logprobs, partial(padded_logprobs, causal)))
+    return TreePath(score=score, limits=limits, note=note, body=body, backend=backend)
 
 
 def stock_attention(causal: PreTrainedModel, name: str, patches: Patches | None = None) -> None:
@@ -113,7 +107,7 @@ def plain_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | 
 def padded_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | None = None) -> Tensor:
     """Log-probs from padded sequences, without logits."""
     ids_BN, mask_BN, predictor_S = _pad(forest)
-    hidden_BND = causal.base_model(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
+    hidden_BND = body_of(causal)(input_ids=ids_BN, attention_mask=mask_BN, use_cache=False).last_hidden_state
     hidden_SD = hidden_BND.flatten(0, 1).index_select(0, predictor_S)
     return token_logprobs(hidden_SD, forest.target_S[: len(predictor_S)], Head.of(causal), stats)
 
@@ -134,6 +128,12 @@ def _pad(forest: Forest) -> tuple[Tensor, Tensor, Tensor]:
     return ids_BN, mask_BN, torch.cat(predictors)
 
 
-def _up_to_shape(token_S: Tensor, forest: Forest) -> Tensor:
+def _to_shape(score: Score) -> Score:
     """Zeros for the scored padding of a forest of fixed shape, which single sequences leave out."""
-    return pad(token_S, (0, len(forest.target_S) - len(token_S)))
+
+    def padded(forest: Forest, stats: TokenStats | None = None) -> Tensor:
+        token_S = score(forest, stats)
+        missing = len(forest.target_S) - len(token_S)
+        return pad(token_S, (0, missing)) if missing else token_S
+
+    return padded

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from preftree.errors import ModelError, SettingsError, did_you_mean
 from preftree.forest import Forest
-from preftree.model import families, selfcheck
+from preftree.model import families, selfcheck, structure
 from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timing
 from preftree.model.logprob import TokenStats
 from preftree.model.patch import Patches, undo_patches
@@ -143,11 +143,12 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
     """
     causal = causal_model(model)
     undo_patches(causal)
-    candidates = _candidates(causal, attention, fixed_shapes)
+    candidates, refused = _candidates(causal, attention, fixed_shapes)
     door = Door(causal, selfcheck.own_attention(causal), room)
     with evaluating(causal):
         truth = selfcheck.truth(causal, door.stock)
-        agreed, refusals = _check(door, candidates, truth)
+        agreed, failed = _check(door, candidates, truth)
+        refusals = [*refused, *failed]
         if not agreed:
             raise ModelError(
                 f"{type(causal).__name__}: no way of scoring agrees with the model's own forward: {'; '.join(refusals)}"
@@ -189,8 +190,8 @@ class Door:
         self._patches.undo()
 
 
-def _candidates(causal: PreTrainedModel, attention: str, fixed_shapes: bool) -> tuple[str, ...]:
-    """Step 1: the paths to try, the likely fastest first; those through single sequences come last.
+def _candidates(causal: PreTrainedModel, attention: str, fixed_shapes: bool) -> tuple[list[str], list[str]]:
+    """Step 1: the paths to try, the likely fastest first, those through single sequences last; and refusals.
 
     Raises:
         SettingsError: unknown name.
@@ -199,11 +200,16 @@ def _candidates(causal: PreTrainedModel, attention: str, fixed_shapes: bool) -> 
     if attention not in known:
         raise SettingsError(f"--attention {attention}: choose from {', '.join(known)}.{did_you_mean(attention, known)}")
     if attention in SEQUENCES:
-        return SEQUENCES[SEQUENCES.index(attention) :]
-    if attention != "auto":
-        return (attention, *SEQUENCES)
-    names = ("masked",) if fixed_shapes else FOR_DEVICE.get(causal.device.type, ("masked",))
-    return (*(name for name in names if BACKENDS[name].computes_in(causal.dtype)), *SEQUENCES)
+        wanted = SEQUENCES[SEQUENCES.index(attention) :]
+    elif attention != "auto":
+        wanted = (attention, *SEQUENCES)
+    else:
+        trees = ("masked",) if fixed_shapes else FOR_DEVICE.get(causal.device.type, ("masked",))
+        wanted = (*(name for name in trees if BACKENDS[name].computes_in(causal.dtype)), *SEQUENCES)
+    reasons = structure.refusals(causal)
+    kinds = {name: name if name in SEQUENCES else "trees" for name in wanted}
+    refused = {kinds[name]: reasons[kinds[name]] for name in wanted if kinds[name] in reasons}
+    return [name for name in wanted if kinds[name] not in refused], [f"{what}: {why}" for what, why in refused.items()]
 
 
 def _check(door: Door, candidates: Sequence[str], truth: Truth) -> tuple[dict[str, float], list[str]]:
@@ -217,7 +223,7 @@ def _check(door: Door, candidates: Sequence[str], truth: Truth) -> tuple[dict[st
         if agreed and (name in SEQUENCES or door.causal.device.type not in MEASURED):
             break
         try:
-            error = truth.error(door.open(name).score(truth.probe))
+            error = truth.error(door.open(name).score)
         except Exception as problem:  # whatever a foreign model does, the next path may still work
             door.close()
             refusals.append(f"{name}: {type(problem).__name__}: {problem}".splitlines()[0])

@@ -74,7 +74,7 @@ def test_fixed_shapes_take_the_mask() -> None:
 
 def test_a_device_that_nobody_has_named_takes_the_mask() -> None:
     model = tiny.llama().to("meta")
-    assert score._candidates(model, "auto", False) == ("masked", "padded", "plain")
+    assert score._candidates(model, "auto", False) == (["masked", "padded", "plain"], [])
 
 
 def test_ranks_should_choose_alike() -> None:

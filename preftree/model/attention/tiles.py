@@ -230,7 +230,7 @@ class _TileAttention(torch.autograd.Function):
             _scatter_add(value_grad_KTD, tile.spans, torch.bmm(weight_KRm.transpose(1, 2), grad_KRD))
             weight_grad_KRm = torch.bmm(grad_KRD, value_KmD.transpose(1, 2))
             if sinks_grad_H is not None:  # a sink's weight is what the keys leave, and the gradient of its weight is 0
-                sink_KR = 1 - weight_KRm.float().sum(-1)
+                sink_KR = 1 - weight_KRm.to(torch.promote_types(weight_KRm.dtype, torch.float32)).sum(-1)
                 along_KR = (weight_KRm * weight_grad_KRm).sum(-1)
                 sinks_grad_H -= (sink_KR * along_KR).view(len(sinks_grad_H), -1).sum(-1).to(sinks_grad_H.dtype)
             score_grad_KRm = torch.ops.aten._softmax_backward_data(weight_grad_KRm, weight_KRm, -1, weight_KRm.dtype)

@@ -41,11 +41,11 @@ def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untype
     # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
     stays_eager = model.config._attn_implementation in ("eager", NAMES["eager"]) and _eager_attention(model) is not None
     set_attention(model, NAMES["eager" if stays_eager else "sdpa"], patches)
-    body_module = model.base_model
+    body_module, layers = body_of(model), model.config.get_text_config().num_hidden_layers
     kinds: list[tuple[int | None, int | None]] = []
 
     def body(forest: Forest, attend: Attend) -> Tensor:
-        with run(ForestPass(forest, attend, kinds)):
+        with run(ForestPass(forest, attend, kinds)) as forest_pass:
             output = body_module(
                 input_ids=forest.input_ids_T[None],
                 position_ids=forest.position_ids_T[None],
@@ -53,9 +53,19 @@ def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untype
                 attention_mask=torch.ones_like(forest.input_ids_T)[None],
                 use_cache=False,
             )
+        if forest_pass.attended < layers:
+            raise ModelError(
+                f"{layers - forest_pass.attended} of {layers} layers attend in a way that trees cannot reach"
+            )
         return output.last_hidden_state[0]
 
     return body
+
+
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head; `base_model` is the model itself where its prefix names another part of a family."""
+    base = model.base_model
+    return base if base is not model else model.get_decoder()
 
 
 def set_attention(model: PreTrainedModel, name: str, patches: Patches | None = None) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from preftree.errors import ModelError
 from preftree.forest import Forest
-from preftree.model.attention import Attend
+from preftree.model.attention import Attend, Rules
 
 MaskFunction = Callable[[Any, Any, Tensor, Tensor], Tensor]
 #: What a layer may do to its mask without changing what it says: look at it, take a part of it, move it.
@@ -66,9 +66,14 @@ class ForestPass:
     """
 
     def __init__(self, forest: Forest, attend: Attend, kinds: list[tuple[int | None, int | None]]) -> None:
-        self.forest, self.attend, self._kinds = forest, attend, kinds
+        self.forest, self.attended, self._attend, self._kinds = forest, 0, attend, kinds
         self._masks: dict[tuple[int | None, int | None], ForestMask] = {}
         self._made = 0
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
+        """One layer's attention; counted."""
+        self.attended += 1
+        return self._attend(query, key, value, forest, rules)
 
     def mask(self, mask_function: MaskFunction, sizes: list[int], device: torch.device) -> ForestMask:
         """The mask that stands for `mask_function`, whose window or chunk is one of `sizes`."""
@@ -90,11 +95,11 @@ def running() -> ForestPass | None:
 
 
 @contextmanager
-def run(forest_pass: ForestPass) -> Iterator[None]:
+def run(forest_pass: ForestPass) -> Iterator[ForestPass]:
     """Have masks made by `forest_pass`."""
     token = _running.set(forest_pass)
     try:
-        yield
+        yield forest_pass
     finally:
         _running.reset(token)
 
