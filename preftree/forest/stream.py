@@ -38,6 +38,11 @@ class ScoreRequest:
         if not self.continuation:
             raise ValueError("an empty continuation has no log-prob")
 
+    @property
+    def computed(self) -> int:
+        """Tokens to compute: the last one of the continuation predicts nothing."""
+        return len(self.context) + len(self.continuation) - 1
+
 
 @dataclass(frozen=True, eq=False)
 class Stretch:

@@ -17,6 +17,8 @@ from preftree.model.paths import padded_logprobs, plain_logprobs, stock_attentio
 
 #: In half precisions, how many times the model's own noise another way of computing may be off.
 NOISES = 3.0
+#: Draws of other roundings that the noise is the largest of; more of them where a router makes outliers.
+DRAWS, DRAWS_OF_EXPERTS = 2, 8
 #: Leaves of the probe that are changed to see whether others notice.
 CHANGED = (0, 2, 4)
 
@@ -79,19 +81,17 @@ def truth(causal: PreTrainedModel, stock: str) -> Truth:
             tolerance = 2e-3 if exact else 1e-4
     finally:
         patches.undo()
-    experts = any("expert" in name for name, _ in causal.named_modules())
-    return Truth(probe, expected_S, tolerance, tolerance if experts else tolerance / 20)
+    return Truth(probe, expected_S, tolerance, tolerance if has_experts(causal) else tolerance / 20)
 
 
 def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor, stock: str, patches: Patches) -> float:
     """How far rounding alone moves the model's log-probs: the largest of several ways to round otherwise.
 
-    One sequence at a time and padded, eager and `stock` attention, and hidden states that are off by one rounding more
-    between layers.
+    One sequence at a time and padded, eager and `stock` attention, and with every product and norm rounded otherwise.
     """
     apart = []
     with _rounded_otherwise(causal):
-        apart += [plain_logprobs(causal, probe) for _ in range(2)]
+        apart += [plain_logprobs(causal, probe) for _ in range(DRAWS_OF_EXPERTS if has_experts(causal) else DRAWS)]
     for attention in dict.fromkeys(("eager", stock)):
         stock_attention(causal, attention, patches)
         apart.append(plain_logprobs(causal, probe))
@@ -102,28 +102,27 @@ def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor, stock: st
 
 @contextmanager
 def _rounded_otherwise(causal: PreTrainedModel) -> Iterator[None]:
-    """Every layer's output moved by up to one rounding of its dtype, at random."""
+    """The output of every product and norm moved by up to half a rounding of its dtype, at random."""
     random = torch.Generator().manual_seed(0)
 
-    def moved(value: Tensor) -> Tensor:
-        draw = torch.rand(value.shape, generator=random).to(value.device)
-        return (value.float() * (1 + torch.finfo(value.dtype).eps * (draw - 0.5))).to(value.dtype)
-
     def hook(module: nn.Module, args: object, output: object) -> object:
-        if isinstance(output, Tensor):
-            return moved(output)
-        if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-            return (moved(output[0]), *output[1:])
-        return output
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        draw = torch.rand(output.shape, generator=random).to(output.device)
+        moved = output.float() * (1 + torch.finfo(output.dtype).eps * (draw - 0.5))
+        return moved.to(output.dtype)
 
-    lists = [module for module in causal.modules() if isinstance(module, nn.ModuleList)]
-    layers = max(lists, key=len, default=())
-    handles = [layer.register_forward_hook(hook) for layer in layers]
+    handles = [module.register_forward_hook(hook) for module in causal.modules() if not any(module.children())]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def has_experts(causal: PreTrainedModel) -> bool:
+    """Does a router choose which weights a token meets? Rounding may then change the choice."""
+    return any("expert" in name for name, _ in causal.named_modules())
 
 
 def own_attention(causal: PreTrainedModel) -> str:

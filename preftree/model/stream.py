@@ -8,8 +8,9 @@ Shape suffixes: as in `forest.stream`; D head size or hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -99,6 +100,8 @@ def score_requests(
 ) -> list[RequestScore]:
     """Score `requests`, each token of their trie computed once; answers in the order of the requests.
 
+    Requests that are longer than what can be computed together (`Limits.path`) are computed one at a time and whole.
+
     Args:
         scorer: one whose `can_stream` is true.
         budget: fresh tokens per forward pass: memory grows with it, and overhead shrinks. A pass that runs out of
@@ -111,50 +114,88 @@ def score_requests(
         ModelError: the scorer does not share prompts.
         PathTooLong: not even one token fits into memory.
     """
-    if not isinstance(scorer.path, TreePath):
+    path = scorer.path
+    if not isinstance(path, TreePath):
         raise ModelError(f"a stream of requests needs token trees, and this model is scored by {scorer.name}")
-    pass_ = _Pass(scorer, scorer.path, requests, finished)
-    stream, pieces = pass_.stream, even_pieces(0, len(pass_.stream), budget)
+    longest = path.limits.path
+    alone = [i for i, request in enumerate(requests) if longest is not None and request.computed > longest]
+    together = sorted(set(range(len(requests))) - set(alone))
+    scores: dict[int, RequestScore] = {}
+
+    def keep(index: int, score: RequestScore) -> None:
+        scores[index] = score
+        if finished is not None:
+            finished(index, score)
+
+    groups = [group for group in (together, *([i] for i in alone)) if group]
+    parts = [_Pass(scorer, path, requests, group, keep) for group in groups]
+    total, done = sum(len(part.stream) for part in parts), 0
     with evaluating(scorer.model):
-        while pieces:
-            start, stop = pieces[0]
-            try:
-                pass_.score(start, stop)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                if stop - start == 1:
-                    tokens = stream.stretch(start, stop).known + 1
-                    raise PathTooLong(stream.request_through(start), tokens) from error
-                smaller = (stop - start) // 2
-            else:
-                pieces.pop(0)
+        for part in parts:
+            path.limits.reset()
+            for tokens in part.run(budget, shrunk) if part.names is together else part.run_whole():
+                done += tokens
                 if progress is not None:
-                    progress(stop, len(stream))
-                continue
-            pass_.memory.rewind()  # outside the handler: the error holds on to the failed pass's tensors
-            clear_device_cache(garbage_collection=True)
-            pieces = even_pieces(start, len(stream), smaller)
-            if shrunk is not None:
-                shrunk(smaller)
-    return pass_.answers()
+                    progress(done, total)
+        path.limits.reset()
+    return [scores[index] for index in range(len(requests))]
 
 
 class _Pass:
-    """The forward passes over a stream, and the sums that they add up."""
+    """The forward passes over the stream of those requests that are called `names`, and the sums that they add up."""
 
     def __init__(
         self,
         scorer: Scorer,
         path: TreePath,
         requests: Sequence[ScoreRequest],
-        finished: Callable[[int, RequestScore], None] | None,
+        names: Sequence[int],
+        finished: Callable[[int, RequestScore], None],
     ) -> None:
-        self.scorer, self.path, self.finished = scorer, path, finished
-        self.stream, self.memory = Stream(requests), Memory(path.backend.attend_fresh)
-        self.logprob_N = torch.zeros(len(requests), dtype=torch.float64)
-        self.greedy_N = torch.ones(len(requests), dtype=torch.bool)
-        self.left_N = torch.tensor([len(request.continuation) for request in requests])
+        self.scorer, self.path, self.names, self.finished = scorer, path, names, finished
+        mine = [requests[name] for name in names]
+        self.stream, self.memory = Stream(mine), Memory(path.backend.attend_fresh)
+        self.logprob_N = torch.zeros(len(mine), dtype=torch.float64)
+        self.greedy_N = torch.ones(len(mine), dtype=torch.bool)
+        self.left_N = torch.tensor([len(request.continuation) for request in mine])
+
+    def run(self, budget: int, shrunk: Callable[[int], None] | None) -> Iterator[int]:
+        """Score the stream in passes of at most `budget` tokens; yields the tokens of each."""
+        pieces = even_pieces(0, len(self.stream), budget)
+        while pieces:
+            start, stop = pieces[0]
+            if self._fits(start, stop):
+                pieces.pop(0)
+                yield stop - start
+                continue
+            if stop - start == 1:
+                self._too_long(start)
+            self.memory.rewind()
+            clear_device_cache(garbage_collection=True)
+            smaller = (stop - start) // 2
+            pieces = even_pieces(start, len(self.stream), smaller)
+            if shrunk is not None:
+                shrunk(smaller)
+
+    def run_whole(self) -> Iterator[int]:
+        """Score the stream, a single sequence, in one pass; yields its tokens."""
+        if not self._fits(0, len(self.stream)):
+            self._too_long(len(self.stream) - 1)
+        yield len(self.stream)
+
+    def _fits(self, start: int, stop: int) -> bool:
+        """Score the tokens from `start` up to `stop`, unless memory runs out."""
+        try:
+            self.score(start, stop)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False  # after the handler: the error holds on to the failed pass's tensors
+        return True
+
+    def _too_long(self, token: int) -> NoReturn:
+        tokens = self.stream.stretch(token, token + 1).known + 1
+        raise PathTooLong(self.names[self.stream.request_through(token)], tokens)
 
     def score(self, start: int, stop: int) -> None:
         """Add the stream's tokens from `start` up to `stop`; nothing is added where this fails."""
@@ -167,14 +208,5 @@ class _Pass:
         self.logprob_N.index_add_(0, where_S, added_S)
         self.greedy_N[where_S[~greedy_S]] = False
         self.left_N.index_add_(0, where_S, torch.full_like(where_S, -1))
-        if self.finished is not None:
-            for index in where_S[self.left_N[where_S] == 0].unique().tolist():
-                self.finished(index, self.answer(index))
-
-    def answer(self, index: int) -> RequestScore:
-        """What is known of a request."""
-        return RequestScore(float(self.logprob_N[index]), bool(self.greedy_N[index]))
-
-    def answers(self) -> list[RequestScore]:
-        """All requests in their order."""
-        return [self.answer(index) for index in range(len(self.left_N))]
+        for index in where_S[self.left_N[where_S] == 0].unique().tolist():
+            self.finished(self.names[index], RequestScore(float(self.logprob_N[index]), bool(self.greedy_N[index])))

@@ -35,7 +35,7 @@ def refusals(causal: PreTrainedModel) -> dict[str, str]:
     if (part := stateful_part(causal)) is not None:
         refused["trees"] = f"{part} carry a state from token to token, which would go on to the next answer"
     if selects_keys(causal):
-        why = "attention selects the best index_topk keys, and which these are depends on what else is in the pass"
+        why = "attention selects the best keys, and which these are depends on what else is in the pass"
         refused |= {"trees": why, "padded": why}
     return refused
 
@@ -56,11 +56,12 @@ def stateful_part(causal: PreTrainedModel) -> str | None:
 
 
 def selects_keys(causal: PreTrainedModel) -> bool:
-    """Does attention look at the `index_topk` best keys only (DeepSeek-V3.2, GLM-5)?
+    """Does attention look at the best keys only (DeepSeek-V3.2, GLM-5, Doge)?
 
     Which ones these are depends on all keys of the pass, those of padding and of other answers among them.
     """
-    return getattr(causal.config.get_text_config(), "index_topk", None) is not None
+    config = causal.config.get_text_config()
+    return any(getattr(config, name, None) is not None for name in ("index_topk", "keep_window_size"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +109,8 @@ class Limits:
             for name, buffer in list(module.named_buffers(recurse=False)):
                 if name.endswith("inv_freq") and not name.endswith("original_inv_freq"):
                     original = getattr(module, name.removesuffix("inv_freq") + "original_inv_freq", buffer)
-                    module.register_buffer(name, original.to(buffer.device), persistent=False)
+                    # A copy: longrope writes into its factors.
+                    module.register_buffer(name, original.to(buffer.device, copy=True), persistent=False)
 
     def applied(self, score: Score, alone: Score) -> Score:
         """`score` for what is within the limits; answers beyond them one at a time by `alone`."""

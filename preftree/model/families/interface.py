@@ -63,9 +63,9 @@ def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untype
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:
-    """The model without its head; `base_model` is the model itself where its prefix names another part of a family."""
-    base = model.base_model
-    return base if base is not model else model.get_decoder()
+    """The model without its head; `base_model` is the model itself where its prefix names what only a relative has."""
+    candidates = (model.base_model, model.get_decoder(), getattr(model, "model", model))
+    return next(body for body in candidates if body is not model)
 
 
 def set_attention(model: PreTrainedModel, name: str, patches: Patches | None = None) -> None:
