@@ -114,3 +114,13 @@ def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert (citation["version"], citation["license"]) == (__version__, project["license"])
+
+
+def test_the_journeys_commands_are_read_by_their_parsers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / ".ci" / "journey").read_text("utf-8").replace("\\\n", " ")
+    (short,) = re.findall(r"^short=\((.*)\)$", text, re.MULTILINE)
+    steps = re.findall(r"\bstep (preftree [^\n#]*)", text)
+    assert len(steps) >= 6
+    for step in steps:
+        parse(step.replace('"${short[@]}"', short))
