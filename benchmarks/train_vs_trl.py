@@ -12,6 +12,7 @@ peak that useful arithmetic takes, and the losses of both. `--json FILE` keeps a
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import sys
@@ -73,6 +74,8 @@ def _arguments() -> argparse.Namespace:
     add("--rounds", type=int, default=3)
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     add("--device", default="cpu")
+    add("--full", action="store_true", help="full fine-tuning in place of LoRA")
+    add("--trl_precompute", action="store_true", help="full fine-tuning: TRL computes its reference before training")
     add("--all_linear", action="store_true", help="LoRA on every linear layer, not only q, k and v")
     add("--rank", type=int, default=16)
     add("--max_length", type=int, default=1024)
@@ -111,7 +114,7 @@ def _child(args: argparse.Namespace) -> dict[str, Any]:
     peak = gemm_peak(args.device, dtype, seconds=1.0, ready=product_with)
     set_seed(0)
     targets = None if args.all_linear else ["q_proj", "k_proj", "v_proj"]
-    peft = add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
+    peft = model if args.full else add_lora(model, rank=args.rank, alpha=args.rank, target_modules=targets)
     remove_randomness(peft)
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as memory:
         start = time.perf_counter()
@@ -161,14 +164,17 @@ def _run_trl(args: argparse.Namespace, folder: str, peft: Any, tokenizer: Any, p
         gradient_accumulation_steps=args.step // args.trl_batch,
         gradient_checkpointing=False,
         max_length=None,
-        precompute_ref_log_probs=args.epochs > 1,
+        precompute_ref_log_probs=args.epochs > 1 or args.trl_precompute,
         bf16=next(iter(peft.parameters())).dtype is not None and "bfloat16" in str(peft.dtype),
     )
     rows = [
         {"prompt_ids": list(p.prompt_ids), "chosen_ids": list(p.chosen_ids), "rejected_ids": list(p.rejected_ids)}
         for p in pairs
     ]
-    trainer = Tokenized(model=peft, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    # TRL would load its reference by the model's name, which the bundled model has none of on a hub.
+    second = copy.deepcopy(peft) if args.full and not config.precompute_ref_log_probs else None
+    data = Dataset.from_list(rows)
+    trainer = Tokenized(model=peft, ref_model=second, args=config, train_dataset=data, processing_class=tokenizer)
     trainer.train()
     return _losses(trainer)
 

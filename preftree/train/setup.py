@@ -27,6 +27,7 @@ from preftree.train.budget import choose_budget, choose_shape, pair_size
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset, is_stream
 from preftree.train.hpu import StepHook, optimizer, step_hook
+from preftree.train.noise import EmbeddingNoise
 from preftree.train.objective import Objective
 from preftree.train.policy import (
     Model,
@@ -215,6 +216,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
         shape=shape,
         autocast=precision.autocast,
         router=RouterLoss.of(scorer),
+        noise=_noise(scorer, args, say),
         say=say,
     )
     if step.router is not None:
@@ -305,6 +307,15 @@ def _reference_model(
         described = "a copy that follows the policy" if args.sync_ref_model else "a copy of the model before training"
         return SecondModel(attach(second, args.attention), described, moving=args.sync_ref_model), key
     return InitialWeights(scorer, context.started), "" if isinstance(policy.model, PeftModel) else key
+
+
+def _noise(scorer: Scorer, args: DPOConfig, say: Say) -> EmbeddingNoise | None:
+    """NEFTune's noise, in place of Trainer's own hook."""
+    alpha, args.neftune_noise_alpha = args.neftune_noise_alpha, None
+    if alpha is None:
+        return None
+    say(f"noise      on embeddings while training (NEFTune, alpha {alpha:g})")
+    return EmbeddingNoise(scorer.causal.get_input_embeddings(), alpha)
 
 
 def _budget(scorer: Scorer, data: Data, args: DPOConfig, ranks: Ranks, say: Say) -> tuple[int, Shape | None]:

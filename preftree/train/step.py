@@ -29,6 +29,7 @@ from preftree.train.answers import AnswerOrder, pair_logps
 from preftree.train.guard import row_of
 from preftree.train.losses import PairLogps, join
 from preftree.train.metrics import PairMeter, SpeedMeter
+from preftree.train.noise import EmbeddingNoise
 from preftree.train.objective import Objective
 from preftree.train.reference import Reference
 
@@ -82,6 +83,7 @@ class Step:
         budget: maximum tokens per forest.
         device: forests are planted on it.
         shape: all forests are padded to it; None pads none.
+        noise: on the embeddings of training passes.
         autocast: context of every pass through the policy.
         router: the load-balancing loss of a mixture of experts that asks for it; added to every pair's.
         say: where it is told that memory ran out.
@@ -94,6 +96,7 @@ class Step:
     budget: int
     device: torch.device
     shape: Shape | None = None
+    noise: EmbeddingNoise | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     router: RouterLoss | None = None
     say: Callable[[str], object] = lambda text: None
@@ -177,7 +180,7 @@ class Step:
 
     def _evaluated(self, plan: StepPlan) -> StepResult:
         result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
-        parts = [self.pair_logps(forest, plan) for forest in plan.forests]
+        parts = [self.pair_logps(forest, plan, training=False) for forest in plan.forests]
         losses = [self.objective.losses(part) for part in parts]
         if self.objective.coupled:
             losses = self._coupled_losses(plan, parts)[1]
@@ -213,13 +216,14 @@ class Step:
         forests = self.forests([pairs[place] for place in mine])
         return replace(plan, forests=forests, places=_places(forests, mine))
 
-    def pair_logps(self, forest: Forest, plan: StepPlan) -> PairLogps:
-        """Log-probs of a forest's pairs under policy and reference, differentiable."""
+    def pair_logps(self, forest: Forest, plan: StepPlan, training: bool = True) -> PairLogps:
+        """Log-probs of a forest's pairs under policy and reference, differentiable; noise is for training only."""
         stats = TokenStats(collision=self.objective.use_weighting)
+        noise = self.noise.on(forest) if self.noise is not None and training else nullcontext()
         recording: AbstractContextManager[list[Logits]] = nullcontext([])
         if self.router is not None:
             recording = self.router.recording()
-        with self.autocast(), recording as passes:
+        with self.autocast(), noise, recording as passes:
             scores = self.policy(forest, stats)
         reference_S = self.reference.known(forest) if self.reference is not None else None
         answers = AnswerOrder.of(forest, self.device)

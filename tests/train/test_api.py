@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from preftree import DPOConfig, DPOTrainer
+from preftree.forest import Bundle, Forest
+from preftree.train.noise import longest_paths
 from tests.support import tiny
 from tests.support.against_trl import TEMPLATE, rows
 from tests.support.training import PAIRS, make_model, make_trainer, one_step
@@ -405,6 +407,20 @@ def test_float16_weights_scale_the_loss(tmp_path: Path) -> None:
     gradients = [record["grad_norm"] for record in made.state.log_history if "grad_norm" in record]
     assert all(0 < norm < 1e-2 for norm in gradients)  # unscaled before they are clipped
     assert all(not torch.equal(dict(made.model.named_parameters())[name], value) for name, value in before.items())
+
+
+def test_neftune_is_noise_of_each_sequences_own_length(tmp_path: Path) -> None:
+    """In training passes only, the same for the same seed; a tree's tokens get the noise of their longest sequence."""
+    found = []
+    for _ in range(2):
+        made = trainer(tmp_path, peft_config=LORA, neftune_noise_alpha=50.0, max_steps=2, reference_cache=False)
+        assert made.evaluate(rows(6, False))["eval_loss"] == pytest.approx(LN2, abs=1e-6)
+        made.train()
+        found.append(losses(made))
+    assert abs(found[0][0] - LN2) > 1e-4
+    assert found[0] == found[1]
+    forest = Forest.of([Bundle((5, 6, 7), ((8, 9), (10, 11, 12, 13)), (0, 1))])
+    assert longest_paths(forest).tolist() == [7, 7, 7, 5, 5, 7, 7, 7, 7]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
