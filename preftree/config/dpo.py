@@ -40,6 +40,7 @@ TRL_DIFFERENCES = {
     "trust_remote_code": "Refused when true: code from a model's repository is never run.",
     "per_device_train_batch_size": "Times gradient_accumulation_steps is one step; packing never changes the loss.",
     "truncation_mode": "keep_end cuts the prompt once, at its start, so that both answers follow the same prompt.",
+    "router_aux_loss_coef": "The same; `aux_loss` in the log is the weighted loss, of each pair by itself.",
     "loss_type": "More losses: dpop, rpo, rdpo, simpo, cpo, orpo.",
     "sync_ref_model": "As in TRL: full fine-tuning only.",
 }

@@ -26,6 +26,8 @@ NAMES = (
 
 #: Sums over tokens, in the order in which `PairLogps.tokens` has them.
 TOKEN_SUMS = ("entropy", "tokens", "chosen_logits", "rejected_logits", "chosen_top1", "chosen_tokens")
+#: All sums that a meter holds: those over pairs, those over tokens, and the routers' loss of each pair.
+_COLUMNS = len(NAMES) + len(TOKEN_SUMS) + 1
 
 
 @dataclass
@@ -34,17 +36,17 @@ class PairMeter:
 
     Args:
         pairs: how many.
-        total: sums of `NAMES` over pairs, then those of `TOKEN_SUMS`.
+        total: sums of `NAMES` over pairs, those of `TOKEN_SUMS`, and that of the routers' losses.
     """
 
     pairs: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros(len(NAMES) + len(TOKEN_SUMS)))
+    total: Tensor = field(default_factory=lambda: torch.zeros(_COLUMNS))
 
     @classmethod
     def on(cls, device: torch.device) -> PairMeter:
         """A meter for a device, in the widest floating type that every device of its kind has."""
         dtype = torch.float64 if device.type == "cpu" else torch.float32
-        return cls(total=torch.zeros(len(NAMES) + len(TOKEN_SUMS), dtype=dtype, device=device))
+        return cls(total=torch.zeros(_COLUMNS, dtype=dtype, device=device))
 
     def add(self, logps: PairLogps, losses_P: Tensor, objective: Objective) -> None:
         """The pairs of one forest: losses, implicit rewards, and log-probs.
@@ -63,7 +65,8 @@ class PairMeter:
         )
         sums = torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
         tokens = sums.new_zeros(len(TOKEN_SUMS)) if logps.tokens is None else logps.tokens.to(sums.dtype)
-        self.total = self.total + torch.cat([sums, tokens])
+        router = sums.new_zeros(1) if logps.router_P is None else logps.router_P.detach().sum().to(sums.dtype)[None]
+        self.total = self.total + torch.cat([sums, tokens, router])
         self.pairs += logps.pairs
 
     def merge(self, other: PairMeter) -> None:
@@ -77,7 +80,9 @@ class PairMeter:
             return {}
         values = self.total.tolist()
         means = {name: value / self.pairs for name, value in zip(NAMES, values[: len(NAMES)], strict=True)}
-        sums = dict(zip(TOKEN_SUMS, values[len(NAMES) :], strict=True))
+        sums = dict(zip(TOKEN_SUMS, values[len(NAMES) : -1], strict=True))
+        if values[-1]:
+            means["aux_loss"] = values[-1] / self.pairs
         if sums["tokens"]:
             chosen = max(sums["chosen_tokens"], 1.0)
             means["entropy"] = sums["entropy"] / sums["tokens"]

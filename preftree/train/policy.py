@@ -195,3 +195,22 @@ def counted(model: Model) -> str:
     total = sum(p.numel() for p in model.parameters())
     what = f"{model.active_peft_config.peft_type.value} trains" if isinstance(model, PeftModel) else "training"
     return f"{total / 1e6:.0f} M weights, {what} {trained / 1e6:.2f} M"
+
+
+def ask_for_router_loss(model: PreTrainedModel, coefficient: float | None) -> None:
+    """Have a mixture of experts give its routers' load-balancing loss: with its own weight, or that of the settings.
+
+    Raises:
+        SettingsError: a weight for a model that is no mixture.
+    """
+    config = model.config.get_text_config()
+    if not hasattr(config, "output_router_logits"):
+        if coefficient:
+            raise SettingsError(
+                f"`router_aux_loss_coef` is set to {coefficient:g} but {type(model).__name__} is not a "
+                "Mixture-of-Experts model that returns its router logits, so there is no auxiliary loss to weight. Leave it out."
+            )
+        return
+    if coefficient is not None:
+        config.router_aux_loss_coef = coefficient
+    config.output_router_logits = bool(getattr(config, "router_aux_loss_coef", 0.0))

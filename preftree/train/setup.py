@@ -34,6 +34,7 @@ from preftree.train.policy import (
     Policy,
     Say,
     adapt,
+    ask_for_router_loss,
     counted,
     load_policy,
     load_processing_class,
@@ -197,6 +198,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     precision = mixed_precision(weights, bf16=bool(args.bf16), fp16=args.fp16, device=kind_of(device))
     if precision.autocast_to is not None and kind_of(device) == "cpu" and args.attention == "auto":
         args.attention = "tiles"  # compiled kernels take a module's whole forward, which autocast cannot look into
+    ask_for_router_loss(causal_model(policy.model), args.router_aux_loss_coef)
     scorer = attach(policy.model, args.attention, fixed_shapes=args.pad_max, room=room_for(args.max_bytes))
     what = "token trees, every prompt once" if scorer.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {scorer.name} ({what}): {scorer.reason}")

@@ -170,6 +170,11 @@ class DPOTrainer(ResumableTrainer):
         model = self.reference.model if self.reference is not None else None
         return model.scorer.model if isinstance(model, SecondModel) else None
 
+    @property
+    def aux_loss_enabled(self) -> bool:
+        """Is the routers' load-balancing loss of a mixture of experts trained on?"""
+        return self.step.router is not None
+
     def _moving_reference(self) -> nn.Module | None:
         return self.ref_model if self.reference is not None and self.reference.model.moving else None
 

@@ -17,8 +17,8 @@ COEFFICIENT = 0.5
 
 def trainer(folder: Path, asks: bool = True, **args):  # type: ignore[no-untyped-def]
     base = families.tiny_model("mixtral", noise=0.0)
-    base.config.output_router_logits, base.config.router_aux_loss_coef = asks, COEFFICIENT
-    return make_trainer(add_lora(base, rank=2), folder, **args)
+    asked = COEFFICIENT if asks else 0.0  # without a value the model's own is taken
+    return make_trainer(add_lora(base, rank=2), folder, router_aux_loss_coef=asked, **args)
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +48,17 @@ def test_it_is_added_whatever_the_cut(tmp_path: Path, expected: float, loss_type
     _, whole = one_step(trainer(tmp_path, budget=1000, loss_type=loss_type), PAIRS)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_mixture_is_trained_with_its_own_weight_and_logs_the_loss(tmp_path: Path, expected: float) -> None:
+    base = families.tiny_model("mixtral", noise=0.0)
+    base.config.router_aux_loss_coef = COEFFICIENT
+    made = make_trainer(add_lora(base, rank=2), tmp_path, per_device_train_batch_size=len(PAIRS))
+    assert made.aux_loss_enabled
+    made.train()
+    assert made.state.log_history[0]["aux_loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_weight_for_a_model_that_is_no_mixture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not a Mixture-of-Experts model"):
+        make_trainer(add_lora(families.tiny_model("llama"), rank=2), tmp_path, router_aux_loss_coef=0.1)
