@@ -208,7 +208,7 @@ def ask_for_router_loss(model: PreTrainedModel, coefficient: float | None) -> No
         if coefficient:
             raise SettingsError(
                 f"`router_aux_loss_coef` is set to {coefficient:g} but {type(model).__name__} is not a "
-                "Mixture-of-Experts model that returns its router logits, so there is no auxiliary loss to weight. Leave it out."
+                "Mixture-of-Experts model that returns its router logits, so there is no auxiliary loss to weight."
             )
         return
     if coefficient is not None:
