@@ -32,9 +32,13 @@ class Patches:
 
     def forward(self, module: nn.Module, replacement: Callable[..., Any]) -> None:
         """Replace a module's forward."""
-        before = module.__dict__.get("forward")
-        module.__dict__["forward"] = replacement
-        self.on_undo(_Restored(module, before))
+        self.method(module, "forward", replacement)
+
+    def method(self, module: nn.Module, name: str, replacement: Callable[..., Any]) -> None:
+        """Replace one of a module's methods."""
+        before = module.__dict__.get(name)
+        module.__dict__[name] = replacement
+        self.on_undo(_Restored(module, name, before))
 
     def on_undo(self, step: Callable[[], Any]) -> None:
         """Have `step` called when everything is put back."""
@@ -56,13 +60,13 @@ def undo_patches(model: nn.Module) -> None:
 
 
 class _Restored:
-    """Gives a module the forward that it had; an object, so that a copy of the model gets a copy of it."""
+    """Gives a module the method that it had; an object, so that a copy of the model gets a copy of it."""
 
-    def __init__(self, module: nn.Module, before: Callable[..., Any] | None) -> None:
-        self.module, self.before = module, before
+    def __init__(self, module: nn.Module, name: str, before: Callable[..., Any] | None) -> None:
+        self.module, self.name, self.before = module, name, before
 
     def __call__(self) -> None:
         if self.before is None:
-            self.module.__dict__.pop("forward", None)
+            self.module.__dict__.pop(self.name, None)
         else:
-            self.module.__dict__["forward"] = self.before
+            self.module.__dict__[self.name] = self.before

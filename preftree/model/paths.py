@@ -84,8 +84,8 @@ def open_path(causal: PreTrainedModel, name: str, stock: str, patches: Patches, 
 
 
 def stock_attention(causal: PreTrainedModel, name: str, patches: Patches | None = None) -> None:
-    """Switch a model's own attention; families without that switch have one implementation and keep it."""
-    if causal.config.model_type not in families.FAMILIES and hasattr(causal, "set_attn_implementation"):
+    """Switch a model's own attention, until `patches` are undone; a model that has one alone keeps it."""
+    if getattr(causal.config, "_attn_implementation", None) != name:
         set_attention(causal, name, patches)
 
 

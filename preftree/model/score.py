@@ -146,7 +146,7 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
     candidates, refused = _candidates(causal, attention, fixed_shapes)
     door = Door(causal, selfcheck.own_attention(causal), room)
     with evaluating(causal):
-        truth = selfcheck.truth(causal, door.stock)
+        truth = selfcheck.truth(causal)
         agreed, failed = _check(door, candidates, truth)
         refusals = [*refused, *failed]
         if not agreed:

@@ -48,7 +48,7 @@ def assert_conforms(scorer: Scorer, tolerance: float = 1e-5, adapted: nn.Module 
 # --- Models without a tree path ---
 
 
-@pytest.mark.parametrize(("kind", "refused"), [("Mamba", ["trees"]), ("Bloom", ["native", "tiles"])])
+@pytest.mark.parametrize(("kind", "refused"), [("Mamba", ["trees"]), ("XGLM", ["native", "tiles"])])
 def test_models_without_a_tree_path_say_so(kind: str, refused: list[str]) -> None:
     fields: dict[str, object] = (
         {"state_size": 4, "use_cache": False} if kind == "Mamba" else {"n_head": 4, "n_layer": 2}

@@ -13,13 +13,18 @@ from transformers import PreTrainedModel
 
 from preftree.forest import Forest
 from preftree.model.attention import Attend
-from preftree.model.families import interface, mpt
+from preftree.model.families import bloom, interface, mpt, own_attention
 from preftree.model.patch import Patches
 
 #: body(forest, attend) -> hidden states (T, D) after the final norm.
 Body = Callable[[Forest, Attend], Tensor]
 
 FAMILIES: dict[str, Callable[[PreTrainedModel, Patches], Body]] = {
+    "bloom": bloom.prepare,
+    "codegen": own_attention.prepare_attn,
+    "falcon": own_attention.prepare_sdpa,
+    "gpt_neo": own_attention.prepare_attn,
+    "gptj": own_attention.prepare_attn,
     "mpt": mpt.prepare,
 }
 

@@ -41,25 +41,43 @@ def prepare(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untype
     # Eager attention stays eager: sdpa, for one, would drop Gemma 2's softcap when it generates.
     stays_eager = model.config._attn_implementation in ("eager", NAMES["eager"]) and _eager_attention(model) is not None
     set_attention(model, NAMES["eager" if stays_eager else "sdpa"], patches)
-    body_module, layers = body_of(model), model.config.get_text_config().num_hidden_layers
     kinds: list[tuple[int | None, int | None]] = []
 
     def body(forest: Forest, attend: Attend) -> Tensor:
-        with run(ForestPass(forest, attend, kinds)) as forest_pass:
-            output = body_module(
-                input_ids=forest.input_ids_T[None],
-                position_ids=forest.position_ids_T[None],
-                # Of padding: there is none. Without it, positions that start again would be taken for packed sequences.
-                attention_mask=torch.ones_like(forest.input_ids_T)[None],
-                use_cache=False,
-            )
-        if forest_pass.attended < layers:
-            raise ModelError(
-                f"{layers - forest_pass.attended} of {layers} layers attend in a way that trees cannot reach"
-            )
-        return output.last_hidden_state[0]
+        # A mask of padding, of which there is none. Without it, positions that start again would be taken for packed
+        # sequences.
+        return run_body(model, ForestPass(forest, attend, kinds), torch.ones_like(forest.input_ids_T)[None])
 
     return body
+
+
+def mask_body(model: PreTrainedModel):  # type: ignore[no-untyped-def]
+    """A body for models whose layers are handed the mask that the model is called with, if it has four dimensions."""
+
+    def body(forest: Forest, attend: Attend) -> Tensor:
+        forest_pass = ForestPass(forest, attend, [])
+        return run_body(model, forest_pass, forest_pass.mask_of((None, None)))
+
+    return body
+
+
+def run_body(model: PreTrainedModel, forest_pass: ForestPass, attention_mask: Tensor) -> Tensor:
+    """Hidden states (T, D) of a pass's forest after the final norm.
+
+    Raises:
+        ModelError: not every layer attended to the forest.
+    """
+    body, layers, forest = body_of(model), model.config.get_text_config().num_hidden_layers, forest_pass.forest
+    with run(forest_pass):
+        output = body(
+            input_ids=forest.input_ids_T[None],
+            position_ids=forest.position_ids_T[None],
+            attention_mask=attention_mask,
+            use_cache=False,
+        )
+    if forest_pass.attended < layers:
+        raise ModelError(f"{layers - forest_pass.attended} of {layers} layers attend in a way that trees cannot reach")
+    return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
 
 def body_of(model: PreTrainedModel) -> nn.Module:

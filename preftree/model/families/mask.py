@@ -52,9 +52,29 @@ class ForestMask(Tensor):
                 return func(*args, **(kwargs or {}))
         if name in _HARMLESS and isinstance(args[0], cls):
             return args[0]
+        if name == "scaled_dot_product_attention":
+            return _attention_of_torch(*args, **(kwargs or {}))
         raise ModelError(
             f"its layers compute with the attention mask ({name}), so that trees do not know what they see"
         )
+
+
+def _attention_of_torch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: ForestMask,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention` of (1, H, T, D), of a model that calls it by itself."""
+    if dropout_p:
+        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+    window, chunk = attn_mask.reach
+    rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, window=window, chunk=chunk)
+    return attn_mask.attend(query[0], key[0], value[0], attn_mask.forest, rules).transpose(0, 1)[None]
 
 
 class ForestPass:
@@ -81,6 +101,10 @@ class ForestPass:
             self._kinds.append(kind_of_mask(mask_function, sizes, device))
         kind = self._kinds[self._made]
         self._made += 1
+        return self.mask_of(kind)
+
+    def mask_of(self, kind: tuple[int | None, int | None]) -> ForestMask:
+        """The mask of layers with this window and chunk."""
         if kind not in self._masks:
             self._masks[kind] = ForestMask.of(self.forest, self.attend, kind)
         return self._masks[kind]

@@ -1,0 +1,65 @@
+"""What the check before scoring notices: small errors in half precision, and leaks below any tolerance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from preftree.forest import Forest
+from preftree.model.attention import BACKENDS, Backend, Rules
+from preftree.model.score import attach
+from preftree.model.selfcheck import truth
+from tests.support import families, tiny
+
+
+def calm(dtype: torch.dtype) -> PreTrainedModel:
+    """A model whose rounding in half precision costs little, as that of trained models does."""
+    model = tiny.llama()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    return model.to(dtype).requires_grad_(False).eval()
+
+
+def leaking(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
+    """Attention that lets a little of every token through to every other one."""
+    out_THD = BACKENDS["dense"].attend(query, key, value, forest, rules)
+    return out_THD + 1e-4 * value.sum(1).mean()
+
+
+def skewed(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
+    """Attention that is wrong by a fifth: much less than a quarter of a nat, more than rounding."""
+    return 1.2 * BACKENDS["dense"].attend(query, key, value, forest, rules)
+
+
+def test_a_leak_that_is_smaller_than_the_tolerance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "leaking", Backend(leaking))
+    scorer = attach(tiny.llama().requires_grad_(False), "leaking")
+    assert scorer.name == "padded"
+    assert scorer.reason.startswith("leaking: ModelError: log-probs move by ")
+
+
+def test_half_precision_has_no_fixed_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "skewed", Backend(skewed))
+    model = calm(torch.bfloat16)
+    assert truth(model).tolerance < 0.1
+    scorer = attach(model, "skewed")
+    assert scorer.name == "padded"
+    assert scorer.reason.startswith("skewed: log-probs off by 0.0")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "gpt_neox", "mpt"])
+def test_honest_backends_pass_in_half_precision(family: str) -> None:
+    model = tiny.FAMILIES[family]().bfloat16().requires_grad_(False)
+    for path in ("auto", "tiles", "dense"):
+        with attach(model, path) as scorer:
+            assert scorer.shares_prompts, scorer.reason
+
+
+def test_a_wrong_way_of_the_models_own_is_no_noise() -> None:
+    """An encoder's padded and single sequences differ by nats, which says nothing about rounding."""
+    model = families.tiny_model("bert").bfloat16().requires_grad_(False)
+    with attach(model) as scorer:
+        assert not scorer.shares_prompts, scorer.reason
