@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from preftree.config.sizes import size_in_bytes
 from preftree.errors import SettingsError, did_you_mean
 
 
@@ -34,6 +35,14 @@ def within(
         if high != float("inf"):
             text += f" and {'below' if below else 'at most'} {high:g}"
         problems.append(f"--{name} must be {text}. Got {value} instead.")
+
+
+def memory_size(problems: list[str], name: str, value: str | None) -> None:
+    """Add a problem unless `value` is an amount of memory; None is always fine."""
+    try:
+        _ = None if value is None else size_in_bytes(value)
+    except ValueError:
+        problems.append(f"--{name} {value}: write a number and a unit, such as 2GB or 1500MiB.")
 
 
 def refuse(problems: Sequence[str]) -> None:

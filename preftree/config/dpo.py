@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftree.config.checks import one_of, within
+from preftree.config.checks import memory_size, one_of, within
 
 LOSS_TYPES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -58,7 +58,7 @@ class LossFields:
     beta: float = 0.1
     """Strength of the pull towards the reference model (the beta of the DPO paper)."""
     label_smoothing: float = 0.0
-    """Share of pairs taken to be labelled the wrong way round, below 0.5 (cDPO, robust, exo_pair)."""
+    """Assumed share of pairs with a wrong label, below 0.5 (cDPO, robust, exo_pair)."""
     f_divergence_type: str = field(default="reverse_kl", metadata={"choices": F_DIVERGENCES})
     """Divergence between policy and reference: reverse_kl (DPO), forward_kl, js_divergence or alpha_divergence."""
     f_alpha_divergence_coef: float = 0.5
@@ -87,12 +87,6 @@ class LossFields:
             self.loss_type = [self.loss_type]
         for name in self.loss_type:
             one_of(problems, "loss_type", name, self.known_losses())
-        try:
-            self.loss_weights = None if self.loss_weights is None else [float(weight) for weight in self.loss_weights]
-        except ValueError:
-            problems.append(
-                f"--loss_weights must be numbers. Got {' '.join(map(str, self.loss_weights or ()))} instead."
-            )
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
             problems.append(
                 "`loss_weights` must have the same length as `loss_type` when combining multiple losses. Got "
@@ -202,6 +196,7 @@ class DPOFields(LossFields):
         within(problems, "ref_model_sync_steps", self.ref_model_sync_steps, 1)
         within(problems, "max_length", self.max_length, 2)
         within(problems, "tokens_per_forest", self.tokens_per_forest, 1)
+        memory_size(problems, "max_memory", self.max_memory)
         if self.sync_ref_model and self.precompute_ref_log_probs:
             problems.append(
                 "You cannot use `sync_ref_model=True` together with `precompute_ref_log_probs=True`: a reference that "

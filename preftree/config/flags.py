@@ -40,6 +40,7 @@ class Kind(enum.Enum):
     TEXT = "a value"
     WORDS = "one or more values"
     TEXT_OR_WORDS = "one or several values"
+    NUMBERS = "one or more numbers"
     TEXT_OR_TRUE = "a value or nothing"
 
 
@@ -81,6 +82,8 @@ class Flag:
                 self._check_choice(word)
             if words:
                 return list(words)
+        if self.kind is Kind.NUMBERS and words:
+            return [_float(word) for word in words]
         if not words and self.kind in (Kind.BOOL, Kind.TEXT_OR_TRUE):
             return True
         if not words:
@@ -95,10 +98,7 @@ class Flag:
                 raise ValueProblem(f"must be true or false. Got {word!r} instead")
             return word.lower() in _TRUE
         if self.kind in (Kind.INT, Kind.FLOAT):
-            try:
-                return _number(word) if self.kind is Kind.INT else float(word)
-            except ValueError:
-                raise ValueProblem(f"must be {self.kind.value}. Got {word!r} instead") from None
+            return _int(word) if self.kind is Kind.INT else _float(word)
         self._check_choice(word)
         return word
 
@@ -152,16 +152,19 @@ def _kind(hint: Any) -> Kind:
         kinds = [_kind(part) for part in typing.get_args(hint) if part is not types.NoneType]
         return Kind.TEXT_OR_WORDS if set(kinds) == {Kind.TEXT, Kind.WORDS} else kinds[0]
     if typing.get_origin(hint) is list:
-        return Kind.WORDS
+        return Kind.NUMBERS if typing.get_args(hint) == (float,) else Kind.WORDS
     return {bool: Kind.BOOL, int: Kind.INT, float: Kind.FLOAT, str: Kind.TEXT}[hint]
 
 
-def _number(word: str) -> int:
-    """A whole number, also as `1e3` or `1_000`."""
+def _int(word: str) -> int:
     try:
         return int(word)
     except ValueError:
-        number = float(word)
-        if not number.is_integer():
-            raise
-        return int(number)
+        raise ValueProblem(f"must be {Kind.INT.value}. Got {word!r} instead") from None
+
+
+def _float(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise ValueProblem(f"must be {Kind.FLOAT.value}. Got {word!r} instead") from None

@@ -77,7 +77,6 @@ TRAINING: dict[str, Foreign] = {
     "adapter": Foreign("LoRA is what this command trains; its rank is --lora_rank", ("lora",)),
     "stage": Foreign("DPO is what this command trains", ("dpo",)),
     "rl": Foreign("DPO is what this command trains; --loss_type names the objective", ("dpo",)),
-    "precompute_ref_log_probs": Foreign("reference log-probs are always computed once and kept", _YES),
     "precompute_ref_batch_size": Foreign("forests of the reference pass are as large as those of training", None),
     "padding_free": Foreign("forests are packed without padding", _YES),
     "packing": Foreign("forests are packed to a token budget", _YES),

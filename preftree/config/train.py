@@ -24,7 +24,6 @@ from preftree.config.legacy import OLD_FLAGS
 from preftree.config.names import TRAINING
 from preftree.config.parser import Command, FlagParser, filled
 from preftree.config.shared import DataSettings, LoraSettings, ModelSettings
-from preftree.config.sizes import size_in_bytes
 from preftree.config.train_checks import advice, check_training, check_validation
 from preftree.config.trainer_flags import trainer_flags
 from preftree.distributed.sharding import Sharding, read_sharding
@@ -53,6 +52,10 @@ class TrainSettings(LossFields):
 
     output_dir: str | None = None
     """Folder for the adapter, checkpoints and logs."""
+    precompute_ref_log_probs: bool = False
+    """Compute all reference log-probs before the first step instead of in the steps that need them."""
+    router_aux_loss_coef: float | None = None
+    """Weight of a mixture-of-experts model's load-balancing loss; by default the model's own, 0 switches it off."""
     disable_dropout: bool = True
     """No dropout while training, so that policy and reference are the same function at the start."""
     tokens_per_forest: int | None = None
@@ -107,16 +110,6 @@ class TrainSettings(LossFields):
             return self.__dict__["trainer"][name]
         except KeyError:
             raise AttributeError(f"{type(self).__name__} has no setting {name!r}") from None
-
-    @property
-    def max_bytes(self) -> int | None:
-        """`max_memory` in bytes. ValueError where it is none."""
-        return None if self.max_memory is None else size_in_bytes(self.max_memory)
-
-    @property
-    def pairs_per_step(self) -> int:
-        """Pairs of one optimizer step on one rank, however they are split into forests."""
-        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name."""

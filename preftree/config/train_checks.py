@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from preftree.config.checks import one_of, within
+from preftree.config.checks import memory_size, one_of, within
 
 if TYPE_CHECKING:
     from preftree.config.shared import LoraSettings
@@ -64,10 +64,9 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 def check_training(train: TrainSettings) -> list[str]:
     """Everything that is wrong with the training group itself."""
-    problems: list[str] = []
+    problems = train.loss_problems()
     if not train.output_dir:
         problems.append("--output_dir is missing: name a folder for the adapter, the checkpoints and the logs.")
-    _objective(train, problems)
     _numbers(train, problems)
     _steps(train, problems)
     _devices(train, problems)
@@ -76,12 +75,6 @@ def check_training(train: TrainSettings) -> list[str]:
     for name in _JSON_FLAGS:
         _json(name, getattr(train, name, None), problems)
     return problems
-
-
-def _objective(train: TrainSettings, problems: list[str]) -> None:
-    problems += train.loss_problems()
-    if train.label_smoothing_factor:
-        problems.append("--label_smoothing_factor is for next-token losses; DPO's is --label_smoothing.")
 
 
 def _numbers(train: TrainSettings, problems: list[str]) -> None:
@@ -100,10 +93,7 @@ def _numbers(train: TrainSettings, problems: list[str]) -> None:
         one_of(problems, name, getattr(train, name), _LOG_LEVELS)
     if train.max_steps <= 0:
         within(problems, "num_train_epochs", train.num_train_epochs, 0, above=True)
-    try:
-        _ = train.max_bytes
-    except ValueError:
-        problems.append(f"--max_memory {train.max_memory}: write a number and a unit, such as 2GB or 1500MiB.")
+    memory_size(problems, "max_memory", train.max_memory)
 
 
 def _steps(train: TrainSettings, problems: list[str]) -> None:
@@ -164,6 +154,8 @@ def _packages(train: TrainSettings, problems: list[str]) -> None:
 
 
 def _contradictions(train: TrainSettings, problems: list[str]) -> None:
+    if train.label_smoothing_factor:
+        problems.append("--label_smoothing_factor is for next-token losses; DPO's is --label_smoothing.")
     if train.bf16 and train.fp16:
         problems.append("At most one of --fp16 and --bf16 can be given: leave one of them out.")
     if train.bf16_full_eval and train.fp16_full_eval:

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import TrainingArguments
 from transformers.utils.import_utils import is_torch_hpu_available
 
 from preftree.config.dpo import DPOFields
+from preftree.config.sizes import size_in_bytes
 from preftree.distributed.sharding import Sharding, hide_from_accelerate, read_sharding
 from preftree.errors import SettingsError
 from preftree.train.losses import LOSSES
@@ -61,7 +61,7 @@ class DPOConfig(DPOFields, TrainingArguments):
     @property
     def max_bytes(self) -> int | None:
         """`max_memory` in bytes. ValueError where it is none."""
-        return convert_file_size_to_int(self.max_memory) if self.max_memory is not None else None
+        return None if self.max_memory is None else size_in_bytes(self.max_memory)
 
     @property
     def pairs_per_step(self) -> int:

@@ -51,11 +51,7 @@ def problems(line: str) -> list[str]:
 def test_the_cpu_recipe_parses_as_it_stands() -> None:
     settings = parse(CPU)
     train, lora = settings.train, settings.lora
-    assert (train.pairs_per_step, train.per_device_train_batch_size, train.gradient_accumulation_steps) == (
-        4,
-        2,
-        2,
-    )
+    assert (train.per_device_train_batch_size, train.gradient_accumulation_steps) == (2, 2)
     assert (train.learning_rate, train.max_steps, train.warmup_steps) == (5e-4, 1000, 100)
     assert (train.save_steps, train.logging_steps, train.lr_scheduler_type) == (10, 10, "cosine")
     assert train.bf16
@@ -71,7 +67,7 @@ def test_the_cpu_recipe_parses_as_it_stands() -> None:
 def test_the_gpu_recipe_parses_as_it_stands() -> None:
     settings = parse(GPU)
     assert settings.model.auth is True
-    assert settings.train.pairs_per_step == 8
+    assert settings.train.gradient_accumulation_steps == 8
     assert settings.lora.lora_all_linear
     assert settings.train.bf16
 
