@@ -1,6 +1,6 @@
 """What can go wrong because of what the user gave us, as one tree:
 
-    PreftreeError            anything a user can mend; the command line prints it and exits with 2
+    PreftreeError            anything a user can fix; the command line prints it and exits with 2
     ├── SettingsError        a flag, a YAML key, or two flags that contradict each other
     ├── DataError            a data file or its rows; carries every problem found, not only the first
     ├── ModelError           a model folder, its tokenizer, or LoRA targets that match nothing
@@ -20,7 +20,7 @@ from difflib import get_close_matches
 
 
 class PreftreeError(Exception):
-    """Base of all errors that the user can mend."""
+    """Base of all errors that the user can fix."""
 
 
 class SettingsError(PreftreeError, ValueError):

@@ -1,4 +1,4 @@
-"""One message and exit code 2 for what a user can mend; light imports until a stage runs."""
+"""One message and exit code 2 for what a user can fix; light imports until a stage runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_preftree_train_is_the_same_command(trained: list[Settings]) -> None:
     assert trained[0].lora.lora_target_modules == ["q", "v"]
 
 
-def test_what_a_user_can_mend_is_one_message(trained: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_user_can_fix_is_one_message(trained: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
     assert main_train([*BASE, "--lora_rnk", "3"]) == 2
     assert capsys.readouterr().err == (
         "error: --lora_rnk is not a setting of preftree train. Did you mean --lora_rank, --lora_r, --local_rank?\n"

@@ -31,7 +31,7 @@ class Progress:
             rate = done / (now - self.started)
             left = "?" if total is None or not rate else clock((total - done) / rate)
             of = "" if total is None else f"/{total}"
-            self._say(f"{self.label}{done}{of} {self.unit}, {rate:.3g} a second, {left} left")
+            self._say(f"{self.label}{done}{of} {self.unit}, {rate:.3g} per second, {left} left")
             self.said = now
         elif total is not None and done >= total and self.open_line:
             self._say("")

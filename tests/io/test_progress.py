@@ -42,7 +42,7 @@ def test_rate_and_time_left(time: Clock) -> None:
     report(25, 100)
     time.now += 1
     report(26, 100)  # too soon
-    assert out.getvalue() == "reading 25/100 rows, 2.5 a second, 0:30 left\n"
+    assert out.getvalue() == "reading 25/100 rows, 2.5 per second, 0:30 left\n"
 
 
 def test_on_a_terminal_one_line_is_rewritten_and_removed(time: Clock) -> None:
