@@ -17,7 +17,7 @@ DATA=${DATA:-Intel/orca_dpo_pairs}
 OUTPUT=${OUTPUT:-outputs/slurm-${SLURM_JOB_ID:-0}}
 PYTHON=${PYTHON:-.venv/bin/python}
 GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-8}}
-FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 
 RESUME=()
 if compgen -G "$OUTPUT/checkpoint-*" >/dev/null; then

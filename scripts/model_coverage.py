@@ -42,6 +42,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from torch import Tensor  # noqa: E402
+from transformers import AutoConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
 from preftree.config.train import parse_settings  # noqa: E402
@@ -216,7 +217,9 @@ def train(row: Row, folder: Path) -> None:
     }
     run(parse_settings([piece for flag, value in flags.items() for piece in (f"--{flag}", str(value))]))
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
-    row.first_loss = next(entry["loss"] for entry in log if "loss" in entry)
+    first = next(entry for entry in log if "loss" in entry)
+    config = AutoConfig.from_pretrained(folder / "model")
+    row.first_loss = first["loss"] - getattr(config, "router_aux_loss_coef", 0.0) * first.get("aux_loss", 0.0)
     row.trains = (folder / "out" / "adapter_model.safetensors").is_file()
 
 

@@ -17,6 +17,9 @@ from preftree.forest import Pair
 
 #: Steps in a row that may be skipped.
 PATIENCE = 3
+#: Devices on which reading a number costs little. On others (lazy mode) it would end the graph in every step: there
+#: only weights are looked at, before they are saved.
+READ_EACH_STEP = ("cpu", "cuda")
 #: No weight of an adapter or a model is anywhere near this.
 HUGE = 1e4
 
@@ -46,6 +49,8 @@ class FiniteGuard:
         Raises:
             RunError: `PATIENCE` steps in a row were not finite; with a diagnosis.
         """
+        if loss.device.type not in READ_EACH_STEP:
+            return True
         bad = _not_finite(loss, trained if self.gradients else ())
         if bad is None:
             self.in_a_row = 0

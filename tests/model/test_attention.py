@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest, Shape, pad_forest
 from preftree.model.attention import BACKENDS, Attend, Rules, flex, masked, tiles, varlen
 from tests.support import kernels
@@ -88,16 +89,17 @@ def trained(numbers: list[float]) -> Tensor:
 
 @st.composite
 def rules(draw: st.DrawFn, heads: int) -> Rules:
-    """Any combination of window, chunk, softcap, ALiBi and sinks."""
+    """Any combination of window, chunk, softcap and one of ALiBi and sinks."""
     sinks = st.lists(st.sampled_from((-1.0, 0.5, 3.0)), min_size=heads, max_size=heads)
     slopes = st.lists(st.sampled_from((0.0, 0.0625, 0.5, 1.0)), min_size=heads, max_size=heads)
+    alibi = draw(st.booleans())
     return Rules(
         scale=draw(st.sampled_from((SIZE**-0.5, 0.3))),
         window=draw(st.one_of(st.none(), st.integers(1, 12))),
         chunk=draw(st.one_of(st.none(), st.none(), st.integers(1, 12))),
         softcap=draw(st.sampled_from((None, 1.5))),
-        slopes_H=draw(st.one_of(st.none(), slopes.map(lambda s: torch.tensor(s, dtype=torch.float64)))),
-        sinks_H=draw(st.one_of(st.none(), sinks.map(trained))),
+        slopes_H=draw(slopes.map(lambda s: torch.tensor(s, dtype=torch.float64))) if alibi else None,
+        sinks_H=None if alibi else draw(st.one_of(st.none(), sinks.map(trained))),
     )
 
 
@@ -108,6 +110,11 @@ def problems(draw: st.DrawFn) -> tuple[Forest, QKV, Rules, int]:
     seed = draw(st.integers(0, 1000))
     qkv = inputs(forest, heads, key_heads, seed, torch.float64, draw(st.sampled_from((SIZE, 2, 6))))
     return forest, qkv, draw(rules(heads)), seed
+
+
+def test_alibi_beside_sinks_is_refused() -> None:
+    with pytest.raises(ModelError, match="both ALiBi and sinks"):
+        Rules(scale=1.0, slopes_H=torch.ones(1), sinks_H=torch.ones(1))
 
 
 def refused(name: str, rule: Rules) -> bool:

@@ -13,7 +13,7 @@ from preftree.prepare.templates import chat_template
 from tests.support import tiny
 
 
-def rendered(name: str, system: str, *turns: tuple[str, str]) -> str:
+def rendered(name: str, system: str | None, *turns: tuple[str, str]) -> str:
     tokenizer = tiny.word_tokenizer(chat_template(name))
     chat = Chat(tokenizer)
     return chat.prompt(chat.messages(system, [Turn(*turn) for turn in turns]))
@@ -22,7 +22,7 @@ def rendered(name: str, system: str, *turns: tuple[str, str]) -> str:
 def test_llama_2_as_in_metas_repository() -> None:
     asked = rendered("llama-2", "Be kind.", ("user", "Who?"))
     assert asked == "<bos>[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWho? [/INST]"
-    assert rendered("llama-2", "", ("user", " Who? ")) == "<bos>[INST] Who? [/INST]"
+    assert rendered("llama-2", None, ("user", " Who? ")) == "<bos>[INST] Who? [/INST]"
     several = rendered("llama-2", "S", ("user", "A"), ("assistant", "B"), ("user", "C"))
     assert several == "<bos>[INST] <<SYS>>\nS\n<</SYS>>\n\nA [/INST] B <eos><bos>[INST] C [/INST]"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from preftree.errors import ModelError
 from preftree.forest import Forest
 
 
@@ -27,6 +28,11 @@ class Rules:
     softcap: float | None = None
     slopes_H: Tensor | None = None
     sinks_H: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # Backends leave out of ALiBi what is equal for all keys of a query; beside a sink it would count.
+        if self.slopes_H is not None and self.sinks_H is not None:
+            raise ModelError("attention with both ALiBi and sinks is not supported over trees; no known model has both")
 
     @property
     def reach(self) -> tuple[int | None, int | None]:
