@@ -215,11 +215,12 @@ def train(row: Row, folder: Path) -> None:
         "per_device_train_batch_size": 4,
         "torch_dtype": "float32",
     }
+    if getattr(AutoConfig.from_pretrained(folder / "model"), "router_aux_loss_coef", None):
+        flags["router_aux_loss_coef"] = 0  # else it is part of the loss, which then starts above ln 2
     run(parse_settings([piece for flag, value in flags.items() for piece in (f"--{flag}", str(value))]))
     log = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
     first = next(entry for entry in log if "loss" in entry)
-    config = AutoConfig.from_pretrained(folder / "model")
-    row.first_loss = first["loss"] - getattr(config, "router_aux_loss_coef", 0.0) * first.get("aux_loss", 0.0)
+    row.first_loss = first["loss"]
     row.trains = (folder / "out" / "adapter_model.safetensors").is_file()
 
 
