@@ -316,11 +316,19 @@ def document(rows: Sequence[Row], total: int, commit: str) -> str:
     ) + table(rows)
 
 
+def _kept_rows(path: Path | None, commit: str) -> list[Row]:
+    """What an interrupted run of the same commit found."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []
+    entries = [json.loads(line) for line in lines]
+    return [Row(**entry) for entry in entries if entry.pop("commit") == commit]
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("families", nargs="*", help="families to examine; all of them, into --out, by default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models.md")
+    parser.add_argument("--rows", type=Path, help="keep what was found in this file, and go on with it next time")
     parser.add_argument("--no_training", action="store_true", help="measure log-probs and gradients only")
     args = parser.parse_args()
     torch.set_num_threads(1)  # processes are forked from this one
@@ -336,8 +344,12 @@ def main() -> int:
         usable()
         examine("llama", [measure])
         asked = args.families or families.all_families()
+        kept = {row.family: row for row in _kept_rows(args.rows, commit)}
         for family in asked:
-            rows.append(row := examine_apart(family, steps))
+            rows.append(row := kept.get(family) or examine_apart(family, steps))
+            if args.rows and family not in kept:
+                with open(args.rows, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"commit": commit, **dataclasses.asdict(row)}) + "\n")
             print(table([row]).splitlines()[-1], flush=True)
             if row.traceback:
                 print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)

@@ -10,6 +10,7 @@ Shape suffixes: P pairs, R rows that the routers see (tokens of a forest, or of 
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,12 +41,14 @@ class RouterLoss:
 
     @classmethod
     def of(cls, scorer: Scorer) -> RouterLoss | None:
-        """None for a model that is no mixture, or does not ask for the loss."""
+        """None for a model that is no mixture, does not ask for the loss, or has one of another form (Doge)."""
         causal: PreTrainedModel = scorer.causal
         config = causal.config.get_text_config()
         coefficient = getattr(config, "router_aux_loss_coef", 0.0)
         function = getattr(sys.modules[type(causal).__module__], "load_balancing_loss_func", None)
         if not getattr(config, "output_router_logits", False) or not coefficient or function is None:
+            return None
+        if list(inspect.signature(function).parameters) != ["gate_logits", "num_experts", "top_k", "attention_mask"]:
             return None
         return cls(scorer, function, int(config.num_experts_per_tok), float(coefficient))
 
@@ -71,6 +74,8 @@ class RouterLoss:
             passes: what `recording` gave for `forest`.
             pairs: each pair's answers, as positions in the forest's layout.
         """
+        if not passes:  # without a mixture among its layers
+            return torch.zeros(len(pairs), device=forest.device)
         logits = tuple(torch.cat([each.flatten(0, -2) for each in layer]) for layer in zip(*passes, strict=True))
         counts_LR = forest.cached(("router", self.scorer.name), lambda: self._counts(forest, len(logits[0])))
         parts = [

@@ -117,6 +117,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "diffllama": {"attention_dropout": 0.0},  # refuses any other value
     "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "layer_types": _SLIDING},
+    "dots3_note": {"text_config": {"per_layer_config": {}}},
+    "dots3_note_text": {"per_layer_config": {}},
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_dense": {"head_dim": 16},
