@@ -75,8 +75,7 @@ def run(attend, leaves, forest: Forest, rules: Rules, seed: int) -> list[torch.T
     heads=st.sampled_from(((1, 1), (3, 1), (4, 2), (2, 2))),
     size=st.sampled_from((16, 48, 64)),
     value_size=st.sampled_from((None, 16, 32)),
-    alibi=st.booleans(),
-    sinks=st.booleans(),
+    extra=st.sampled_from((None, "alibi", "sinks")),
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 99),
 )
@@ -85,15 +84,14 @@ def test_values_and_gradients(
     heads: tuple[int, int],
     size: int,
     value_size: int | None,
-    alibi: bool,
-    sinks: bool,
+    extra: str | None,
     dtype: torch.dtype,
     seed: int,
 ) -> None:
     rules = Rules(
         scale=size**-0.5,
-        slopes_H=torch.linspace(0.0, 0.5, heads[0]) if alibi else None,
-        sinks_H=torch.linspace(-1.0, 4.0, heads[0]).to(dtype).requires_grad_() if sinks else None,
+        slopes_H=torch.linspace(0.0, 0.5, heads[0]) if extra == "alibi" else None,
+        sinks_H=torch.linspace(-1.0, 4.0, heads[0]).to(dtype).requires_grad_() if extra == "sinks" else None,
     )
     leaves = qkv(forest, heads, size, seed, dtype, value_size)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
