@@ -220,7 +220,7 @@ class PreftreeLM(HFLM):
     def _tolerance(self, request: Instance) -> float:
         """How far two computations of one answer may be apart."""
         tokens = len(self.tokenizer(request.args[1], add_special_tokens=False)["input_ids"])
-        return self.scorer.truth.tolerance * max(1, tokens)
+        return self.scorer.check.tolerance * max(1, tokens)
 
     def _shard(self, missing: Mapping[str, Instance]) -> list[str]:
         """This process's shard of the requests. Texts with a common prefix stay together: it is computed once."""

@@ -1,8 +1,8 @@
 """The concept: token trees, forests packed to a token budget, and one integer a token for the mask.
 
 Torch only. `tree` merges prompts into trees, `pack` cuts a batch into forests, `forest` lays them out,
-`balance` shares a batch out to ranks, and `pairs` does all of it for preference pairs; `stream` is the one
-forest of any number of requests to be scored.
+`balance` shards a batch across ranks, `pad` pads forests to a fixed shape, and `pairs` does all of it for preference
+pairs; `stream` is the one forest of any number of requests to be scored.
 """
 
 from preftree.forest.forest import Forest, Segment, Shape, idle_forest, upload

@@ -1,7 +1,7 @@
-"""Share the sequences of one step out to several ranks: equal work, and prompts that are shared stay together.
+"""Shard the bundles of one step across ranks: equal work, and bundles with a common prompt stay together.
 
-The slowest rank sets the pace, so what counts is the largest share. Everything here depends on the contents of
-the batch alone, so that every rank finds the same shares without asking the others.
+The slowest rank sets the pace, so what counts is the largest shard. Everything here depends on the contents of the
+batch alone, so that every rank finds the same shards without communication.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from preftree.forest.tree import common_prefix
 
 
 def balance(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int], parts: int) -> list[list[int]]:
-    """Indices of bundles for each of `parts` ranks, in rising order; ranks may go without.
+    """Indices of the bundles of each of `parts` ranks, in ascending order; a rank's list may be empty.
 
-    Largest first onto the rank with the least (LPT, Graham 1969: at most 4/3 of the best possible). What is dealt
-    is not single bundles but runs of bundles that save at least half of their tokens beside each other, as long as
-    a run is no more than a fair share.
+    Largest first to the rank with the least so far (LPT, Graham 1969: at most 4/3 of the best possible). What is
+    assigned is not single bundles but runs of bundles that save at least half of their tokens in one tree, as long as
+    a run is not larger than the average shard.
 
     Args:
-        prompts: of each bundle what a tree may hold once for several of them.
+        prompts: the part of each bundle that several bundles may share.
         sizes: tokens of each bundle, prompt and answers.
         parts: number of ranks.
     """
     if parts == 1:
         return [list(range(len(prompts)))]
     loads = [(0, part) for part in range(parts)]
-    shares: list[list[int]] = [[] for _ in range(parts)]
+    shards: list[list[int]] = [[] for _ in range(parts)]
     for tokens, run in sorted(_runs(prompts, sizes, parts), key=lambda item: (-item[0], item[1])):
         load, part = heapq.heappop(loads)
-        shares[part] += run
+        shards[part] += run
         heapq.heappush(loads, (load + tokens, part))
-    return [sorted(share) for share in shares]
+    return [sorted(shard) for shard in shards]
 
 
 def _runs(prompts: Sequence[tuple[int, ...]], sizes: Sequence[int], parts: int) -> list[tuple[int, list[int]]]:

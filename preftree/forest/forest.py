@@ -163,7 +163,7 @@ class Forest:
         return [self.segments[i] for i in (*self.ancestors(segment), segment)]
 
     def unrolled(self) -> list[Tensor]:
-        """Each leaf as the single sequence it stands for (path and continuation), in layout order."""
+        """Each leaf as a single sequence, path and continuation, in layout order."""
         paths = map(self.path_segments, self.leaf_segments)
         return [torch.cat([self.input_ids_T[part.start : part.end] for part in path]) for path in paths]
 

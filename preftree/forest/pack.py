@@ -20,8 +20,8 @@ def pack(
 ) -> list[list[Bundle]]:
     """Groups of bundles, each of at most `budget` tree tokens, and such that `fits` is true, where that is possible.
 
-    Bundles with a common beginning are kept side by side, so that sharing survives the cut; then the groups
-    are put together, largest first, as long as they fit. Depends on the contents of the batch, not its order.
+    Bundles with a common prefix are kept together, so that sharing survives the cut; then the groups are merged,
+    largest first, as long as they fit. Depends on the contents of the batch, not its order.
     """
     if budget < 1:
         raise ValueError(f"the token budget must be at least 1, got {budget}")

@@ -1,6 +1,6 @@
 """Forests padded to one shape, for devices that compile for each shape they meet.
 
-Padding stands behind the real tokens and leaves. A padding token sees only itself (`subtree_end[k] = k + 1`); a padding
+Padding comes after the real tokens and leaves. A padding token sees only itself (`subtree_end[k] = k + 1`); a padding
 scored token belongs to a leaf one past the last, which nobody reads.
 """
 

@@ -34,8 +34,8 @@ def forests_of_pairs(
     An answer that several pairs of a forest have to one prompt is one leaf under the name of each of them.
 
     Args:
-        budget: most tokens of a forest.
-        shape: pad all of them to this one, which has room for single pairs at least.
+        budget: maximum tokens per forest; a pair that is larger gets a forest of its own.
+        shape: pad every forest to it; at least every single pair must fit.
     """
     bundles = bundles_of_pairs(pairs)
     if shape is None:

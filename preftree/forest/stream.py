@@ -1,14 +1,13 @@
 """Many requests as one stream: the trie of all of them, depth first, cut wherever the budget is full.
 
-A request is a context and a continuation whose log-prob is wanted. Everything that requests have in common
-stands once: a few-shot prefix with its questions, a question with its options, options that begin alike. The
-last token of a continuation predicts nothing, so it is not in the stream at all, and options of one token cost
-nothing beyond their question.
+A request is a context and a continuation whose log-prob is wanted. Every common prefix occurs once: few-shot examples
+under which there are many questions, a question with its options, options that share their first tokens. The last
+token of a continuation predicts nothing, so it is not in the stream at all, and options of one token cost nothing
+beyond their question.
 
-The stream is cut into stretches of at most a budget of tokens. A cut may fall anywhere, inside a prefix too:
-the path that leads to the next token goes along as the known beginning of the next stretch, whose keys and
-values the model has kept. So every token of the trie is computed exactly once, whatever the budget, and memory
-is bounded by it.
+The stream is cut into stretches of at most a budget of tokens. A cut may fall anywhere, even inside a prefix: the path
+that leads to the next token is the known prefix of the next stretch, and its keys and values have been kept. So every
+token of the trie is computed exactly once, whatever the budget, and the budget bounds memory.
 
 Shape suffixes: N tokens of the stream, K known and T fresh tokens of a stretch, R rows to be scored, S scored tokens.
 """
@@ -81,7 +80,7 @@ class Stream:
     def __init__(self, requests: Sequence[ScoreRequest]) -> None:
         paths = [_key(request) for request in requests]
         order = sorted(range(len(requests)), key=paths.__getitem__)
-        shared = shared_beginnings([paths[i] for i in order])
+        shared = common_prefixes([paths[i] for i in order])
         total = sum(len(paths[i]) // 4 - h for i, h in zip(order, shared, strict=True))
         longest = max((len(path) // 4 for path in paths), default=0)
         self.id_N = torch.zeros(total, dtype=torch.int32)
@@ -159,10 +158,10 @@ def split_paths(paths: Sequence[bytes], parts: int) -> list[list[int]]:
     """Indices of `paths` for several processes: neighbours in the trie stay together, its tokens are split evenly.
 
     Args:
-        paths: four bytes a token, big-endian.
+        paths: four bytes per token, big-endian.
     """
     order = sorted(range(len(paths)), key=paths.__getitem__)
-    shared = shared_beginnings([paths[i] for i in order])
+    shared = common_prefixes([paths[i] for i in order])
     fresh = [len(paths[i]) // 4 - h for i, h in zip(order, shared, strict=True)]
     total, seen = max(1, sum(fresh)), 0
     found: list[list[int]] = [[] for _ in range(parts)]
@@ -172,7 +171,7 @@ def split_paths(paths: Sequence[bytes], parts: int) -> list[list[int]]:
     return found
 
 
-def shared_beginnings(sorted_paths: Sequence[bytes]) -> list[int]:
+def common_prefixes(sorted_paths: Sequence[bytes]) -> list[int]:
     """For each path the number of tokens that it has in common with the one before it."""
     shared = [0] * len(sorted_paths)
     for i in range(1, len(sorted_paths)):

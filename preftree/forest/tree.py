@@ -2,7 +2,7 @@
 
 A `Bundle` is what a batch is made of: one prompt with the continuations that must be scored together (a
 preference pair, K ranked answers, the options of a question). `grow` merges the prompts of many bundles into
-trees, so that equal prompts, and equal beginnings of prompts (a system turn, a few-shot prefix), stand once, and so
+trees, so that equal prompts, and common prefixes of prompts (a system turn, few-shot examples), occur once, and so
 does an answer that several bundles give to one prompt (the best of K, in a pair with each of the others).
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-#: Shortest common beginning that is worth a segment of its own. Sharing fewer tokens saves less than the
+#: Shortest common prefix that is worth a segment of its own. Sharing fewer tokens saves less than the
 #: extra segment costs in attention tiles. Equal prompts are merged whatever their length.
 MIN_SHARED = 8
 
@@ -64,7 +64,7 @@ class Node:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
-    """Length of the common beginning of `a` and `b`, given that the first `start` tokens agree."""
+    """Length of the common prefix of `a` and `b`, given that the first `start` tokens agree."""
     end = min(len(a), len(b))
     if a[start:end] == b[start:end]:
         return end
@@ -72,10 +72,10 @@ def common_prefix(a: Sequence[int], b: Sequence[int], start: int = 0) -> int:
 
 
 def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
-    """Merge bundles into trees: equal prompts always, equal beginnings of at least `min_shared` tokens.
+    """Merge bundles into trees: equal prompts always, common prefixes of at least `min_shared` tokens.
 
-    Equal continuations of equal prompts become one leaf with several names. Those that only begin alike stay apart.
-    The result does not depend on the order of `bundles`, only the order of equal prompts' leaves does.
+    Equal continuations of equal prompts become one leaf with several names. Those that only share a
+    prefix stay separate. The result does not depend on the order of `bundles`; the order of equal prompts' leaves does.
     """
     answers: dict[tuple[int, ...], dict[tuple[int, ...], Node]] = {}
     for bundle in bundles:
@@ -89,7 +89,7 @@ def grow(bundles: Sequence[Bundle], min_shared: int = MIN_SHARED) -> list[Node]:
 def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], min_shared: int) -> list[Node]:
     """Trees for sorted (prompt, leaves) entries."""
     trees: list[Node] = []
-    # Entries whose first `depth` tokens are equal and stand above, and where what follows them goes.
+    # Entries whose first `depth` tokens are equal and laid out already, and where what follows them goes.
     waiting = [(entries, 0, trees)]
     while waiting:
         entries, depth, into = waiting.pop()
@@ -104,7 +104,7 @@ def _branch(entries: list[tuple[tuple[int, ...], list[Node]]], min_shared: int) 
             groups.setdefault(entry[0][fork : fork + 1], []).append(entry)
         if fork - depth >= min_shared:
             trunk = Node(entries[0][0][depth:fork])
-            for _, leaves in groups.pop((), []):  # at most one: a prompt that is itself the beginning of others
+            for _, leaves in groups.pop((), []):  # at most one: a prompt that is itself a prefix of others
                 trunk.children += leaves
             into.append(trunk)
             depth, into = fork, trunk.children

@@ -1,4 +1,4 @@
-"""The one door: `scorer = attach(model)`, then `scorer(forest)`, in training, the reference pass and evaluation.
+"""The one opener: `scorer = attach(model)`, then `scorer(forest)`, in training, the reference pass and evaluation.
 
 A model is attached once: a small forest is scored by the path that is likely fastest and by the model's own plain
 forward on single sequences. If they differ, or the path cannot run, the next one is tried (see `paths`).
@@ -26,7 +26,7 @@ from preftree.model.attention import BACKENDS, FOR_DEVICE, MEASURED, Rules, timi
 from preftree.model.logprob import TokenStats
 from preftree.model.patch import Patches, undo_patches
 from preftree.model.paths import SEQUENCES, OpenPath, open_path
-from preftree.model.selfcheck import Truth
+from preftree.model.selfcheck import SelfCheck
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,7 @@ class LeafLogprobs:
 
     Args:
         token_S: log p of each scored token.
-        forest: what they were computed over; padding stands behind its real tokens and leaves.
+        forest: what they were computed over; padding comes after its real tokens and leaves.
     """
 
     token_S: Tensor
@@ -72,14 +72,14 @@ class Scorer:
         model: as it was given to `attach`.
         name: of the path: a tree backend, "padded" or "plain".
         reason: why this path, and why not those before it.
-        truth: what it was checked against.
-        door: opens the path.
+        check: what it was checked against.
+        opener: opens the path.
     """
 
-    def __init__(self, model: nn.Module, name: str, reason: str, truth: Truth, door: Door) -> None:
-        self.model, self.causal = model, door.causal
-        self.name, self.reason, self.truth = name, reason, truth
-        self._door, self._closed = door, False
+    def __init__(self, model: nn.Module, name: str, reason: str, check: SelfCheck, opener: PathOpener) -> None:
+        self.model, self.causal = model, opener.causal
+        self.name, self.reason, self.check = name, reason, check
+        self._opener, self._closed = opener, False
 
     def __call__(self, forest: Forest, stats: TokenStats | None = None) -> LeafLogprobs:
         """Log-probs of every continuation in `forest`, which is on the model's device; differentiable.
@@ -101,7 +101,7 @@ class Scorer:
         """
         if self._closed:
             raise ModelError(f"this scorer of {type(self.causal).__name__} was closed; attach the model again")
-        return self._door.open(self.name)
+        return self._opener.open(self.name)
 
     @property
     def shares_prompts(self) -> bool:
@@ -111,7 +111,7 @@ class Scorer:
     def close(self) -> None:
         """Put the model back as it was before `attach`; the second time does nothing."""
         self._closed = True
-        self._door.close()
+        self._opener.close()
 
     def __enter__(self) -> Self:
         return self
@@ -144,10 +144,10 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
     causal = causal_model(model)
     undo_patches(causal)
     candidates, refused = _candidates(causal, attention, fixed_shapes)
-    door = Door(causal, selfcheck.own_attention(causal), room)
+    opener = PathOpener(causal, selfcheck.own_attention(causal), room)
     with evaluating(causal):
-        truth = selfcheck.truth(causal)
-        agreed, failed = _check(door, candidates, truth)
+        check = selfcheck.of_model(causal)
+        agreed, failed = _check(opener, candidates, check)
         refusals = [*refused, *failed]
         if not agreed:
             raise ModelError(
@@ -155,13 +155,13 @@ def attach(model: nn.Module, attention: str = "auto", *, fixed_shapes: bool = Fa
             )
         times = _time(causal, tuple(agreed))
         name = timing.fastest(times) if times else next(iter(agreed))
-        path = door.open(name)
+        path = opener.open(name)
     agreement = f"agrees with the model's plain forward to {agreed[name]:.1g}"
     reason = "; ".join(filter(None, [*refusals, timing.described(times), agreement, path.note]))
-    return Scorer(model, name, reason, truth, door)
+    return Scorer(model, name, reason, check, opener)
 
 
-class Door:
+class PathOpener:
     """Patches a model for one path at a time.
 
     Args:
@@ -212,7 +212,7 @@ def _candidates(causal: PreTrainedModel, attention: str, fixed_shapes: bool) -> 
     return [name for name in wanted if kinds[name] not in refused], [f"{what}: {why}" for what, why in refused.items()]
 
 
-def _check(door: Door, candidates: Sequence[str], truth: Truth) -> tuple[dict[str, float], list[str]]:
+def _check(opener: PathOpener, candidates: Sequence[str], check: SelfCheck) -> tuple[dict[str, float], list[str]]:
     """Step 2: which paths agree with the model and to how many nats, and why others do not.
 
     Ends with the first that agrees, or with the last tree where trees are timed.
@@ -220,19 +220,19 @@ def _check(door: Door, candidates: Sequence[str], truth: Truth) -> tuple[dict[st
     agreed: dict[str, float] = {}
     refusals: list[str] = []
     for name in candidates:
-        if agreed and (name in SEQUENCES or door.causal.device.type not in MEASURED):
+        if agreed and (name in SEQUENCES or opener.causal.device.type not in MEASURED):
             break
         try:
-            error = truth.error(door.open(name).score)
+            error = check.error(opener.open(name).score)
         except Exception as problem:  # whatever a foreign model does, the next path may still work
-            door.close()
+            opener.close()
             refusals.append(f"{name}: {type(problem).__name__}: {problem}".splitlines()[0])
             continue
-        if error <= truth.tolerance:
+        if error <= check.tolerance:
             agreed[name] = error
         else:
-            door.close()
-            refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {truth.tolerance:.2g})")
+            opener.close()
+            refusals.append(f"{name}: log-probs off by {error:.2g} on a test forest (allowed {check.tolerance:.2g})")
     return agreed, refusals
 
 

@@ -1,4 +1,4 @@
-"""What every path is held against before it is used: a small forest, scored by the model's own plain forward."""
+"""What every path is compared with before it is used: a small forest, scored by the model's own plain forward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHANGED = (0, 2, 4)
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
+class SelfCheck:
     """What the model itself says of a forest.
 
     Args:
@@ -58,7 +58,7 @@ class Truth:
         return float(moved_S.max())
 
 
-def truth(causal: PreTrainedModel) -> Truth:
+def of_model(causal: PreTrainedModel) -> SelfCheck:
     """Score the probe with the model as it is; call it in evaluation mode, without gradients.
 
     Random tokens have log-probs of about −log V; a wrong mask or position moves them by tenths and more. Float64
@@ -81,7 +81,7 @@ def truth(causal: PreTrainedModel) -> Truth:
             tolerance = 2e-3 if exact else 1e-4
     finally:
         patches.undo()
-    return Truth(probe, expected_S, tolerance, tolerance if has_experts(causal) else tolerance / 20)
+    return SelfCheck(probe, expected_S, tolerance, tolerance if has_experts(causal) else tolerance / 20)
 
 
 def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> float:
@@ -144,7 +144,7 @@ def probe_forest(causal: PreTrainedModel) -> Forest:
 
 
 def _with_other_answers(probe: Forest) -> Forest:
-    """The probe with other tokens in the leaves `CHANGED`, each of which stands before one that stays."""
+    """The probe with other tokens in the leaves `CHANGED`, each of which precedes one that stays."""
     ids = list(probe.tokens)
     for segment in probe.segments:
         if segment.leaf is not None and probe.leaf_ids[segment.leaf] in CHANGED:

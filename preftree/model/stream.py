@@ -42,7 +42,7 @@ class PathTooLong(ModelError):
         self.request, self.tokens = request, tokens
 
 
-class Memory:
+class KVCache:
     """Keys and values of the known path, by layer, in the order in which a forward pass calls its layers."""
 
     def __init__(self, attend_fresh: AttendFresh) -> None:
@@ -78,16 +78,16 @@ def can_stream(scorer: Scorer) -> tuple[bool, str]:
     """Is a stream, cut at awkward places, scored as the model's own forward scores single sequences? And why?"""
     if not scorer.shares_prompts:
         return False, scorer.reason
-    truth, probe = scorer.truth, scorer.truth.probe
+    check, probe = scorer.check, scorer.check.probe
     requests = [
         ScoreRequest(tuple(ids[:-n].tolist()), tuple(ids[-n:].tolist()))
         for ids, n in zip(probe.unrolled(), probe.leaf_lengths, strict=True)
     ]
-    expected = [float(part.sum()) for part in truth.expected_S.split(probe.leaf_lengths)]
+    expected = [float(part.sum()) for part in check.expected_S.split(probe.leaf_lengths)]
     found = score_requests(scorer, requests, budget=7)
     error = max(abs(a.logprob - e) / n for a, e, n in zip(found, expected, probe.leaf_lengths, strict=True))
-    reason = f"log-probs off by {error:.1g} per token on a test stream (allowed {truth.tolerance:.1g})"
-    return error <= truth.tolerance, reason
+    reason = f"log-probs off by {error:.1g} per token on a test stream (allowed {check.tolerance:.1g})"
+    return error <= check.tolerance, reason
 
 
 def score_requests(
@@ -154,7 +154,7 @@ class _Pass:
     ) -> None:
         self.scorer, self.path, self.names, self.finished = scorer, path, names, finished
         mine = [requests[name] for name in names]
-        self.stream, self.memory = Stream(mine), Memory(path.backend.attend_fresh)
+        self.stream, self.memory = Stream(mine), KVCache(path.backend.attend_fresh)
         self.logprob_N = torch.zeros(len(mine), dtype=torch.float64)
         self.greedy_N = torch.ones(len(mine), dtype=torch.bool)
         self.left_N = torch.tensor([len(request.continuation) for request in mine])

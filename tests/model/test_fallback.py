@@ -17,7 +17,7 @@ from preftree.forest import Bundle, Forest
 from preftree.model.attention import BACKENDS, Backend, Rules
 from preftree.model.cpu import linear
 from preftree.model.score import Scorer, attach, causal_model, leaf_logprobs
-from preftree.model.selfcheck import Truth
+from preftree.model.selfcheck import SelfCheck
 from tests.support import tiny
 from tests.support.strategies import random_batch
 
@@ -179,7 +179,7 @@ def test_scorers_of_one_model_take_turns() -> None:
 def test_a_model_that_cannot_be_attached_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny.gemma2()
     before = state(model)
-    monkeypatch.setattr(Truth, "error", lambda *_: float("nan"))
+    monkeypatch.setattr(SelfCheck, "error", lambda *_: float("nan"))
     with pytest.raises(ModelError, match="no way of scoring agrees"):
         attach(model)
     assert state(model) == before

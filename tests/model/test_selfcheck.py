@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from preftree.forest import Forest
 from preftree.model.attention import BACKENDS, Backend, Rules
 from preftree.model.score import attach
-from preftree.model.selfcheck import truth
+from preftree.model.selfcheck import of_model
 from tests.support import families, tiny
 
 
@@ -44,7 +44,7 @@ def test_a_leak_that_is_smaller_than_the_tolerance_is_noticed(monkeypatch: pytes
 def test_half_precision_has_no_fixed_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "skewed", Backend(skewed))
     model = calm(torch.bfloat16)
-    assert truth(model).tolerance < 0.1
+    assert of_model(model).tolerance < 0.1
     scorer = attach(model, "skewed")
     assert scorer.name == "padded"
     assert scorer.reason.startswith("skewed: log-probs off by 0.0")

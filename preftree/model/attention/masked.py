@@ -71,8 +71,8 @@ def _with_sinks(
 
 
 def _mask(forest: Forest, rules: Rules, dtype: torch.dtype, as_bias: bool) -> Tensor:
-    """The mask of a forest, made once for all layers with the same window: booleans (T, T), or with ALiBi, or where
-    the kernel wants it so, what is added to the scores, (1, H or 1, T, T)."""
+    """The mask of a forest, made once for all layers whose tokens see as far: booleans (T, T), or with ALiBi, or
+    where the kernel takes no booleans, what is added to the scores, (1, H or 1, T, T)."""
     if rules.slopes_H is None and not as_bias:
         return forest.cached(("masked", rules.reach), lambda: forest.dense_mask(*rules.reach))
     key = ("masked", rules.reach, dtype, rules.slopes_H)  # a tensor is itself, whatever it holds

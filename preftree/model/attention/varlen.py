@@ -1,7 +1,7 @@
 """Attention by variable-length flash attention: one causal sequence a chain of segments, its path as keys.
 
-A chain is a segment followed by its first child, that child's first child, and so on: their tokens stand side by
-side, so they are the queries of one sequence, whose keys are what stands above the chain and the chain itself. With
+A chain is a segment followed by its first child, that child's first child, and so on: their tokens are adjacent, so
+they are the queries of one sequence, whose keys are the chain's ancestors and the chain itself. With
 the mask aligned to the last query and key, causality and the sliding window are those of the path. Keys and values of
 shared prompts are gathered once for each chain below them.
 

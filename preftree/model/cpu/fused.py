@@ -1,6 +1,6 @@
 """Norms and gated activations in one pass over memory, on the CPU in float32 or bfloat16; faster products.
 
-A model's own modules stay as they are; the ones that a kernel can stand in for get another `forward`, after both have
+A model's own modules stay as they are; those that a kernel can replace get another `forward`, after both have
 been compared on random rows.
 """
 
@@ -25,7 +25,7 @@ PACKED_SHARE = 1 / 8
 
 
 def pack_weights(model: nn.Module, patches: Patches, room: int) -> str:
-    """Keep the frozen weights of linear layers in the order that the CPU's products want, if there is room; the reason.
+    """Keep frozen linear weights in the layout of the CPU's matrix products as well, if memory allows; the reason.
 
     Args:
         room: bytes that are free, of which copies may take `PACKED_SHARE`.
@@ -64,7 +64,7 @@ def _frozen(module: nn.Module) -> bool:
 
 
 def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
-    """The forward that may stand in for a module's, and the width of its input."""
+    """The forward that may replace a module's, and the width of its input."""
     weight = getattr(module, "weight", None)
     if _dtype(module) not in KERNEL_DTYPES:
         return None

@@ -17,7 +17,7 @@ from transformers.models.bloom.modeling_bloom import _get_alibi_slopes, dropout_
 from preftree.errors import ModelError
 from preftree.model.attention import Rules
 from preftree.model.families.interface import in_one_dtype, mask_body
-from preftree.model.families.mask import ForestMask
+from preftree.model.families.mask import NO_DROPOUT, ForestMask
 from preftree.model.patch import Patches
 
 
@@ -47,7 +47,7 @@ def _attention(
         )
         return stock
     if self.training and self.attention_dropout.p:
-        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+        raise ModelError(NO_DROPOUT)
     forest = attention_mask.forest
     slopes_H = forest.cached(("bloom", self.num_heads), lambda: _get_alibi_slopes(self.num_heads, forest.device))
     rules = Rules(scale=self.inv_norm_factor, slopes_H=slopes_H)

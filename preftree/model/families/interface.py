@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from transformers.utils import logging
 from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
-from preftree.model.families.mask import ForestMask, ForestPass, mask_interface, run, running
+from preftree.model.families.mask import NO_DROPOUT, ForestMask, ForestPass, mask_interface, run, running
 from preftree.model.patch import Patches
 
 #: Our implementations, by what they do without a forest.
@@ -105,11 +106,12 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    **options: object,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """Query (1, H, T, D), key and value (1, K, T, D) to (1, T, H, D)."""
     if isinstance(attention_mask, ForestMask):
-        return _forest_attention(module, query, key, value, attention_mask, **options), None  # type: ignore[arg-type]
+        rules, heads = _rules(module, query.shape[-1], attention_mask, options), (query[0], key[0], value[0])
+        return in_one_dtype(attention_mask.attend, heads, attention_mask.forest, rules)[None], None
     if running() is not None:
         raise ModelError(f"attention of {type(module).__name__} is given no mask, so that trees cannot reach it")
     stock = sdpa_attention_forward
@@ -118,33 +120,17 @@ def _attention(
     return stock(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
 
 
-def _forest_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: ForestMask,
-    *,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **others: object,
-) -> Tensor:
-    unknown = [name for name, value_ in others.items() if value_ is not None and name not in _HARMLESS]
-    if unknown:
-        raise ModelError(f"attention of {type(module).__name__} passes {', '.join(unknown)}, unknown to trees")
+def _rules(module: nn.Module, head_size: int, mask: ForestMask, options: dict[str, Any]) -> Rules:
+    """What a layer asks of its attention, by its mask and the keywords that it passes."""
+    given = {name: value for name, value in options.items() if value is not None and name not in _HARMLESS}
+    scale = given.pop("scaling", head_size**-0.5)
+    dropout, softcap, sinks_H = (given.pop(name, None) for name in ("dropout", "softcap", "s_aux"))
+    if given:
+        raise ModelError(f"attention of {type(module).__name__} passes {', '.join(given)}, unknown to trees")
     if dropout:
-        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+        raise ModelError(NO_DROPOUT)
     window, chunk = mask.reach
-    rules = Rules(
-        scale=scaling if scaling is not None else query.shape[-1] ** -0.5,
-        window=window,
-        chunk=chunk,
-        softcap=softcap,
-        sinks_H=s_aux,
-    )
-    return in_one_dtype(mask.attend, (query[0], key[0], value[0]), mask.forest, rules)[None]
+    return Rules(scale, window=window, chunk=chunk, softcap=softcap, sinks_H=sinks_H)
 
 
 def in_one_dtype(attend: Attend, heads: tuple[Tensor, Tensor, Tensor], forest: Forest, rules: Rules) -> Tensor:
@@ -162,5 +148,5 @@ def in_one_dtype(attend: Attend, heads: tuple[Tensor, Tensor, Tensor], forest: F
 
 
 def _eager_attention(module: nn.Module):  # type: ignore[no-untyped-def]
-    """The eager attention that stands beside a model's or a layer's class, None if there is none."""
+    """The eager attention in the module of a model's or a layer's class, None if there is none."""
     return getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)

@@ -2,7 +2,7 @@
 
 transformers builds the masks of nearly all its models in one place and hands each layer the one of its kind: causal,
 with a sliding window, or in chunks. While a forest is scored that place makes a `ForestMask` instead, of the same kind.
-So a window that stands in the mask alone is kept, families whose layers drop keyword arguments still get the forest,
+So a window that only the mask knows is kept, families whose layers drop keyword arguments still get the forest,
 and activation checkpointing replays a layer with it. A model that computes with its mask is refused: what it would do
 to it, no backend knows.
 """
@@ -22,6 +22,7 @@ from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
 
 MaskFunction = Callable[[Any, Any, Tensor, Tensor], Tensor]
+NO_DROPOUT = "attention dropout is not possible over trees; switch it off or use --attention padded"
 #: What a layer may do to its mask without changing what it says: look at it, take a part of it, move it.
 _HARMLESS = {
     "__get__", "dim", "size", "stride", "numel", "__len__", "is_floating_point", "__getitem__", "expand", "contiguous",
@@ -59,20 +60,12 @@ class ForestMask(Tensor):
         )
 
 
-def _attention_of_torch(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: ForestMask,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
+def _attention_of_torch(query: Tensor, key: Tensor, value: Tensor, attn_mask: ForestMask, **options: Any) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention` of (1, H, T, D), of a model that calls it by itself."""
-    if dropout_p:
-        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+    if options.get("dropout_p"):
+        raise ModelError(NO_DROPOUT)
     window, chunk = attn_mask.reach
+    scale = options.get("scale")
     rules = Rules(query.shape[-1] ** -0.5 if scale is None else scale, window=window, chunk=chunk)
     return attn_mask.attend(query[0], key[0], value[0], attn_mask.forest, rules).transpose(0, 1)[None]
 
@@ -82,7 +75,7 @@ class ForestPass:
 
     Args:
         kinds: window and chunk of the masks of earlier passes, in the order in which the model asks for them, which is
-            the same in every pass; filled in by the first.
+            the same in every pass; the first pass finds them.
     """
 
     def __init__(self, forest: Forest, attend: Attend, kinds: list[tuple[int | None, int | None]]) -> None:
@@ -96,7 +89,7 @@ class ForestPass:
         return self._attend(query, key, value, forest, rules)
 
     def mask(self, mask_function: MaskFunction, sizes: list[int], device: torch.device) -> ForestMask:
-        """The mask that stands for `mask_function`, whose window or chunk is one of `sizes`."""
+        """The mask in place of `mask_function`, whose window or chunk is one of `sizes`."""
         if self._made == len(self._kinds):
             self._kinds.append(kind_of_mask(mask_function, sizes, device))
         kind = self._kinds[self._made]

@@ -20,6 +20,7 @@ from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import Attend, Rules
 from preftree.model.families import interface
+from preftree.model.families.mask import NO_DROPOUT
 from preftree.model.patch import Patches
 
 
@@ -60,7 +61,7 @@ def _attention(self: Any, hidden_states: Tensor, position_bias=None, *args, **kw
     if not isinstance(position_bias, _Passenger):
         return type(self).forward(self, hidden_states, position_bias, *args, **kwargs)
     if self.training and self.attn_dropout_p:
-        raise ModelError("attention dropout is not possible over trees; switch it off or use --attention padded")
+        raise ModelError(NO_DROPOUT)
     mixed = self.Wqkv(hidden_states[0])
     if self.clip_qkv:
         mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
