@@ -54,7 +54,7 @@ def _arguments() -> argparse.Namespace:
     add("--adapter")
     add("--data", default=str(DATA), help="folder of local files, or hub (%(default)s)")
     add("--tasks", default="openllm")
-    add("--limit", type=int, default=4, help="questions a task, of MMLU a subject (%(default)s)")
+    add("--limit", type=int, default=4, help="questions per task, of MMLU per subject (%(default)s)")
     add("--rounds", type=int, default=3)
     add("--dtype", default="float32")
     add("--device", default="cpu")
@@ -144,7 +144,7 @@ def _metrics(tasks: dict[str, Any], asked: list[Any], answers: list[list[float]]
 
 
 def _remembering(lm: Any, cache: Any, asked: list[Any]) -> list[Any]:
-    """Answers through a cache on disk, so that a comparison of many questions can be stopped and go on."""
+    """Answers through a cache on disk, so that a comparison of many questions can be stopped and continued."""
     from preftree.evaluate.cache import request_key
 
     lm.set_cache_hook(cache)

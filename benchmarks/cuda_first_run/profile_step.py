@@ -12,6 +12,7 @@ from typing import Any
 
 import cuda_shapes
 import report
+import shapes
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -70,7 +71,7 @@ def main(argv: list[str]) -> int:
     step = report.StepReport(Path(args.output) / "profile_step.json", args.seconds)
     shape = "tiny" if args.tiny else "llama-2-7b"
     watch = OneStep(args.device)
-    model, pairs = cuda_shapes.make_model(shape, args.device), cuda_shapes.pairs_of(shape, 2 * cuda_shapes.STEP)
+    model, pairs = shapes.make_model(shape, args.device), shapes.pairs_of(shape, 2 * cuda_shapes.STEP)
     with tempfile.TemporaryDirectory() as folder:
         run = cuda_shapes.run_preftree(model, pairs, folder, args.device, [watch])
     kernels = kernel_times(watch.events, args.device)

@@ -123,7 +123,7 @@ def _make_random(folder: Path, tiny: bool) -> None:
     """A Llama with random weights, and a byte-level tokenizer made from the pairs; appears whole."""
     import torch
     import transformers
-    from cuda_shapes import SHAPES
+    from shapes import SHAPES
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     rows = [json.loads(line) for line in DATA.read_text(encoding="utf-8").splitlines()]

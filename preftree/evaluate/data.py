@@ -57,7 +57,7 @@ def read_splits(folder: str, task: str) -> dict[str, list[dict[str, Any]]]:
         path = Path(folder) / file
         if not path.is_file():
             problems.append(
-                f"--data {folder}: {file} is missing ({task} needs it, one JSON object a line with "
+                f"--data {folder}: {file} is missing ({task} needs it, one JSON object per line with "
                 f"{', '.join(benchmark.fields)}); preftree evaluate --export-data {folder} downloads it from the hub"
             )
             continue

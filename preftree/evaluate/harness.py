@@ -327,7 +327,7 @@ class PreftreeLM(HFLM):
         self.truncated += len(over)
         words = (
             f"{len(over)} of {len({r[0][0] for r in requests})} contexts are longer than the model's {self.max_length} "
-            f"positions, by up to {max(over.values())} tokens: their beginnings (shots, instructions) are cut off"
+            f"positions, by up to {max(over.values())} tokens: their start (shots, instructions) is cut off"
         )
         if self.on_truncation == "refuse":
             raise ModelError(f"{words}. Give fewer shots (--num_fewshot), or --truncate to continue as lm-eval does")

@@ -28,7 +28,7 @@ _ROW = ("doc_id", "doc_hash", "prompt_hash", "target_hash")
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """A task's (or group's) scores: one a question, in the order of `ids`; their mean is the task's score.
+    """A task's (or group's) scores: one per question, in the order of `ids`; their mean is the task's score.
 
     Args:
         ids: (task, question) of each score.

@@ -29,7 +29,7 @@ def remove_unfinished(out: str) -> None:
 def save_results(out: str, tracker: EvaluationTracker, results: dict[str, Any]) -> None:
     """lm-eval's own files, written aside and checked; samples appear first, so whoever finds results finds them all.
 
-    lm-eval logs a failed write and goes on, so what it wrote is read back.
+    lm-eval logs a failed write and continues, so what it wrote is read back.
 
     Raises:
         RunError: they could not be written; nothing of them is left, and the answers are in the cache.

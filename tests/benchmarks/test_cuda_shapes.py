@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cuda_shapes  # noqa: E402
+import shapes  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 @pytest.mark.parametrize("shape", ["tiny", "tiny-mpt"])
 def test_an_attempt_leaves_nothing(shape: str, tmp_path: Path) -> None:
     """Recomputation is off again for the settings that are tried without it, and the reference's adapter is gone."""
-    model, pairs = cuda_shapes.make_model(shape, "cpu"), cuda_shapes.make_pairs(16, 300, shorter=8)
+    model, pairs = shapes.make_model(shape, "cpu"), shapes.make_pairs(16, 300, shorter=8)
 
     def state() -> tuple[list[str], int, int]:
         hooks = sum(len(module._forward_hooks) for module in model.modules())
@@ -60,16 +61,16 @@ def test_a_side_that_fails_stops_only_itself(
 
 
 def test_lengths_are_those_of_orca() -> None:
-    pairs = cuda_shapes.make_pairs(48, 1000)
+    pairs = shapes.make_pairs(48, 1000)
     sizes = sorted((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs)
-    assert sizes == sorted(cuda_shapes.LENGTHS)
-    assert pairs == cuda_shapes.make_pairs(48, 1000)
+    assert sizes == sorted(shapes.LENGTHS)
+    assert pairs == shapes.make_pairs(48, 1000)
     assert all(3 <= i < 1000 for p in pairs for i in (*p.prompt_ids, *p.chosen_ids, *p.rejected_ids))
 
 
 def test_useful_arithmetic_by_hand() -> None:
-    model = cuda_shapes.make_model("tiny", "cpu")
-    pairs = [cuda_shapes.Ids((3,) * 10, (4,) * 3, (5,) * 2)]
+    model = shapes.make_model("tiny", "cpu")
+    pairs = [shapes.Ids((3,) * 10, (4,) * 3, (5,) * 2)]
     layer = 32 * 32 + 2 * 16 * 32 + 32 * 32 + 3 * 32 * 48  # q, k and v, o, the three of the MLP
     assert cuda_shapes.useful_flops(model, pairs) == 6 * (2 * layer * 15 + 300 * 32 * 5)
 
@@ -79,7 +80,7 @@ def test_shapes_have_the_size_of_their_models(shape: str, billions: float) -> No
     import torch
     import transformers
 
-    kind, fields = cuda_shapes.SHAPES[shape]
+    kind, fields = shapes.SHAPES[shape]
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, f"{kind}Config")(**fields))
     assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.01)
