@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.console import Console
 
+# What prints one line for the user.
+Say = Callable[[str], None]
+
 # C0 but tab and newline, DEL, C1; marks that turn the direction of what follows; halves of characters, which no
 # encoding can write.
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -19,6 +22,6 @@ def visible(text: str) -> str:
     return _UNSEEN.sub(lambda found: repr(found.group())[1:-1], text)
 
 
-def sayer(console: Console) -> Callable[[str], None]:
+def sayer(console: Console) -> Say:
     """Prints lines as they are: no markup, no wrapping, nothing that the terminal would obey."""
     return lambda text: console.print(visible(text), markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,8 @@ from preftree.data.sources import Source, load_pairs
 from preftree.data.split import split_validation
 from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
+from preftree.io.console import sayer
 from preftree.io.progress import Progress
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ def hub_options(settings: Settings) -> dict[str, Any]:
     return {"revision": model.model_revision, "cache_dir": model.cache_dir, "token": model.auth}
 
 
-def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, console: Console, say: Say) -> EncodedSplits:
+def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, console: Console) -> EncodedSplits:
     """Read, encode and split, saying how many pairs were kept and why others were not.
 
     Raises:
@@ -57,7 +56,7 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
     """
     data = settings.data
     name = data.dataset_name or ""
-    encode = partial(_encoded, settings, tokenizer=tokenizer, console=console, say=say)
+    encode = partial(_encoded, settings, tokenizer=tokenizer, console=console)
     train = encode(name, "train", data.max_train_samples)
     if data.validation_file:
         validation, how = encode(data.validation_file, "train", None), f"from {data.validation_file}"
@@ -68,7 +67,7 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
         train, validation = split_validation(train, data.validation_split_percentage, seed)
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
-    say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
+    sayer(console)(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
     return EncodedSplits(train, validation)
 
 
@@ -104,9 +103,8 @@ def _encoded(
     *,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
-    say: Say,
 ) -> list[EncodedPair]:
-    data = settings.data
+    data, say = settings.data, sayer(console)
     loaded = _load(settings, name, split, limit)
     say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
     for reason, count in loaded.skipped.items():

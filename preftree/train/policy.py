@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -13,6 +12,7 @@ from peft.tuners.lora import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from preftree.errors import ModelError, SettingsError
+from preftree.io.console import Say
 from preftree.model.determinism import remove_randomness
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import ALL_LINEAR, add_adapter
@@ -22,7 +22,6 @@ from preftree.model.weights import refuse_larger_tokenizer
 from preftree.train.config import DPOConfig
 from preftree.train.reference_models import freeze_adapter_copy, trained_outside_adapter
 
-Say = Callable[[str], None]
 Model: TypeAlias = PreTrainedModel | PeftModel
 _HUB_OPTIONS = ("revision", "token", "cache_dir")
 

@@ -16,14 +16,14 @@ from preftree.hardware.device import choose_device
 from preftree.hardware.environment import environment
 from preftree.hardware.memory import keep_freed_memory
 from preftree.hardware.precision import choose_dtype
-from preftree.io.console import sayer
+from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
 from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve
 from preftree.model.lora import lora_config
 from preftree.train.arguments import start_arguments
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset
-from preftree.train.inputs import Say, hub_options, prepare_pairs
+from preftree.train.inputs import hub_options, prepare_pairs
 from preftree.train.live import RunLog
 from preftree.train.profile import StepProfile
 from preftree.train.setup import RESTART
@@ -40,7 +40,7 @@ def train(settings: Settings, console: Console | None = None) -> int:
     """
     args = start_arguments(settings.train, attention=settings.model.attention)
     console = console or Console(quiet=args.process_index != 0, soft_wrap=True)
-    say: Say = sayer(console)
+    say = sayer(console)
     folder, asked = RunFolder(args.output_dir or ""), _asked_checkpoint(settings)
     claim: dict[str, Any] = {
         "resume": asked is not None,
@@ -82,14 +82,14 @@ def _tell_ranks(args: DPOConfig, say: Say) -> None:
 
 def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Console) -> DPOTrainer:
     """The trainer, with the command's model, data and adapter."""
-    say: Say = sayer(console)
+    say = sayer(console)
     device = choose_device("auto" if args.use_habana else settings.train.device, str(args.device))
     dtype = choose_dtype(device.value, settings.model.torch_dtype, bf16=settings.train.bf16, fp16=settings.train.fp16)
     source = resolve(settings.model.model_name_or_path or "")
     say(f"device     {device}")
     say(f"precision  {dtype}")
     tokenizer = _tokenizer(settings, source)
-    splits = prepare_pairs(settings, tokenizer, console, say)
+    splits = prepare_pairs(settings, tokenizer, console)
     set_seed(args.seed)
     model = load_model(source, dtype.value, **hub_options(settings))
     args.bf16 = args.fp16 = False  # weights and activations have this dtype, nothing is autocast

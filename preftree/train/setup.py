@@ -18,6 +18,7 @@ from preftree.forest import Shape
 from preftree.hardware.device import kind_of
 from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
+from preftree.io.console import Say
 from preftree.model.determinism import check_causal
 from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
@@ -32,7 +33,6 @@ from preftree.train.objective import Objective
 from preftree.train.policy import (
     Model,
     Policy,
-    Say,
     adapt,
     ask_for_router_loss,
     counted,

@@ -26,9 +26,10 @@ def write(path: Path, prompts: list[int]) -> Path:
 
 
 def prepared(*flags: str) -> tuple[EncodedSplits, list[str]]:
-    said: list[str] = []
+    screen = io.StringIO()
     options = parse_settings(["--model_name_or_path", "x", "--output_dir", "y", "--use_cpu", "true", *flags])
-    return prepare_pairs(options, tiny.word_tokenizer(), Console(file=io.StringIO()), said.append), said
+    found = prepare_pairs(options, tiny.word_tokenizer(), Console(file=screen))
+    return found, screen.getvalue().splitlines()
 
 
 def test_a_share_of_the_pairs(tmp_path: Path) -> None:
