@@ -178,7 +178,7 @@ def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head
         logits_CV = head.logits(hidden_RD[number * rows : (number + 1) * rows])
         slot_s, target_s = slot_S[first:last] - number * rows, target_S[first:last]
         greedy_S[first:last] = logits_CV.argmax(1)[slot_s] == target_s
-        # Not a sum of our own: torch's float32 log_softmax over a large vocabulary is off by up to 1e-5 a token,
+        # Not a sum of our own: torch's float32 log_softmax over a large vocabulary is off by up to 1e-5 per token,
         # and what everybody else reports is made with it.
         logprob_S[first:last] = torch.log_softmax(logits_CV, 1)[slot_s, target_s]
     return logprob_S, greedy_S

@@ -135,7 +135,7 @@ def test_what_cannot_be_had_is_told_at_once(evaluated: Callable[..., Path], tmp_
 def test_the_command_says_what_is_wrong(
     flags: list[str], words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No traceback, exit code 2, and everything that the user needs to mend it; flags are spelt either way."""
+    """No traceback, exit code 2, and everything that the user needs to fix it; flags are spelt either way."""
     (tmp_path / "file").write_text("")
     common = ["--model", "M", "--out", str(tmp_path / "out"), "--data", str(tmp_path)] if flags else []
     result = CliRunner().invoke(app, ["evaluate", *common, *(flag.format(tmp_path) for flag in flags)])

@@ -26,7 +26,7 @@ def trie_size(bundles: list[Bundle]) -> int:
 
 
 def answer_tokens(bundles: list[Bundle]) -> int:
-    """Tokens of all different answers of each prompt: equal ones stand once, beginnings of answers are not merged."""
+    """Tokens of all different answers of each prompt: equal ones occur once, beginnings of answers are not merged."""
     return sum(len(answer) for _, answer in {(b.prompt, answer) for b in bundles for answer in b.continuations})
 
 
@@ -159,7 +159,7 @@ def test_packing_does_not_depend_on_the_order(bundles: list[Bundle], budget: int
 
 
 def test_forks_inside_the_threshold_count_in_full() -> None:
-    """Three prompts share 12 tokens two by two but only 10 all together: the 2 more stand twice in the tree,
+    """Three prompts share 12 tokens two by two but only 10 all together: the 2 more occur twice in the tree,
     and the packer has to know."""
     trunk = tuple(range(10))
     prompts = [(*trunk, 90, 91, 1), (*trunk, 90, 91, 2), (*trunk, 95)]

@@ -68,7 +68,7 @@ def test_what_a_run_leaves(done: Path, inputs: Path) -> None:
         {"gradient_checkpointing": "true"},
         {"attention": "padded"},
     ],
-    ids=["2x2", "1x4", "one pair a forest", "checkpointing", "padded"],
+    ids=["2x2", "1x4", "one pair per forest", "checkpointing", "padded"],
 )
 def test_runs_that_must_be_equal(inputs: Path, done: Path, tmp_path: Path, flags: dict[str, object]) -> None:
     assert main_train(command(inputs, tmp_path / "O", **flags)) == 0

@@ -1,6 +1,6 @@
 """One conformance suite over the real architectures: the tree path is the model, in values and gradients.
 
-Everything in float64 against the model's own logits on single sequences. What float64 cannot mend are casts
+Everything in float64 against the model's own logits on single sequences. What float64 cannot fix are casts
 inside the models: norms in float32 (gradients), eager softmax in float32 (Gemma 2 and MPT have no other).
 """
 

@@ -142,7 +142,7 @@ def test_the_flag_switches_checkpointing_on(tmp_path: Path) -> None:
 
 
 def test_duplicates_count_twice(tmp_path: Path) -> None:
-    """A pair that occurs twice has twice the weight, though its tree stands once."""
+    """A pair that occurs twice has twice the weight, though its tree occurs once."""
     twice = [*PAIRS[:2], PAIRS[0]]
     assert_same_step(one_step(make_trainer(make_model(), tmp_path), twice), by_hand(make_model(), twice))
 
@@ -197,7 +197,7 @@ def four_by_one(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[float], 
         {"attention": "padded"},
         {"gradient_checkpointing": True},
     ],
-    ids=["2x2", "1x4", "one pair a forest", "padded", "checkpointing"],
+    ids=["2x2", "1x4", "one pair per forest", "padded", "checkpointing"],
 )
 def test_runs_that_must_be_equal(
     tmp_path: Path, four_by_one: tuple[list[float], dict[str, Tensor]], changes: dict[str, Any]

@@ -4,11 +4,11 @@
 
 namespace {
 
-// The last vector of a row, filled up with `filling`.
+// The last vector of a row, padded with `pad`.
 template <class Number>
-vec rest_of(const Number* line, int64_t count, float filling) {
+vec rest_of(const Number* line, int64_t count, float pad) {
     Number numbers[VL];
-    store(numbers, all(filling));
+    store(numbers, all(pad));
     std::copy_n(line, count, numbers);
     return load(numbers);
 }
