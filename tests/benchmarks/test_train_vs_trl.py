@@ -1,0 +1,105 @@
+"""The training benchmark in a tiny form: what a side measures, and the ratio against TRL's best."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.command import write_inputs
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import train_sides
+import train_vs_trl
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"), [(("--step", "4", "--trl_batch", "3"), "does not divide"), (("--pairs", "4"), "one step of 4")]
+)
+def test_what_cannot_be_measured_is_refused(
+    flags: tuple[str, ...], word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train_vs_trl.py", *flags])
+    with pytest.raises(SystemExit) as stopped:
+        train_vs_trl.main()
+    assert stopped.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def arguments(inputs: Path, *flags: str) -> list[str]:
+    tiny = [
+        "--pairs",
+        "6",
+        "--step",
+        "2",
+        "--dtype",
+        "float32",
+        "--max_length",
+        "96",
+        "--max_prompt_length",
+        "64",
+        "--trl_batch",
+        "2",
+    ]
+    return ["bench", "--model", str(inputs / "model"), "--data", str(inputs / "pairs.jsonl"), *tiny, *flags]
+
+
+def test_both_sides_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("trl")
+    write_inputs(tmp_path)
+    monkeypatch.setattr(train_sides, "PeakMemory", lambda: _NoMemory())
+    losses = []
+    for flags in (["--child", "preftree"], ["--child", "trl", "--batch", "2"]):
+        monkeypatch.setattr(sys, "argv", arguments(tmp_path, *flags))
+        found = train_sides.run_side(train_vs_trl._arguments())
+        seconds = found["seconds"]
+        assert found["pairs_per_second"] == pytest.approx(4 / seconds["later"])
+        assert seconds["whole"] >= seconds["before"] + seconds["first"] + seconds["later"]
+        losses.append(found["losses"])
+    assert len(losses[0]) == 3
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+class _NoMemory:
+    """In place of the thread that watches this process, whose memory says nothing here."""
+
+    peak = 0
+
+    def __enter__(self) -> _NoMemory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+def test_the_ratio_is_stated_against_the_fastest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates = {"preftree": 6.0, "TRL, pairs of 1": 2.0, "TRL, pairs of 2": 3.0, "TRL, pairs of 4": 1.0}
+
+    def fresh(_: list[str], name: str) -> dict[str, Any]:
+        return {
+            "pairs_per_second": rates[name],
+            "whole_pairs_per_second": rates[name] / 2,
+            "seconds": {"first": 1.0},
+            "peak_gib": 1.0,
+            "losses": [0.7, 0.6],
+            "gemm_peak_gflops": 100.0,
+            "mfu": 0.5,
+            "dtype": "float32",
+        }
+
+    monkeypatch.setattr(train_vs_trl, "fresh_process", fresh)
+    found = tmp_path / "found.json"
+    monkeypatch.setattr(sys, "argv", ["bench", "--rounds", "2", "--json", str(found)])
+    assert train_vs_trl.main() == 0
+    report = json.loads(found.read_text())
+    assert report["best"] == "TRL, pairs of 2"
+    assert report["ratios"] == [2.0, 2.0]
+    assert "speed against TRL, pairs of 2, TRL's best: min 2.00" in capsys.readouterr().out
