@@ -14,14 +14,19 @@ from preftree.config.checks import memory_size, one_of, within
 LOSS_TYPES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm", "dpop", "rpo", "rdpo", "simpo", "cpo", "orpo",
+    "listwise",
 )  # fmt: skip
 """Every loss, by the name that --loss_type takes."""
-DIVERGENCE_LOSSES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"})
+DIVERGENCE_LOSSES = frozenset(
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "listwise"}
+)
 """Losses built on a difference of rewards, in which an f-divergence's constant cancels."""
 SMOOTHED_LOSSES = frozenset({"sigmoid", "exo_pair", "robust", "aot", "aot_unpaired", "rpo", "rdpo", "cpo"})
 """Losses that label smoothing means something for."""
 SORTING_LOSSES = frozenset({"aot", "aot_unpaired"})
 """Losses that sort the step's pairs, so that weights of single pairs have no meaning."""
+LIST_LOSSES = frozenset({"listwise"})
+"""Losses that compare all answers of a ranked list."""
 F_DIVERGENCES = ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
 #: A larger one makes every loss of a wrong pair overflow.
 LARGEST_BETA = 1e4
@@ -41,7 +46,7 @@ TRL_DIFFERENCES = {
     "per_device_train_batch_size": "Times gradient_accumulation_steps is one step; packing never changes the loss.",
     "truncation_mode": "keep_end cuts the prompt once, at its start, so that both answers follow the same prompt.",
     "router_aux_loss_coef": "The same; `aux_loss` in the log is the weighted loss, of each pair by itself.",
-    "loss_type": "More losses: dpop, rpo, rdpo, simpo, cpo, orpo.",
+    "loss_type": "More losses: dpop, rpo, rdpo, simpo, cpo, orpo, listwise.",
     "sync_ref_model": "As in TRL: full fine-tuning only.",
 }
 """Fields with another meaning or default than TRL's."""
@@ -126,7 +131,17 @@ class LossFields:
                 f"WPO-style weighting (`use_weighting`) is not implemented for {' and '.join(sorted(sorting))}: "
                 "these losses sort the pairs, so that no weight belongs to one of them."
             )
+        for name, given in (("use_weighting", self.use_weighting), ("ld_alpha", self.ld_alpha is not None)):
+            if given and LIST_LOSSES & set(known):
+                problems.append(
+                    f"--{name} has no meaning for --loss_type listwise: it is defined for two answers. Leave it out."
+                )
         return problems
+
+    @property
+    def ranks_lists(self) -> bool:
+        """Does a loss compare all answers of a ranked list?"""
+        return not LIST_LOSSES.isdisjoint(self.loss_type)
 
 
 @dataclass(repr=False)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
-from preftree.config.choices import DTYPES, PAIR_RULES
+from preftree.config.choices import DTYPES, LIST_RULE, PAIR_RULES
 
 
 @dataclass
@@ -80,14 +80,16 @@ class DataSettings:
     """Train on at most this many pairs, the first ones."""
     max_eval_samples: int | None = None
     """Validate on at most this many pairs, the first ones."""
-    pair_rule: str = "best_worst"
-    """Pairs made of a prompt's ranked answers: best_worst, best_each (best against each other one) or all."""
+    pair_rule: str | None = field(default=None, metadata={"choices": (*PAIR_RULES, LIST_RULE)})
+    """Pairs made of a prompt's ranked answers: best_worst, best_each (best against each other one), all, or list (all
+    answers as one ranked list); by default best_worst, with --loss_type listwise list."""
     min_margin: float = 0.0
     """Make pairs only of answers whose scores differ by more than this."""
 
     def __post_init__(self) -> None:
         problems: list[str] = []
-        one_of(problems, "pair_rule", self.pair_rule, PAIR_RULES)
+        if self.pair_rule is not None:
+            one_of(problems, "pair_rule", self.pair_rule, (*PAIR_RULES, LIST_RULE))
         within(problems, "min_margin", self.min_margin, 0)
         if not self.dataset_name:
             problems.append("--dataset_name is missing: name a hub id, a file or a folder with preference pairs.")

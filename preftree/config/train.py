@@ -24,7 +24,7 @@ from preftree.config.legacy import OLD_FLAGS
 from preftree.config.names import TRAINING
 from preftree.config.parser import Command, FlagParser, filled
 from preftree.config.shared import DataSettings, LoraSettings, ModelSettings
-from preftree.config.train_checks import advice, check_training, check_validation
+from preftree.config.train_checks import advice, check_pair_rule, check_training, check_validation
 from preftree.config.trainer_flags import trainer_flags
 from preftree.distributed.sharding import Sharding, read_sharding
 from preftree.io.secrets import REDACTED, redacted
@@ -169,6 +169,7 @@ def parse_settings(argv: Sequence[str]) -> Settings:
     check_validation(parsed.values, parsed.problems)
     refuse(parsed.problems)
     settings = Settings(*groups)
+    check_pair_rule(settings.train, settings.data)
     settings.notes = parsed.notes + advice(settings.train, settings.lora)
     return settings
 

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from preftree.config.checks import memory_size, one_of, within
+from preftree.config.checks import memory_size, one_of, refuse, within
+from preftree.config.choices import LIST_RULE, PAIR_RULES
 
 if TYPE_CHECKING:
-    from preftree.config.shared import LoraSettings
+    from preftree.config.shared import DataSettings, LoraSettings
     from preftree.config.train import TrainSettings
 
 _LARGEST_SEED = 2**32 - 1  # of numpy's generators
@@ -194,6 +195,18 @@ def check_validation(values: Mapping[str, Any], problems: list[str]) -> None:
             f"--eval_strategy {values['eval_strategy']} needs validation data: give --validation_file, or"
             " --validation_split_percentage above 0."
         )
+
+
+def check_pair_rule(train: TrainSettings, data: DataSettings) -> None:
+    """The rule that goes with the loss, where none is given. Raises SettingsError where one contradicts it."""
+    data.pair_rule = data.pair_rule or (LIST_RULE if train.ranks_lists else PAIR_RULES[0])
+    if train.ranks_lists and data.pair_rule != LIST_RULE:
+        refuse([
+            f"--pair_rule {data.pair_rule} makes pairs, and --loss_type listwise ranks all answers of a prompt: leave "
+            "--pair_rule out."
+        ])  # fmt: skip
+    if data.pair_rule == LIST_RULE and not train.ranks_lists:
+        refuse(["--pair_rule list keeps all answers of a prompt, which only --loss_type listwise compares: add it."])
 
 
 def advice(train: TrainSettings, lora: LoraSettings) -> list[str]:

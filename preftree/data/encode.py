@@ -51,26 +51,34 @@ TRUNCATION_MODES = ("keep_start", "keep_end")
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
     """Token ids of one pair. A sequence is `prompt_ids` + `chosen_ids` or `prompt_ids` + `rejected_ids`; only
-    the response's tokens are scored. `row` and `source` are those of the `PreferencePair`."""
+    the response's tokens are scored. `row`, `source`, `others` and `ranks` are as in `PreferencePair`."""
 
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     row: int
     source: str
+    others: tuple[tuple[int, ...], ...] = ()
+    ranks: tuple[int, ...] = (1, 2)
+
+    @property
+    def answers(self) -> tuple[tuple[int, ...], ...]:
+        """Chosen, rejected and other answers, in the order of `ranks`."""
+        return (self.chosen_ids, self.rejected_ids, *self.others)
 
     @property
     def size(self) -> int:
-        """Tokens of the pair as a tree: the prompt once, and both answers."""
-        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+        """Tokens of the pair as a tree: the prompt once, and all answers."""
+        return len(self.prompt_ids) + sum(map(len, self.answers))
 
 
 @dataclass(slots=True)
 class EncodeReport:
     """What encoding did. `read`, `kept` and `dropped` (reason -> count) count all pairs, the rest kept ones.
 
-    `prompts_cut` and `systems_folded` count prompts. `responses_cut`, `boundary_repairs` (encoded on their
-    own) and `early_ends` (with a terminator or EOS in their text) count responses. `events` (what happened -> count)
+    `prompts_cut` and `systems_folded` count prompts. `responses_cut`, `boundary_repairs` (encoded on their own),
+    `early_ends` (with a terminator or EOS in their text) and `unlisted` (dropped from a ranked list that goes on
+    without them: empty, or the same as a better one) count responses. `events` (what happened -> count)
     counts the pairs that have tokens, as `render.py` names it. `terminator` is the token
     at which generation has to stop, `notes` what is peculiar about this tokenizer.
     """
@@ -83,6 +91,7 @@ class EncodeReport:
     boundary_repairs: int = 0
     early_ends: int = 0
     systems_folded: int = 0
+    unlisted: int = 0
     events: Counter[str] = field(default_factory=Counter)
     prompt_tokens: int = 0
     response_tokens: int = 0
@@ -101,6 +110,7 @@ class EncodeReport:
             "responses were encoded on their own, as a token crossed the prompt's end": self.boundary_repairs,
             "responses held an end token in their text and were ended there": self.early_ends,
             "system texts were put into the first user turn, for want of a system role": self.systems_folded,
+            "ranked answers were left out, as they are empty or the same as a better one": self.unlisted,
         }
         counts |= self.events
         return said + [f"{count} {text}." for text, count in counts.items() if count] + self.notes
@@ -119,8 +129,9 @@ class EncodeReport:
         self.systems_folded += fate.folded
         self.prompts_cut += fate.prompt_cut
         self.responses_cut += fate.answers_cut
+        self.unlisted += fate.unlisted
         self.prompt_tokens += len(pair.prompt_ids)
-        self.response_tokens += len(pair.chosen_ids) + len(pair.rejected_ids)
+        self.response_tokens += sum(map(len, pair.answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +139,9 @@ class PairFate:
     """What encoding made of one pair.
 
     `encoded` is None where the pair was dropped, for `reason`. `sizes` are the tokens of prompt, chosen and
-    rejected answer before anything was cut (zeros where a pair was dropped before it had tokens). `repairs` and
-    `early_ends` count its answers, `folded` says whether its system text went into the first user turn, `events` are
-    what else is worth counting (`render.py`).
+    rejected answer before anything was cut (zeros where a pair was dropped before it had tokens). `repairs`,
+    `early_ends`, `answers_cut` and `unlisted` count its answers, `folded` says whether its system text went into the
+    first user turn, `events` are what else is worth counting (`render.py`).
     """
 
     encoded: EncodedPair | None = None
@@ -138,6 +149,8 @@ class PairFate:
     sizes: tuple[int, int, int] = (0, 0, 0)
     repairs: int = 0
     early_ends: int = 0
+    answers_cut: int = 0
+    unlisted: int = 0
     folded: bool = False
     events: tuple[str, ...] = ()
 
@@ -145,14 +158,6 @@ class PairFate:
     def prompt_cut(self) -> bool:
         """Was the prompt cut?"""
         return self.encoded is not None and len(self.encoded.prompt_ids) < self.sizes[0]
-
-    @property
-    def answers_cut(self) -> int:
-        """How many of the two answers were cut."""
-        pair = self.encoded
-        if pair is None:
-            return 0
-        return (len(pair.chosen_ids) < self.sizes[1]) + (len(pair.rejected_ids) < self.sizes[2])
 
 
 class PairEncoder:
@@ -231,45 +236,54 @@ class PairEncoder:
         if isinstance(item, str):
             return PairFate(reason=item)
         if isinstance(item, EncodedPair):
-            return self._within(item, _nothing_in(item, shortest=1))
-        (chosen, early_chosen), (rejected, early_rejected) = map(self.chat.ended, item.response_ids)
-        whole = EncodedPair(tuple(item.prompt_ids), tuple(chosen), tuple(rejected), item.pair.row, item.pair.source)
-        reason = _nothing_in(whole, shortest=2)
-        if reason == IDENTICAL and item.pair.chosen_keys != item.pair.rejected_keys:
-            reason = IDENTICAL_WRITTEN
+            return self._within(_listed(item, shortest=1), shortest=1)
+        answers, early_ends = zip(*map(self.chat.ended, item.response_ids), strict=True)
+        chosen, rejected, *others = map(tuple, answers)
+        pair = item.pair
+        whole = EncodedPair(
+            tuple(item.prompt_ids), chosen, rejected, pair.row, pair.source, tuple(others), pair.ranks
+        )  # fmt: skip
+        listed = _listed(whole, shortest=2)
+        fate = self._within(listed, shortest=2)
+        if fate.reason == IDENTICAL and pair.chosen_keys != pair.rejected_keys:
+            fate = replace(fate, reason=IDENTICAL_WRITTEN)
         return replace(
-            self._within(whole, reason),
+            fate,
             repairs=item.repairs,
-            early_ends=early_chosen + early_rejected,
+            early_ends=sum(early_ends),
+            unlisted=fate.unlisted + len(whole.answers) - len(listed.answers),
             folded=item.texts.folded,
             events=item.texts.events,
         )
 
-    def _within(self, whole: EncodedPair, reason: str) -> PairFate:
-        prompt, chosen, rejected = self._cut(whole)
+    def _within(self, whole: EncodedPair, shortest: int) -> PairFate:
+        reason = _nothing_in(whole, shortest)
+        cut = self._cut(whole)
+        left = _listed(cut, shortest=1)
         sizes = len(whole.prompt_ids), len(whole.chosen_ids), len(whole.rejected_ids)
-        if not reason and not (chosen and rejected):
+        if not reason and not (left.chosen_ids and left.rejected_ids):
             reason = PROMPT_TOO_LONG
-        if not reason and chosen == rejected:
+        if not reason and left.chosen_ids == left.rejected_ids:
             reason = IDENTICAL_CUT
         if reason:
             return PairFate(reason=reason, sizes=sizes)
-        return PairFate(EncodedPair(prompt, chosen, rejected, whole.row, whole.source), sizes=sizes)
+        shortened = sum(len(a) < len(b) for a, b in zip(cut.answers, whole.answers, strict=True))
+        return PairFate(left, "", sizes, answers_cut=shortened, unlisted=len(cut.answers) - len(left.answers))
 
-    def _cut(self, whole: EncodedPair) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-        """Prompt and answers within the lengths. Both answers keep the same prompt, so that they stay one tree."""
-        prompt, chosen, rejected = whole.prompt_ids, whole.chosen_ids, whole.rejected_ids
+    def _cut(self, whole: EncodedPair) -> EncodedPair:
+        """Prompt and answers within the lengths. All answers keep the same prompt, so that they stay one tree."""
+        prompt, answers = whole.prompt_ids, whole.answers
         if self.max_prompt_length is not None:
             prompt = self.chat.cut_prompt(prompt, self.max_prompt_length)
-        if self.max_length is None:
-            return prompt, chosen, rejected
-        if self.truncation_mode == "keep_end":
+        if self.max_length is not None and self.truncation_mode == "keep_end":
             room = self.max_length - 1  # a prompt of one token at least: what an answer's first one is scored after
-            chosen, rejected = chosen[-room:], rejected[-room:]
-            prompt = self.chat.cut_prompt(prompt, self.max_length - max(len(chosen), len(rejected)))
-            return prompt, chosen, rejected
-        room = max(self.max_length - len(prompt), 0)
-        return prompt, chosen[:room], rejected[:room]
+            answers = tuple(answer[-room:] for answer in answers)
+            prompt = self.chat.cut_prompt(prompt, self.max_length - max(map(len, answers)))
+        elif self.max_length is not None:
+            room = max(self.max_length - len(prompt), 0)
+            answers = tuple(answer[:room] for answer in answers)
+        chosen, rejected, *others = answers
+        return replace(whole, prompt_ids=prompt, chosen_ids=chosen, rejected_ids=rejected, others=tuple(others))
 
 
 def encode_pairs(
@@ -305,6 +319,27 @@ def _check_lengths(max_length: int | None, max_prompt_length: int | None, trunca
     if max_length is not None and max_prompt_length is not None and max_prompt_length >= max_length:
         got = f"Got max_prompt_length {max_prompt_length} and max_length {max_length} instead."
         raise SettingsError(f"max_prompt_length must be less than max_length, to leave room for an answer. {got}")
+
+
+def _listed(pair: EncodedPair, shortest: int) -> EncodedPair:
+    """A ranked list without answers that are too short or the same as a better one; a pair as it is.
+
+    Where no two ranks are left, chosen and rejected are the same.
+    """
+    if not pair.others:
+        return pair
+    kept: dict[tuple[int, ...], int] = {}
+    for rank, answer in sorted(zip(pair.ranks, pair.answers, strict=True), key=lambda ranked: ranked[0]):
+        if len(answer) >= shortest:
+            kept.setdefault(answer, rank)
+    if len(set(kept.values())) < 2:
+        best = next(iter(kept), ())
+        return replace(pair, chosen_ids=best, rejected_ids=best, others=(), ranks=(1, 2))
+    (chosen, first), *between, (rejected, last) = kept.items()
+    ranks = (first, last, *(rank for _, rank in between))
+    return replace(
+        pair, chosen_ids=chosen, rejected_ids=rejected, others=tuple(answer for answer, _ in between), ranks=ranks
+    )
 
 
 def _nothing_in(pair: EncodedPair, shortest: int) -> str:

@@ -7,9 +7,10 @@ they stand in the source; nothing is stripped, merged or sorted here.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -60,6 +61,9 @@ class PreferencePair:
     `row` is the zero-based position among all rows read by one load, so it orders and identifies pairs.
     `chosen_keys` and `rejected_keys` are the other keys of the answers' messages, as in `Turn`. `tools` (a JSON
     list) and `template_kwargs` (a JSON object) are passed to the chat template, "" for none.
+
+    A ranked list is the pair of its best and its worst answer, with `others` beside them. `ranks` are those of chosen,
+    rejected and other answers: 1 for the best, the same number where the source prefers neither.
     """
 
     system: str | None
@@ -72,13 +76,16 @@ class PreferencePair:
     rejected_keys: str = ""
     tools: str = ""
     template_kwargs: str = ""
+    others: tuple[Turn, ...] = ()
+    ranks: tuple[int, ...] = (1, 2)
 
     @property
-    def answers(self) -> tuple[Turn, Turn]:
-        """The chosen and the rejected answer as messages."""
+    def answers(self) -> tuple[Turn, ...]:
+        """The chosen, the rejected and any other answers as messages."""
         return (
             Turn("assistant", self.chosen, self.chosen_keys),
             Turn("assistant", self.rejected, self.rejected_keys),
+            *self.others,
         )
 
     @property
@@ -113,16 +120,19 @@ class PreferenceRecord:
         """The pairs that `rule` (one of `PAIR_RULES`) makes of the answers; never of two that are equally good.
 
         Answers are ordered by rank if every one has a rank, else by score if every one has a score; no order,
-        no pair. A `min_margin` above 0 keeps only pairs whose scores differ by more, so none without scores.
+        no pair. A `min_margin` above 0 keeps only pairs whose scores differ by more, so none without scores; in a
+        list, answers that differ by no more have the same rank.
         """
         keys = self._keys()
         if keys is None:
             return []
-        made = [(b, w) for b, w in PAIR_RULES[rule](keys) if min_margin <= 0 or self._margin(b, w) > min_margin]
-        return [self._pair(self.responses[best], self.responses[worse]) for best, worse in made]
+        made = [(b, w, *o) for b, w, *o in PAIR_RULES[rule](keys) if min_margin <= 0 or self._margin(b, w) > min_margin]
+        return [self._pair(places, keys, min_margin) for places in made]
 
-    def _pair(self, chosen: Response, rejected: Response) -> PreferencePair:
-        return PreferencePair(
+    def _pair(self, places: Sequence[int], keys: Sequence[float], min_margin: float) -> PreferencePair:
+        """The pair of the first two places; with more of them a ranked list."""
+        chosen, rejected, *others = (self.responses[place] for place in places)
+        pair = PreferencePair(
             self.system,
             self.turns,
             chosen.text,
@@ -134,6 +144,10 @@ class PreferenceRecord:
             tools=self.tools,
             template_kwargs=self.template_kwargs,
         )
+        if not others:
+            return pair
+        turns = tuple(Turn("assistant", response.text, response.keys) for response in others)
+        return replace(pair, others=turns, ranks=_ranks([keys[place] for place in places], min_margin))
 
     @property
     def scored(self) -> bool:
@@ -170,14 +184,31 @@ def _all(keys: Sequence[float]) -> list[tuple[int, int]]:
     return [(a, b) for a, better in enumerate(keys) for b, key in enumerate(keys) if better < key]
 
 
-PAIR_RULES: dict[str, Callable[[Sequence[float]], list[tuple[int, int]]]] = {
+def _list(keys: Sequence[float]) -> list[tuple[int, ...]]:
+    return [(b, w, *(i for i in range(len(keys)) if i not in (b, w))) for b, w in _best_worst(keys)]
+
+
+def _ranks(keys: Sequence[float], margin: float) -> tuple[int, ...]:
+    """1 for the smallest key and on from there; keys that are no more than `margin` above the first of a rank share it."""
+    ranks: dict[float, int] = {}
+    first, rank = -math.inf, 0
+    for key in sorted(keys):
+        if key > first + max(margin, 0.0):
+            first, rank = key, rank + 1
+        ranks[key] = rank
+    return tuple(ranks[key] for key in keys)
+
+
+PAIR_RULES: dict[str, Callable[[Sequence[float]], Sequence[tuple[int, ...]]]] = {
     "best_worst": _best_worst,
     "best_each": _best_each,
     "all": _all,
+    "list": _list,
 }
-"""How a record's answers become pairs: a key for each answer, smaller is better -> (preferred, not preferred).
+"""How a record's answers become pairs: a key for each answer, smaller is better -> (preferred, not preferred), and in
+a list all other answers after them.
 
-Of equally good answers `best_worst` and `best_each` take the first.
+Of equally good answers `best_worst`, `best_each` and `list` take the first.
 """
 
 

@@ -42,6 +42,7 @@ REASONING_KEPT = "pairs have reasoning that the chat template cuts out of answer
 REASONING_INSIDE = "pairs have answers that go on inside the reasoning that the generation prompt opens"
 
 UNWRITTEN = "pairs hold `{}`, which the chat template does not write"
+LEFT_OUT = "ranked lists go on without some answers: {}"
 
 # Characters at the end of a prompt in which marks of reasoning are looked for.
 _TAIL = 80
@@ -53,10 +54,13 @@ _MARK = "probe-turn-{}-written"
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """The texts of a pair; `events` are worth counting, `folded` says that the system text is in the first turn."""
+    """The texts of a pair; `events` are worth counting, `folded` says that the system text is in the first turn.
+
+    The text of a ranked list's answer that cannot be used is empty.
+    """
 
     prompt: str
-    responses: tuple[str, str]
+    responses: tuple[str, ...]
     folded: bool
     events: tuple[str, ...]
 
@@ -79,9 +83,11 @@ def render(pair: PreferencePair, chat: Chat) -> Rendered:
 
 
 def _nothing_to_learn(pair: PreferencePair) -> str:
-    chosen, rejected = pair.answers
+    chosen, rejected, *others = pair.answers
     if not (pair.system or "").strip() and all(turn.is_empty for turn in pair.turns):
         return PROMPT_EMPTY
+    if others:  # what is left of a list is seen once it has tokens
+        return ""
     if chosen.is_empty:
         return CHOSEN_EMPTY
     if rejected.is_empty:
@@ -112,9 +118,10 @@ class _Rendering:
         self._tell_of_unwritten(self.messages, self._prompt, prompt)
         self._tell_of_unwritten_tools(prompt)
         self.opening = self._opening(prompt)
-        responses = tuple(self._response(prompt, answer) for answer in self.pair.answers)
+        respond = self._usable_response if self.pair.others else self._response
+        responses = tuple(respond(prompt, answer) for answer in self.pair.answers)
         folded = self.chat.folds_system and bool(self.pair.system)
-        return Rendered(prompt, (responses[0], responses[1]), folded, tuple(self.events))
+        return Rendered(prompt, responses, folded, tuple(self.events))
 
     # --- the prompt -------------------------------------------------------------------------------
 
@@ -191,6 +198,14 @@ class _Rendering:
             self.events[EMPTY_IGNORED] = None
 
     # --- the answers ------------------------------------------------------------------------------
+
+    def _usable_response(self, prompt: str, answer: Turn) -> str:
+        """Of a ranked list, which goes on without an answer that cannot be used."""
+        try:
+            return self._response(prompt, answer)
+        except UnusableError as reason:
+            self.events[LEFT_OUT.format(reason)] = None
+            return ""
 
     def _response(self, prompt: str, answer: Turn) -> str:
         """What the model should write behind the prompt."""

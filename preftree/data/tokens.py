@@ -18,6 +18,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -104,8 +105,8 @@ def content_key(pairs: Sequence[PreferencePair], tokenizer: PreTrainedTokenizerB
     }
     digest.update(json.dumps(made_of, sort_keys=True, default=str).encode())
     for pair in pairs:
-        answers = (pair.chosen, pair.chosen_keys, pair.rejected, pair.rejected_keys)
-        digest.update(json.dumps([pair.prompt_parts, answers, pair.row, pair.source]).encode())
+        answers = [(answer.content, answer.keys) for answer in pair.answers]
+        digest.update(json.dumps([pair.prompt_parts, answers, pair.ranks, pair.row, pair.source]).encode())
     return digest.hexdigest()
 
 
@@ -132,11 +133,12 @@ def _code() -> bytes:
 
 def _write(file: Path, pairs: Sequence[EncodedPair], report: EncodeReport) -> None:
     """Beside the final name, then renamed: a kill leaves no half of a file. A full disk costs the cache only."""
-    sides = [(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs]
-    flat = [token for side in sides for ids in side for token in ids]
+    parts = [ids for pair in pairs for ids in (pair.prompt_ids, *pair.answers)]
     arrays: dict[str, Any] = {
-        "ids": np.array(flat, dtype=np.int32),
-        "lengths": np.array([[len(ids) for ids in side] for side in sides], dtype=np.int32).reshape(-1, 3),
+        "ids": np.array([token for ids in parts for token in ids], dtype=np.int32),
+        "lengths": np.array([len(ids) for ids in parts], dtype=np.int32),
+        "answers": np.array([len(pair.answers) for pair in pairs], dtype=np.int32),
+        "ranks": np.array([rank for pair in pairs for rank in pair.ranks], dtype=np.int32),
         "rows": np.array([pair.row for pair in pairs], dtype=np.int64),
     }
     sources = [pair.source for pair in pairs]
@@ -152,10 +154,15 @@ def _read(file: Path) -> tuple[list[EncodedPair], EncodeReport]:
     with safe_open(file, framework="numpy") as content:
         flat, rows = content.get_tensor("ids").tolist(), content.get_tensor("rows").tolist()
         ends = content.get_tensor("lengths").cumsum().tolist()
+        counts, ranks = content.get_tensor("answers").tolist(), iter(content.get_tensor("ranks").tolist())
         said = content.metadata()
-    sides = [tuple(flat[start:end]) for start, end in zip([0, *ends], ends, strict=False)]
-    columns = (sides[0::3], sides[1::3], sides[2::3], rows, json.loads(said["sources"]))
-    pairs = [EncodedPair(*row) for row in zip(*columns, strict=True)]
+    parts = iter([tuple(flat[start:end]) for start, end in zip([0, *ends], ends, strict=False)])
+    pairs = []
+    for row, source, count in zip(rows, json.loads(said["sources"]), counts, strict=True):
+        prompt, chosen, rejected, *others = islice(parts, 1 + count)
+        pairs.append(
+            EncodedPair(prompt, chosen, rejected, row, source, tuple(others), tuple(islice(ranks, count)))
+        )  # fmt: skip
     report = EncodeReport(**json.loads(said["report"]))
     report.dropped, report.events = Counter(report.dropped), Counter(report.events)
     return pairs, report

@@ -8,7 +8,7 @@ pairs; `stream` is the one forest of any number of requests to be scored.
 from preftree.forest.forest import Forest, Segment, Shape, idle_forest, upload
 from preftree.forest.pack import pack
 from preftree.forest.pad import pad_forest
-from preftree.forest.pairs import Pair, bundles_of_pairs, forests_of_pairs, shard_pairs
+from preftree.forest.pairs import Pair, answers_of, bundles_of_pairs, forests_of_pairs, pair_size, shard_pairs
 from preftree.forest.stream import ScoreRequest, Stream, Stretch
 from preftree.forest.tree import Bundle, Node, grow
 
@@ -22,12 +22,14 @@ __all__ = [
     "Shape",
     "Stream",
     "Stretch",
+    "answers_of",
     "bundles_of_pairs",
     "forests_of_pairs",
     "grow",
     "idle_forest",
     "pack",
     "pad_forest",
+    "pair_size",
     "shard_pairs",
     "upload",
 ]

@@ -35,11 +35,17 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes that every forest of a run is padded to (see `pad`)."""
+    """Sizes that every forest of a run is padded to (see `pad`); `answers` is the maximum of one pair or list."""
 
     tokens: int
     scored: int
     leaves: int
+    answers: int = 2
+
+    @property
+    def pairs(self) -> int:
+        """Pairs, or lists, that there is room for."""
+        return self.leaves // self.answers
 
     def __str__(self) -> str:
         return f"{self.tokens} tokens, {self.scored} of them scored, {self.leaves} answers"

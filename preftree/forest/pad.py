@@ -39,7 +39,8 @@ def has_room(shape: Shape, bundles: Sequence[Bundle]) -> bool:
     """Do the answers of `bundles` fit `shape`, whatever their tokens?"""
     answers = {(bundle.prompt, answer) for bundle in bundles for answer in bundle.continuations}
     names = sum(len(bundle.leaf_ids) for bundle in bundles)
-    return sum(len(answer) for _, answer in answers) <= shape.scored and names <= shape.leaves
+    fits = names <= shape.leaves and len(bundles) <= shape.pairs
+    return fits and sum(len(answer) for _, answer in answers) <= shape.scored
 
 
 def _padded(column: Tensor, size: int, value: int) -> Tensor:

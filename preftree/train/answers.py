@@ -15,6 +15,7 @@ from preftree.forest import Forest, upload
 from preftree.model.logprob import TokenStats
 from preftree.model.score import LeafLogprobs
 from preftree.train.losses import PairLogps
+from preftree.train.ranked import RankedNames, RankedTable
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +28,8 @@ class AnswerOrder:
         leaves: the leaf of each answer.
         leaf_N, length_N: the same on the device, and each answer's tokens.
         pairs: number of pairs without padding.
+        lists: the leaves of each pair's answers, which are more than two in a ranked list.
+        table: the same for losses of lists; None where there are none.
     """
 
     forest: Forest
@@ -34,17 +37,30 @@ class AnswerOrder:
     leaf_N: Tensor
     length_N: Tensor
     pairs: int
+    lists: list[list[int]]
+    table: RankedTable | None = None
 
     @classmethod
-    def of(cls, forest: Forest, device: torch.device) -> AnswerOrder:
-        """Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data."""
-        names = len(forest.leaf_ids)
-        padding = forest.shape.leaves - names if forest.shape is not None else 0
-        order = [forest.leaf_of_id[i] for i in sorted(range(names), key=forest.leaf_ids.__getitem__)]
+    def of(cls, forest: Forest, device: torch.device, ranked: RankedNames | None = None) -> AnswerOrder:
+        """Sorted on the host, where the names are: nothing waits for the device, and no shape depends on the data.
+
+        Args:
+            ranked: what the answers of ranked lists are called; None for pairs alone.
+        """
+        leaf_of_name = dict(zip(forest.leaf_ids, forest.leaf_of_id, strict=True))
+        names = sorted(name for name in leaf_of_name if ranked is None or name < ranked.pair_names)
+        order = [leaf_of_name[name] for name in names]
+        slots = len(names) // 2 if forest.shape is None else forest.shape.pairs
+        padding = 2 * slots - len(names)
         lengths = [forest.leaf_lengths[leaf] for leaf in order] + [1] * padding
-        order += range(names, names + padding)
+        order += range(len(leaf_of_name), len(leaf_of_name) + padding)
         leaf_N, length_N = upload([*order, *lengths], device).split(len(order))
-        return cls(forest, order, leaf_N, length_N, names // 2)
+        pairs, real = [name // 2 for name in names[0::2]], order[: len(names)]
+        if ranked is None:
+            lists = [list(leaves) for leaves in zip(real[0::2], real[1::2], strict=True)]
+            return cls(forest, order, leaf_N, length_N, len(pairs), lists)
+        lists = ranked.leaves(forest, pairs)
+        return cls(forest, order, leaf_N, length_N, len(pairs), lists, ranked.table(forest, pairs, slots))
 
     def sums(self, value_S: Tensor) -> Tensor:
         """The sum of a value over each answer's tokens, (N,)."""
@@ -94,6 +110,13 @@ def pair_logps(
     reference_N = torch.zeros_like(policy_N).detach()
     if reference_S is not None:
         reference_N = weighed(answers.sums(reference_S), reference_S)
+    tables: dict[str, Tensor] = {}
+    if answers.table is not None:
+        tables["policy_PK"] = answers.table.values(forest.sum_by_leaf(policy.token_S))
+        tables["reference_PK"] = torch.zeros_like(tables["policy_PK"]).detach()
+        if reference_S is not None:
+            tables["reference_PK"] = answers.table.values(forest.sum_by_leaf(reference_S))
+        tables["rank_PK"] = answers.table.rank_PK
     real, weight_P = None, None
     if forest.shape is not None:
         real = answers.pairs
@@ -109,6 +132,7 @@ def pair_logps(
         real=real,
         full_chosen_P=None if ld_alpha is None else full_N[0::2],
         full_rejected_P=None if ld_alpha is None else full_N[1::2],
+        **tables,
     )
 
 

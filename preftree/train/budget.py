@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from preftree.errors import SettingsError
-from preftree.forest import Bundle, Forest, Pair, Shape
+from preftree.forest import Bundle, Forest, Pair, Shape, pair_size
 from preftree.hardware.device import Choice, kind_of
 from preftree.hardware.memory import available_memory, ranks_on_host
 from preftree.model.cpu.linear import promised_bytes
@@ -115,24 +115,20 @@ def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Cho
     An average step fills its forests evenly. Room for scored tokens and answers is a little above
     what they need then, so that tokens are what runs out first; the largest single pair always fits.
     """
-    answers = [len(p.chosen_ids) + len(p.rejected_ids) for p in pairs]
+    answers = [pair_size(p) - len(p.prompt_ids) for p in pairs]
     whole = [pair_size(p) for p in pairs]
     step = pairs_per_step * sum(whole) / len(pairs)
     even = 1.1 * step / math.ceil(step / budget)
     tokens = _rounded(max(min(budget, even), *whole))
     scored = min(tokens, _rounded(max(*answers, 1.15 * tokens * sum(answers) / sum(whole))))
     most = math.ceil(1.25 * tokens * len(pairs) / sum(whole))
-    shape = Shape(tokens, scored, 2 * max(1, min(most, pairs_per_step)))
+    largest = max(2 + len(p.others) for p in pairs)
+    shape = Shape(tokens, scored, largest * max(1, min(most, pairs_per_step)), largest)
     return Choice(shape, "asked for by --pad_max; every forest is padded to it, so that there is one shape to compile")
 
 
 def _rounded(count: float, multiple: int = 128) -> int:
     return math.ceil(count / multiple) * multiple
-
-
-def pair_size(pair: Pair) -> int:
-    """Tokens of a pair as a tree of its own."""
-    return len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids)
 
 
 def training_bytes(model: nn.Module) -> int:

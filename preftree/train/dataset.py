@@ -9,6 +9,7 @@ from typing import Any
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from preftree.config.choices import LIST_RULE, PAIR_RULES
 from preftree.data.encode import EncodedPair, PairEncoder
 from preftree.data.record import PreferencePair
 from preftree.data.rows import encode_stream, pairs_from_rows
@@ -50,11 +51,13 @@ class Encoding:
     Args:
         max_length: of prompt and answer together; None for no limit.
         truncation_mode: keep_start cuts answers at their end, keep_end prompts at their start.
+        lists: rows with ranked answers are lists of all of them, else pairs of the best and the worst.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     truncation_mode: str
+    lists: bool = False
 
     def encode(self, rows: Iterable[Any], name: str, report: list[str]) -> Iterator[EncodedPair]:
         """The pairs of rows of any format, in order; reads no further ahead than a batch.
@@ -71,7 +74,7 @@ class Encoding:
             yield from encoder.encode(rows)
             report += encoder.report.lines()
             return
-        pairs = rows if isinstance(first, PreferencePair) else pairs_from_rows(rows, name=name)
+        pairs = rows if isinstance(first, PreferencePair) else pairs_from_rows(rows, name=name, pair_rule=LIST_RULE if self.lists else PAIR_RULES[0])
         other = PairEncoder(self.tokenizer, max_length=self.max_length, truncation_mode=self.truncation_mode)
         yield from encode_stream(pairs, other)
         report += other.report.summary()

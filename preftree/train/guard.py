@@ -35,7 +35,6 @@ class FiniteGuard:
 
     say: Callable[[str], None]
     gradients: bool = True
-    skipped: int = 0
     in_a_row: int = field(default=0)
 
     def allows(self, step: int, loss: Tensor, trained: Sequence[nn.Parameter], pairs: Sequence[Pair]) -> bool:
@@ -57,7 +56,6 @@ class FiniteGuard:
             return True
         for parameter in trained:
             parameter.grad = None
-        self.skipped += 1
         self.in_a_row += 1
         rows = ", ".join(dict.fromkeys(row_of(pair) for pair in pairs))
         self.say(f"skipped    step {step}: its {bad} is not finite; the weights are unchanged. Its pairs: {rows}")

@@ -16,7 +16,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from preftree.config.train import has_effect
-from preftree.forest import Pair
+from preftree.forest import Pair, answers_of
 from preftree.io.jsonl import to_json
 from preftree.train.config import DPOConfig
 
@@ -40,7 +40,7 @@ def data_fact(pairs: Iterable[Pair]) -> str:
     """Number and hash of pairs in their order."""
     digest, count = xxhash.xxh3_128(), 0
     for pair in pairs:
-        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+        for ids in (pair.prompt_ids, *answers_of(pair), *([pair.ranks] if pair.others else [])):
             digest.update(array("q", [len(ids), *ids]).tobytes())
         count += 1
     return f"{count} pairs ({digest.hexdigest()[:12]})"

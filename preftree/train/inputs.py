@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from preftree.check.quick import quick_check
+from preftree.config.choices import PAIR_RULES
 from preftree.config.train import Settings
 from preftree.data.encode import EncodedPair
 from preftree.data.record import LoadedPairs
@@ -31,15 +29,6 @@ class EncodedSplits:
 
     train: list[EncodedPair]
     validation: list[EncodedPair]
-
-
-def fingerprint(pairs: Sequence[EncodedPair]) -> str:
-    """A hash of all token ids in their order."""
-    digest = xxhash.xxh3_128()
-    for pair in pairs:
-        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
-            digest.update(array("q", [len(ids), *ids]).tobytes())
-    return digest.hexdigest()
 
 
 def hub_options(settings: Settings) -> dict[str, Any]:
@@ -92,7 +81,7 @@ def _load(settings: Settings, name: str, split: str, limit: int | None) -> Loade
         streaming=data.streaming,
         download_again=data.overwrite_cache,
     )
-    return load_pairs(source, limit=limit, pair_rule=data.pair_rule, min_margin=data.min_margin)
+    return load_pairs(source, limit=limit, pair_rule=data.pair_rule or PAIR_RULES[0], min_margin=data.min_margin)
 
 
 def _encoded(

@@ -26,8 +26,9 @@ NAMES = (
 
 #: Sums over tokens, in the order in which `PairLogps.tokens` has them.
 TOKEN_SUMS = ("entropy", "tokens", "chosen_logits", "rejected_logits", "chosen_top1", "chosen_tokens")
-#: All sums that a meter holds: those over pairs, those over tokens, and the routers' loss of each pair.
-_COLUMNS = len(NAMES) + len(TOKEN_SUMS) + 1
+#: All sums that a meter holds: those over pairs, those over tokens, the routers' loss of each pair, and of ranked lists
+#: the share of answers in the right order and their number.
+_COLUMNS = len(NAMES) + len(TOKEN_SUMS) + 3
 
 
 @dataclass
@@ -36,7 +37,7 @@ class PairMeter:
 
     Args:
         pairs: how many.
-        total: sums of `NAMES` over pairs, those of `TOKEN_SUMS`, and that of the routers' losses.
+        total: sums of `NAMES` over pairs, those of `TOKEN_SUMS`, that of the routers' losses, and those of lists.
     """
 
     pairs: int = 0
@@ -66,7 +67,10 @@ class PairMeter:
         sums = torch.stack([column_P.to(self.total.dtype).sum() for column_P in columns])
         tokens = sums.new_zeros(len(TOKEN_SUMS)) if logps.tokens is None else logps.tokens.to(sums.dtype)
         router = sums.new_zeros(1) if logps.router_P is None else logps.router_P.detach().sum().to(sums.dtype)[None]
-        self.total = self.total + torch.cat([sums, tokens, router])
+        lists = sums.new_zeros(2)
+        if (in_order_P := objective.in_order(logps)) is not None:
+            lists = torch.stack([in_order_P.sum().to(sums.dtype), sums.new_tensor(logps.pairs)])
+        self.total = self.total + torch.cat([sums, tokens, router, lists])
         self.pairs += logps.pairs
 
     def merge(self, other: PairMeter) -> None:
@@ -80,9 +84,12 @@ class PairMeter:
             return {}
         values = self.total.tolist()
         means = {name: value / self.pairs for name, value in zip(NAMES, values[: len(NAMES)], strict=True)}
-        sums = dict(zip(TOKEN_SUMS, values[len(NAMES) : -1], strict=True))
-        if values[-1]:
-            means["aux_loss"] = values[-1] / self.pairs
+        *tokens, router, in_order, lists = values[len(NAMES) :]
+        sums = dict(zip(TOKEN_SUMS, tokens, strict=True))
+        if router:
+            means["aux_loss"] = router / self.pairs
+        if lists:
+            means["rewards/rank_accuracies"] = in_order / lists
         if sums["tokens"]:
             chosen = max(sums["chosen_tokens"], 1.0)
             means["entropy"] = sums["entropy"] / sums["tokens"]
@@ -111,7 +118,6 @@ class SpeedMeter:
     def add(self, forest: Forest) -> None:
         self.tree_tokens += len(forest.tokens)  # without padding
         self.unrolled_tokens += forest.unrolled_tokens
-        self.pairs += len(forest.leaf_ids) // 2
         self.forests += 1
         self.scored_tokens += len(forest.target_S)
 

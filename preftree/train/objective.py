@@ -9,6 +9,7 @@ from torch import Tensor
 
 from preftree.train.config import DPOConfig
 from preftree.train.losses import LOSSES, LossSettings, PairLogps
+from preftree.train.losses.listwise import is_worse, ranked
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Objective:
         return any(LOSSES[name].reference for name in self.names)
 
     @property
+    def lists(self) -> bool:
+        """Does any of the losses compare all answers of a ranked list?"""
+        return any(LOSSES[name].lists for name in self.names)
+
+    @property
     def coupled(self) -> bool:
         """Does any of the losses need all pairs of the step at once?"""
         return any(LOSSES[name].coupled for name in self.names)
@@ -71,3 +77,16 @@ class Objective:
         if set(self.names) == {"simpo"}:  # its reward is an average over tokens
             return beta * logps.chosen_mean_P, beta * logps.rejected_mean_P
         return beta * logps.chosen_ratio_P, beta * logps.rejected_ratio_P
+
+    def in_order(self, logps: PairLogps) -> Tensor | None:
+        """Of each ranked list the share of its answers, taken two by two, whose rewards are in the order of their ranks.
+
+        (P,), 0 for padding; None where no loss is of lists.
+        """
+        if logps.policy_PK is None:
+            return None
+        policy_PK, reference_PK, rank_PK = ranked(logps)
+        reward_PK = (policy_PK - reference_PK).detach()
+        worse_PKK = is_worse(rank_PK)
+        right_PKK = worse_PKK & (reward_PK[:, :, None] > reward_PK[:, None, :])
+        return right_PKK.sum((1, 2)) / worse_PKK.sum((1, 2)).clamp(min=1)

@@ -185,7 +185,8 @@ def restore_progress(trainer: DPOTrainer, folder: Path) -> None:
     trainer._globalstep_last_logged = progress["last_logged"]
     trainer._tokens = progress["tokens"]
     trainer.since_log = PairMeter.on(trainer.args.device)  # in its own precision: the sums must survive to the bit
-    trainer.since_log.total = trainer.since_log.total.new_tensor(progress["window"])
+    window = progress["window"]  # of an earlier version it may have fewer sums
+    trainer.since_log.total[: len(window)] = trainer.since_log.total.new_tensor(window)
     trainer.since_log.pairs = progress["window_pairs"]
     trainer.speed = SpeedMeter(*progress["speed"])
     _restore_budget(trainer, progress["tokens_per_forest"])

@@ -100,7 +100,7 @@ def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Co
     return DPOTrainer(
         model,
         args=args,
-        train_dataset=PairDataset(splits.train, by_prompt=settings.data.pair_rule != "best_worst"),
+        train_dataset=PairDataset(splits.train, by_prompt=settings.data.pair_rule in ("best_each", "all")),
         eval_dataset=PairDataset(splits.validation) if splits.validation else None,
         processing_class=tokenizer,
         peft_config=lora_config(

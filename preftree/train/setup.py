@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftree.distributed.ranks import Ranks
 from preftree.errors import SettingsError
-from preftree.forest import Shape
+from preftree.forest import Shape, pair_size
 from preftree.hardware.device import kind_of
 from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
@@ -24,7 +24,7 @@ from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.model.shard import shard_base
 from preftree.train.arguments import recomputes
-from preftree.train.budget import choose_budget, choose_shape, pair_size
+from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset, is_stream
 from preftree.train.hpu import StepHook, optimizer, step_hook
@@ -179,7 +179,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     device = str(args.device)
     model = load_policy(given.model, args, given.quantization_config)
     tokenizer = load_processing_class(given.processing_class, given.model, model, args)
-    encoding = Encoding(tokenizer, args.max_length, args.truncation_mode)
+    encoding = Encoding(tokenizer, args.max_length, args.truncation_mode, args.ranks_lists)
     data = _encoded(data, encoding, say)
     key = weights_key(causal_model(model))
     ranks.check_same("weights of the model", key)

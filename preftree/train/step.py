@@ -31,13 +31,15 @@ from preftree.train.losses import PairLogps, join
 from preftree.train.metrics import PairMeter, SpeedMeter
 from preftree.train.noise import EmbeddingNoise
 from preftree.train.objective import Objective
+from preftree.train.ranked import RankedNames
 from preftree.train.reference import Reference
 
 #: Columns of `PairLogps` that a loss has gradients for, where they are there.
-_DIFFERENTIATED = ("chosen_P", "rejected_P", "full_chosen_P", "full_rejected_P")
+_DIFFERENTIATED = ("chosen_P", "rejected_P", "full_chosen_P", "full_rejected_P", "policy_PK")
 #: Those that ranks exchange for a loss that couples pairs.
 _EXCHANGED = (
     *_DIFFERENTIATED, "ref_chosen_P", "ref_rejected_P", "chosen_length_P", "rejected_length_P", "importance_P",
+    "reference_PK", "rank_PK",
 )  # fmt: skip
 
 
@@ -52,6 +54,7 @@ class StepPlan:
         mean_chosen_length: over all pairs of the step.
         dummy_passes: passes that keep collectives in step with ranks that have more forests.
         speed: counts of all ranks.
+        ranked: the answers of this rank's ranked lists; None where no loss asks for them.
     """
 
     forests: list[Forest]
@@ -60,6 +63,7 @@ class StepPlan:
     mean_chosen_length: float
     dummy_passes: int
     speed: SpeedMeter
+    ranked: RankedNames | None = None
 
 
 @dataclass
@@ -105,7 +109,7 @@ class Step:
         """This rank's forests of a step, with their reference log-probs known. All ranks call it together."""
         mine = shard_pairs(pairs, self.ranks.count)[self.ranks.index]
         forests = self.forests([pairs[place] for place in mine])
-        counts = SpeedMeter()
+        counts = SpeedMeter(pairs=len(mine))
         for forest in forests:
             counts.add(forest)
         if self.reference is not None:
@@ -120,11 +124,19 @@ class Step:
             sum(len(pair.chosen_ids) for pair in pairs) / len(pairs),
             max(0, most - len(forests)),
             SpeedMeter.of_ranks(everyones),
+            self._ranked(pairs, mine),
         )
 
     def forests(self, pairs: Sequence[Pair]) -> list[Forest]:
-        """The forests of some pairs; pair i has the leaves 2i and 2i + 1."""
-        return forests_of_pairs(pairs, self.budget, self.device, self.shape)
+        """The forests of some pairs; pair i has the leaves 2i and 2i + 1, and lists more where a loss compares them."""
+        return forests_of_pairs(pairs, self.budget, self.device, self.shape, lists=self.objective.lists)
+
+    def _ranked(self, pairs: Sequence[Pair], mine: Sequence[int]) -> RankedNames | None:
+        """This rank's ranked lists, in tables as wide as the largest list of the step on any rank."""
+        if not self.objective.lists:
+            return None
+        width = self.shape.answers if self.shape is not None else max(2 + len(pair.others) for pair in pairs)
+        return RankedNames.of([pairs[place] for place in mine], width)
 
     def gradients(
         self,
@@ -226,7 +238,7 @@ class Step:
         with self.autocast(), noise, recording as passes:
             scores = self.policy(forest, stats)
         reference_S = self.reference.known(forest) if self.reference is not None else None
-        answers = AnswerOrder.of(forest, self.device)
+        answers = AnswerOrder.of(forest, self.device, plan.ranked)
         logps = pair_logps(scores, reference_S, answers, self.objective.ld_alpha)
         importance_P = answers.importance(scores.token_S, stats) if self.objective.use_weighting else None
         return replace(
@@ -240,8 +252,7 @@ class Step:
     def _router_losses(self, passes: Sequence[Logits], answers: AnswerOrder) -> Tensor | None:
         if self.router is None:
             return None
-        real = answers.leaves[: 2 * answers.pairs]
-        losses_P = self.router.losses(passes, answers.forest, list(zip(real[0::2], real[1::2], strict=True)))
+        losses_P = self.router.losses(passes, answers.forest, answers.lists)
         return pad(losses_P, (0, len(answers.leaves) // 2 - answers.pairs))
 
     def _separate(self, plan: StepPlan) -> Iterator[tuple[PairLogps, Tensor, Tensor]]:
@@ -292,14 +303,18 @@ class Step:
     def _gathered(self, plan: StepPlan, parts: Sequence[PairLogps]) -> PairLogps:
         """The log-probs of all pairs of the step, in its order: each rank brings its own, the rest is zeros."""
         names = self._columns(_EXCHANGED)
+        widths = [plan.ranked.width if plan.ranked is not None and name.endswith("_PK") else 1 for name in names]
         wide = torch.float64 if self.device.type == "cpu" else torch.float32
-        table = torch.zeros(len(names), plan.pairs, dtype=wide, device=self.device)
+        table = torch.zeros(plan.pairs, sum(widths), dtype=wide, device=self.device)
         if parts:
             mine = join(list(parts))
             place_P = upload([place for places in plan.places for place in places], self.device)
-            table[:, place_P] = torch.stack([getattr(mine, name).detach().to(wide) for name in names])
+            table[place_P] = torch.cat(
+                [getattr(mine, name).detach().to(wide).view(len(place_P), -1) for name in names], dim=1
+            )
         self.ranks.add_up([table])
-        columns = dict(zip(names, table.unbind(0), strict=True))
+        parted = dict(zip(names, table.split(widths, dim=1), strict=True))
+        columns = {name: part if name.endswith("_PK") else part[:, 0] for name, part in parted.items()}
         return PairLogps(**columns, mean_chosen_length=plan.mean_chosen_length)  # type: ignore[arg-type]
 
     def _columns(self, names: Sequence[str]) -> list[str]:
@@ -307,6 +322,8 @@ class Step:
         absent = set() if self.objective.use_weighting else {"importance_P"}
         if self.objective.ld_alpha is None:
             absent |= {"full_chosen_P", "full_rejected_P"}
+        if not self.objective.lists:
+            absent |= {"policy_PK", "reference_PK", "rank_PK"}
         return [name for name in names if name not in absent]
 
     def _dummy_pass(self) -> LeafLogprobs:
@@ -316,7 +333,9 @@ class Step:
 
 def _places(forests: Sequence[Forest], mine: Sequence[int]) -> list[list[int]]:
     """Of each forest's pairs, among all pairs of the step."""
-    return [[mine[leaf // 2] for leaf in sorted(forest.leaf_ids)[0::2]] for forest in forests]
+    return [
+        [mine[name // 2] for name in sorted(forest.leaf_ids) if name < 2 * len(mine)][0::2] for forest in forests
+    ]  # fmt: skip
 
 
 def _with_router(losses_P: Tensor, logps: PairLogps) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from preftree.train.losses import coupled, pairwise, reference_free
+from preftree.train.losses import coupled, listwise, pairwise, reference_free
 from preftree.train.losses.divergences import DIVERGENCES
 from preftree.train.losses.logps import LossSettings, PairLogps, join
 
@@ -22,6 +22,7 @@ class Loss:
         coupled: sees the pairs of the whole step; the order of its values is not that of the pairs.
         divergence: takes another f-divergence than the reverse KL.
         smoothing: takes label smoothing.
+        lists: compares all answers of a ranked list, not only the best with the worst.
     """
 
     values: Callable[[PairLogps, LossSettings], Tensor]
@@ -29,6 +30,7 @@ class Loss:
     coupled: bool = False
     divergence: bool = False
     smoothing: bool = False
+    lists: bool = False
 
 
 LOSSES: dict[str, Loss] = {
@@ -53,6 +55,7 @@ LOSSES: dict[str, Loss] = {
     "simpo": Loss(reference_free.simpo, reference=False),
     "cpo": Loss(reference_free.cpo, reference=False, smoothing=True),
     "orpo": Loss(reference_free.orpo, reference=False),
+    "listwise": Loss(listwise.listwise, divergence=True, lists=True),
 }
 
 __all__ = ["DIVERGENCES", "LOSSES", "Loss", "LossSettings", "PairLogps", "join"]

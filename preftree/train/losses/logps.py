@@ -1,6 +1,6 @@
 """What a loss is a function of: the log-probs of pairs, and the constants of the objective.
 
-Shape suffixes: P pairs.
+Shape suffixes: P pairs or ranked lists, K answers of a list.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LossSettings:
 
 @dataclass(frozen=True, eq=False)
 class PairLogps:
-    """Summed log-probs of the answers of P pairs, and their lengths in tokens; all of shape (P,).
+    """Summed log-probs of the answers of P pairs, and their lengths in tokens; all of shape (P,) but for the tables.
 
     In a forest of fixed shape the first `real` of the pairs are real, and `weight_P` is 1 for them and 0 for the
     padding, whose log-probs are 0 and whose lengths are 1.
@@ -50,6 +50,9 @@ class PairLogps:
             None where they are the same.
         router_P: what the routers of a mixture of experts add to each pair's loss; None for 0.
         importance_P: WPO's weight of each pair, a constant for the gradient; None for 1.
+        policy_PK, reference_PK: log-probs of all answers of ranked lists, of which the chosen one is the best and the
+            rejected one the worst; None where no loss asks for them.
+        rank_PK: their ranks, 1 for the best; 0 where a list has fewer answers.
         tokens: sums over tokens for the metrics (`metrics.TOKEN_SUMS`); None where nobody asks.
     """
 
@@ -66,6 +69,9 @@ class PairLogps:
     full_chosen_P: Tensor | None = None
     full_rejected_P: Tensor | None = None
     router_P: Tensor | None = None
+    policy_PK: Tensor | None = None
+    reference_PK: Tensor | None = None
+    rank_PK: Tensor | None = None
     tokens: Tensor | None = None
 
     @property
