@@ -95,6 +95,8 @@ class Ids:
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...] = ()
+    ranks: tuple[int, ...] = (1, 2)
 
 
 def make_pairs(count: int, vocabulary: int, shorter: int = 1, long: bool = False) -> list[Ids]:

@@ -20,7 +20,7 @@ _CONTROL_SIGNS = ("<|", "INST]", "SYS>>", "_of_turn>", "</s>")
 
 def trainable(pair: PreferencePair) -> bool:
     """Has the pair a prompt, two answers, and do they differ? Encoding drops all others."""
-    chosen, rejected = pair.answers
+    chosen, rejected = pair.answers[:2]
     return not chosen.is_empty and not rejected.is_empty and chosen != rejected and _asks(pair)
 
 

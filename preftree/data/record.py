@@ -189,7 +189,7 @@ def _list(keys: Sequence[float]) -> list[tuple[int, ...]]:
 
 
 def _ranks(keys: Sequence[float], margin: float) -> tuple[int, ...]:
-    """1 for the smallest key and on from there; keys that are no more than `margin` above the first of a rank share it."""
+    """1 for the smallest key and on from there; keys at most `margin` above the first one of a rank share that rank."""
     ranks: dict[float, int] = {}
     first, rank = -math.inf, 0
     for key in sorted(keys):

@@ -40,7 +40,6 @@ def forests_of_pairs(
     budget: int,
     device: torch.device | str = "cpu",
     shape: Shape | None = None,
-    *,
     lists: bool = False,
 ) -> list[Forest]:
     """The forests of a batch. Pair i has the leaves 2i (chosen) and 2i + 1 (rejected), both in one forest.

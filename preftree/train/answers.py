@@ -110,13 +110,12 @@ def pair_logps(
     reference_N = torch.zeros_like(policy_N).detach()
     if reference_S is not None:
         reference_N = weighed(answers.sums(reference_S), reference_S)
-    tables: dict[str, Tensor] = {}
-    if answers.table is not None:
-        tables["policy_PK"] = answers.table.values(forest.sum_by_leaf(policy.token_S))
-        tables["reference_PK"] = torch.zeros_like(tables["policy_PK"]).detach()
+    table, policy_PK, reference_PK = answers.table, None, None
+    if table is not None:
+        policy_PK = table.values(forest.sum_by_leaf(policy.token_S))
+        reference_PK = torch.zeros_like(policy_PK).detach()
         if reference_S is not None:
-            tables["reference_PK"] = answers.table.values(forest.sum_by_leaf(reference_S))
-        tables["rank_PK"] = answers.table.rank_PK
+            reference_PK = table.values(forest.sum_by_leaf(reference_S))
     real, weight_P = None, None
     if forest.shape is not None:
         real = answers.pairs
@@ -132,7 +131,9 @@ def pair_logps(
         real=real,
         full_chosen_P=None if ld_alpha is None else full_N[0::2],
         full_rejected_P=None if ld_alpha is None else full_N[1::2],
-        **tables,
+        policy_PK=policy_PK,
+        reference_PK=reference_PK,
+        rank_PK=None if table is None else table.rank_PK,
     )
 
 

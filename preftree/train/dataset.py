@@ -74,7 +74,8 @@ class Encoding:
             yield from encoder.encode(rows)
             report += encoder.report.lines()
             return
-        pairs = rows if isinstance(first, PreferencePair) else pairs_from_rows(rows, name=name, pair_rule=LIST_RULE if self.lists else PAIR_RULES[0])
+        rule = LIST_RULE if self.lists else PAIR_RULES[0]
+        pairs = rows if isinstance(first, PreferencePair) else pairs_from_rows(rows, name=name, pair_rule=rule)
         other = PairEncoder(self.tokenizer, max_length=self.max_length, truncation_mode=self.truncation_mode)
         yield from encode_stream(pairs, other)
         report += other.report.summary()

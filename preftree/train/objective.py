@@ -79,7 +79,7 @@ class Objective:
         return beta * logps.chosen_ratio_P, beta * logps.rejected_ratio_P
 
     def in_order(self, logps: PairLogps) -> Tensor | None:
-        """Of each ranked list the share of its answers, taken two by two, whose rewards are in the order of their ranks.
+        """The share of each ranked list's pairs of answers whose rewards are in the order of their ranks.
 
         (P,), 0 for padding; None where no loss is of lists.
         """

@@ -129,7 +129,7 @@ class Step:
 
     def forests(self, pairs: Sequence[Pair]) -> list[Forest]:
         """The forests of some pairs; pair i has the leaves 2i and 2i + 1, and lists more where a loss compares them."""
-        return forests_of_pairs(pairs, self.budget, self.device, self.shape, lists=self.objective.lists)
+        return forests_of_pairs(pairs, self.budget, self.device, self.shape, self.objective.lists)
 
     def _ranked(self, pairs: Sequence[Pair], mine: Sequence[int]) -> RankedNames | None:
         """This rank's ranked lists, in tables as wide as the largest list of the step on any rank."""

@@ -14,6 +14,8 @@ class Pair:
     prompt_ids: tuple[int, ...]
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
+    others: tuple[tuple[int, ...], ...] = ()
+    ranks: tuple[int, ...] = (1, 2)
 
 
 SYSTEM = (1, 2, 3, 4, 5, 6, 7, 8)  # exactly MIN_SHARED

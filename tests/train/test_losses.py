@@ -11,7 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from preftree.config.dpo import DIVERGENCE_LOSSES, F_DIVERGENCES, LOSS_TYPES, SMOOTHED_LOSSES, SORTING_LOSSES
+from preftree.config.dpo import (
+    DIVERGENCE_LOSSES,
+    F_DIVERGENCES,
+    LIST_LOSSES,
+    LOSS_TYPES,
+    SMOOTHED_LOSSES,
+    SORTING_LOSSES,
+)
 from preftree.train.losses import DIVERGENCES, LOSSES, LossSettings, PairLogps, join
 from preftree.train.metrics import NAMES, PairMeter
 from preftree.train.objective import Objective
@@ -59,6 +66,7 @@ BY_HAND: dict[str, Callable[[], float]] = {
     "rdpo": lambda: -math.log(sigma(1.8 + 0.03 * (4 - 5))),
     "simpo": lambda: -math.log(sigma(0.2 * (-2.5 + 4) - 0.7)),
     "cpo": lambda: -math.log(sigma(0.2 * 10)) + 0.6 * 2.5,
+    "listwise": lambda: -math.log(sigma(1.8)),
     "orpo": lambda: 2.5 - 0.2 * math.log(sigma(-2.5 + 4 - math.log((1 - math.exp(-2.5)) / (1 - math.exp(-4))))),
 }
 
@@ -168,6 +176,7 @@ def test_the_settings_know_the_same_losses() -> None:
     assert {name for name, loss in LOSSES.items() if loss.divergence} == DIVERGENCE_LOSSES
     assert {name for name, loss in LOSSES.items() if loss.smoothing} == SMOOTHED_LOSSES
     assert {name for name, loss in LOSSES.items() if loss.coupled} == SORTING_LOSSES
+    assert {name for name, loss in LOSSES.items() if loss.lists} == LIST_LOSSES
     assert tuple(DIVERGENCES) == F_DIVERGENCES
 
 

@@ -20,9 +20,11 @@ def listwise(logps: PairLogps, settings: LossSettings) -> Tensor:
     """
     policy_PK, reference_PK, rank_PK = ranked(logps)
     f_prime = DIVERGENCES[settings.f_divergence_type]
-    score_PK = settings.beta * f_prime(policy_PK - reference_PK, settings)
-    apart_PKK = score_PK[:, None, :] - score_PK[:, :, None]  # s_j − s_i
-    lowest = torch.finfo(score_PK.dtype).min / 2  # not −∞: an answer without a worse one would have no gradient but NaN
+    ratio_PK = f_prime(policy_PK - reference_PK, settings)
+    apart_PKK = settings.beta * (ratio_PK[:, None, :] - ratio_PK[:, :, None])  # s_j − s_i
+    lowest = (
+        torch.finfo(apart_PKK.dtype).min / 2
+    )  # not −∞: an answer without a worse one would have no gradient but NaN
     worse_PKK = torch.where(is_worse(rank_PK), apart_PKK, lowest)
     return -F.logsigmoid(-worse_PKK.logsumexp(-1)).sum(-1)
 
