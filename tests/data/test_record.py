@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from preftree.data.record import PAIR_RULES, LoadedPairs, PreferencePair, PreferenceRecord, Response, Turn
+from preftree.data.record import LoadedPairs, PreferencePair, PreferenceRecord, Response, Turn
 
 ASK = (Turn("user", "Which?"),)
 
@@ -85,7 +86,11 @@ def slow_pairs(keys: list[int], rule: str) -> list[tuple[int, int]]:
     return [(a, b) for a, b in better if rule == "all" or a == first_best]
 
 
-@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.sampled_from(sorted(PAIR_RULES)), st.integers(0, 3))
+@given(
+    st.lists(st.integers(1, 4), min_size=2, max_size=5),
+    st.sampled_from(["all", "best_each", "best_worst"]),
+    st.integers(0, 3),
+)
 def test_rules_against_the_definition(ranks: list[int], rule: str, margin: int) -> None:
     # Scores fall as ranks rise, so a margin in scores is a difference of ranks.
     answers = [Response(str(i), score=10.0 - rank, rank=rank) for i, rank in enumerate(ranks)]
@@ -94,6 +99,33 @@ def test_rules_against_the_definition(ranks: list[int], rule: str, margin: int) 
     # Without ranks the scores say the same.
     unranked = [Response(answer.text, answer.score) for answer in answers]
     assert [(int(p.chosen), int(p.rejected)) for p in record(*unranked).pairs(rule, float(margin))] == found
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=6), st.integers(0, 3))
+def test_a_list_holds_every_answer_with_its_rank(keys: list[int], margin: int) -> None:
+    answers = [Response(str(i), score=10.0 - key) for i, key in enumerate(keys)]
+    made = record(*answers).pairs("list", float(margin))
+    if max(keys) - min(keys) <= margin:
+        assert made == []
+        return
+    (pair,) = made
+    places = [int(answer.content) for answer in pair.answers]
+    assert sorted(places) == list(range(len(keys)))
+    assert (keys[places[0]], keys[places[1]]) == (min(keys), max(keys))
+    if len(keys) == 2:
+        assert pair.ranks == (1, 2)
+    starts = {rank: min(k for k, r in ranked) for rank, ranked in by_rank(keys, places, pair.ranks).items()}
+    assert list(starts) == list(range(1, len(starts) + 1))
+    for place, rank in zip(places, pair.ranks, strict=True):
+        assert starts[rank] <= keys[place] <= starts[rank] + margin
+    assert all(later - earlier > margin for earlier, later in pairwise(starts.values()))
+
+
+def by_rank(keys: list[int], places: list[int], ranks: tuple[int, ...]) -> dict[int, list[tuple[int, int]]]:
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for place, rank in sorted(zip(places, ranks, strict=True), key=lambda item: item[1]):
+        groups.setdefault(rank, []).append((keys[place], rank))
+    return groups
 
 
 def test_a_margin_needs_scores() -> None:

@@ -24,7 +24,7 @@ def listwise(logps: PairLogps, settings: LossSettings) -> Tensor:
     apart_PKK = settings.beta * (ratio_PK[:, None, :] - ratio_PK[:, :, None])  # s_j − s_i
     lowest = (
         torch.finfo(apart_PKK.dtype).min / 2
-    )  # not −∞: an answer without a worse one would have no gradient but NaN
+    )  # with −∞ an answer without a worse one would have NaN as its gradient
     worse_PKK = torch.where(is_worse(rank_PK), apart_PKK, lowest)
     return -F.logsigmoid(-worse_PKK.logsumexp(-1)).sum(-1)
 
