@@ -334,9 +334,9 @@ def test_settings_check_themselves_without_a_command_line() -> None:
 
 
 def test_pair_rules_are_those_of_records() -> None:
-    from preftree.config.choices import PAIR_RULES
+    from preftree.config.choices import LIST_RULE, PAIR_RULES
     from preftree.data.record import PAIR_RULES as rules
 
-    assert tuple(rules) == PAIR_RULES
+    assert tuple(rules) == (*PAIR_RULES, LIST_RULE)
     assert any("--pair_rule must be one of" in p for p in problems(f"{BASE} --pair_rule best"))
     assert any("--min_margin must be at least 0" in p for p in problems(f"{BASE} --min_margin -1"))
