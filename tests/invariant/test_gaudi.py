@@ -51,7 +51,7 @@ def test_two_cards_in_lazy_mode_are_one_cpu(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=300)[0] for rank in ranks]
+    said = [rank.communicate(timeout=900)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(said)
     for piece in (
         "device     hpu:",

@@ -101,7 +101,7 @@ def test_mpirun(inputs: Path, alone: Path, tmp_path: Path) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_run(tmp_path / "O", alone)
