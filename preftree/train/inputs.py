@@ -19,16 +19,17 @@ from preftree.data.sources import Source, load_pairs
 from preftree.data.split import split_validation
 from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
-from preftree.io.console import sayer
+from preftree.io.console import Say, sayer
 from preftree.io.progress import Progress
 
 
 @dataclass(frozen=True)
 class EncodedSplits:
-    """Encoded pairs, ready to train on."""
+    """Encoded pairs, ready to train on, and what was said of the data while they were read."""
 
     train: list[EncodedPair]
     validation: list[EncodedPair]
+    said: tuple[str, ...] = ()
 
 
 def hub_options(settings: Settings) -> dict[str, Any]:
@@ -45,7 +46,14 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
     """
     data = settings.data
     name = data.dataset_name or ""
-    encode = partial(_encoded, settings, tokenizer=tokenizer, console=console)
+    said: list[str] = []
+    shown = sayer(console)
+
+    def say(line: str) -> None:
+        said.append(line)
+        shown(line)
+
+    encode = partial(_encoded, settings, tokenizer=tokenizer, console=console, say=say)
     train = encode(name, "train", data.max_train_samples)
     if data.validation_file:
         validation, how = encode(data.validation_file, "train", None), f"from {data.validation_file}"
@@ -56,8 +64,8 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
         train, validation = split_validation(train, data.validation_split_percentage, seed)
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
-    sayer(console)(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
-    return EncodedSplits(train, validation)
+    say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
+    return EncodedSplits(train, validation, tuple(said))
 
 
 def _has_validation(settings: Settings, name: str) -> bool:
@@ -92,8 +100,9 @@ def _encoded(
     *,
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
+    say: Say,
 ) -> list[EncodedPair]:
-    data, say = settings.data, sayer(console)
+    data = settings.data
     loaded = _load(settings, name, split, limit)
     say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
     for reason, count in loaded.skipped.items():

@@ -26,6 +26,7 @@ from preftree.train.dataset import PairDataset
 from preftree.train.inputs import hub_options, prepare_pairs
 from preftree.train.live import RunLog
 from preftree.train.profile import StepProfile
+from preftree.train.recorder import RunRecorder
 from preftree.train.setup import RESTART
 from preftree.train.trainer import DPOTrainer
 
@@ -52,14 +53,14 @@ def train(settings: Settings, console: Console | None = None) -> int:
     folder.check(**claim)  # before minutes of loading
     _tell_ranks(args, say)
     with folder.held() if args.should_save else nullcontext():
-        trainer = _trainer(settings, args, folder, console)
+        trainer, recorder = _trainer(settings, args, folder, console)
         with trainer.ranks.explained(RESTART):
             begun = _claim(trainer, folder, claim)
             if begun and asked is None and (step := folder.finished()) is not None:
                 say(f"finished   {args.output_dir} holds this very run, all {step} steps of it; nothing was computed")
                 say("           --overwrite_output_dir true trains it anew")
                 return 0
-            _run(trainer, folder, asked or begun, say)
+            _run(trainer, recorder, asked or begun, say)
     return 0
 
 
@@ -80,8 +81,10 @@ def _tell_ranks(args: DPOConfig, say: Say) -> None:
         say("ranks      one, so there is nothing to shard the base model over")
 
 
-def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Console) -> DPOTrainer:
-    """The trainer, with the command's model, data and adapter."""
+def _trainer(
+    settings: Settings, args: DPOConfig, folder: RunFolder, console: Console
+) -> tuple[DPOTrainer, RunRecorder]:
+    """The trainer, with the command's model, data and adapter, and what records its runs."""
     say = sayer(console)
     device = choose_device("auto" if args.use_habana else settings.train.device, str(args.device))
     dtype = choose_dtype(device.value, settings.model.torch_dtype, bf16=settings.train.bf16, fp16=settings.train.fp16)
@@ -97,7 +100,7 @@ def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Co
         # From here on: what loading has freed is given back in any case.
         keep_freed_memory(args.max_memory is None)
     lora = settings.lora
-    return DPOTrainer(
+    trainer = DPOTrainer(
         model,
         args=args,
         train_dataset=PairDataset(splits.train, by_prompt=settings.data.pair_rule in ("best_each", "all")),
@@ -113,9 +116,12 @@ def _trainer(settings: Settings, args: DPOConfig, folder: RunFolder, console: Co
         callbacks=[RunLog(folder, say), *([StepProfile(console)] if settings.train.profile else [])],
         console=console,
     )
+    recorder = RunRecorder(folder, splits)
+    recorder.follow(trainer)
+    return trainer, recorder
 
 
-def _run(trainer: DPOTrainer, folder: RunFolder, resume: str | bool, say: Say) -> None:
+def _run(trainer: DPOTrainer, recorder: RunRecorder, resume: str | bool, say: Say) -> None:
     """Train, validate, save, and say what came out.
 
     Args:
@@ -128,7 +134,8 @@ def _run(trainer: DPOTrainer, folder: RunFolder, resume: str | bool, say: Say) -
         trainer.save_model()
         trainer.save_state()
         if trainer.args.should_save:
-            folder.finish(trainer.state.global_step)
+            recorder.write_examples()
+            recorder.folder.finish(trainer.state.global_step)
     except OSError as problem:
         raise RunError(
             f"The final adapter could not be written to {trainer.args.output_dir} ({problem.strerror or problem}). "

@@ -31,6 +31,7 @@ from preftree.train.losses import PairLogps, join
 from preftree.train.metrics import PairMeter, SpeedMeter
 from preftree.train.noise import EmbeddingNoise
 from preftree.train.objective import Objective
+from preftree.train.pair_log import Rewards
 from preftree.train.ranked import RankedNames
 from preftree.train.reference import Reference
 
@@ -68,11 +69,13 @@ class StepPlan:
 
 @dataclass
 class StepResult:
-    """What a step found out: the mean loss over its pairs and the metrics, after `Step.exchange` of all ranks."""
+    """What a step found out: the mean loss over its pairs and the metrics, after `Step.exchange` of all ranks; and the
+    rewards of this rank's pairs."""
 
     loss: Tensor
     meter: PairMeter
     speed: SpeedMeter = field(default_factory=SpeedMeter)
+    rewards: list[Rewards] = field(default_factory=list)
 
 
 @dataclass
@@ -170,11 +173,13 @@ class Step:
         self, plan: StepPlan, backward: Callable[[Tensor], object], after_backward: Callable[[], object]
     ) -> StepResult:
         result = StepResult(torch.zeros((), device=self.device), PairMeter.on(self.device), plan.speed)
-        for logps, losses_P, surrogate in self._coupled(plan) if self._is_coupled(plan) else self._separate(plan):
+        parts = self._coupled(plan) if self._is_coupled(plan) else self._separate(plan)
+        for places, (logps, losses_P, surrogate) in zip(plan.places, parts, strict=True):
             backward(surrogate)
             after_backward()
             result.loss += (losses_P.detach().sum() / plan.pairs).to(result.loss.dtype)
             result.meter.add(logps, losses_P, self.objective)
+            result.rewards.append((places, self._rewards(logps)))
         for _ in range(plan.dummy_passes):
             backward(0 * self._dummy_pass().token_S.sum())
         return result
@@ -196,13 +201,18 @@ class Step:
         losses = [self.objective.losses(part) for part in parts]
         if self.objective.coupled:
             losses = self._coupled_losses(plan, parts)[1]
-        for part, own_P in zip(parts, losses, strict=True):
+        for places, part, own_P in zip(plan.places, parts, losses, strict=True):
             losses_P = _with_router(own_P, part)
             result.loss += losses_P.sum() / plan.pairs
             result.meter.add(part, losses_P, self.objective)
+            result.rewards.append((places, self._rewards(part)))
         for _ in range(plan.dummy_passes):
             self._dummy_pass()
         return result
+
+    def _rewards(self, logps: PairLogps) -> Tensor:
+        """Implicit rewards of the real pairs, chosen and rejected, (2, P)."""
+        return torch.stack([reward_P.detach()[: logps.pairs] for reward_P in self.objective.rewards(logps)])
 
     def _shrink(self, plan: StepPlan, pairs: Sequence[Pair], problem: Exception) -> None:
         """Halve the tokens per forest after an allocation failed; raise what is no lack of memory, or cannot be halved.

@@ -32,6 +32,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftree.hardware.device import gemm_peak
+from preftree.hardware.memory import peak_memory
 from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
@@ -44,6 +45,7 @@ from preftree.train.live import LiveLine
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
 from preftree.train.outputs import Predictions, save, write_card
+from preftree.train.pair_log import PairLog
 from preftree.train.precompute import precompute
 from preftree.train.reference_models import MoveReference, SecondModel
 from preftree.train.resumable import ResumableTrainer
@@ -124,6 +126,7 @@ class DPOTrainer(ResumableTrainer):
         self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
         self.flops: ModelFlops | None = None
         self._tokens = 0
+        self.pair_log = PairLog({}, self.ranks)  # of no pairs, until a run folder asks
         self.stopper = StopOnSignal(self.ranks, self.say)
         super().__init__(
             model=built.model,
@@ -275,6 +278,7 @@ class DPOTrainer(ResumableTrainer):
                 inputs["pairs"], self.accelerator.backward, self.hook.after_backward, self.model.zero_grad
             )
         self._add_up(result, trained, len(inputs["pairs"]))
+        self.pair_log.add("train", inputs["pairs"], result.rewards)
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.unscale_(self.optimizer.optimizer)
         self._started = True
@@ -333,7 +337,9 @@ class DPOTrainer(ResumableTrainer):
         meter, pairs = PairMeter.on(self.args.device), 0
         predictions = Predictions(self) if self.compute_metrics is not None else None
         for batch in dataloader:
-            meter.merge(self.step.evaluate(batch["pairs"]).meter)
+            result = self.step.evaluate(batch["pairs"])
+            meter.merge(result.meter)
+            self.pair_log.add(metric_key_prefix, batch["pairs"], result.rewards)
             pairs += len(batch["pairs"])
             if predictions is not None:
                 predictions.add(batch["pairs"])
@@ -360,6 +366,7 @@ class DPOTrainer(ResumableTrainer):
             logs.update(self.speed.rates())
             if self.flops is not None:
                 logs["mfu"] = self.flops.mfu(self.speed, self.ranks.count)
+            logs["peak_memory_gib"] = peak_memory(str(self.args.device)) / 2**30
             if self.ranks.count > 1:
                 logs["rank_imbalance"] = self.speed.imbalance(self.ranks.count)
             self.since_log, self.speed = PairMeter(), SpeedMeter()

@@ -1,0 +1,110 @@
+"""What a training run leaves for its report, beside its metrics: lengths, margins of single pairs, the extreme ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from preftree.data.chat import Chat
+from preftree.data.encode import EncodedPair
+from preftree.io.atomic import atomic_file, write_json
+from preftree.io.jsonl import append_jsonl, read_jsonl
+from preftree.io.run_folder import RunFolder
+from preftree.train.inputs import EncodedSplits
+from preftree.train.pair_log import MOST_PAIRS, PairLog
+from preftree.train.trainer import DPOTrainer
+
+#: Pairs shown as texts, of each set and of each end.
+EXAMPLES = 6
+#: Tokens of a text that are shown.
+EXCERPT_TOKENS = 400
+
+
+class RunRecorder(TrainerCallback):
+    """Writes data.json, pairs.jsonl and examples.json into the run folder; only the first rank writes.
+
+    Args:
+        splits: what is trained and validated on.
+    """
+
+    def __init__(self, folder: RunFolder, splits: EncodedSplits) -> None:
+        self.folder, self.said = folder, list(splits.said)
+        self.sets: dict[str, Sequence[EncodedPair]] = {"train": splits.train, "eval": splits.validation}
+        self.log: PairLog | None = None
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+
+    def follow(self, trainer: DPOTrainer) -> None:
+        """Record the runs of a trainer."""
+        self.log = trainer.pair_log = PairLog(self.sets, trainer.ranks)
+        self.tokenizer = trainer.processing_class
+        trainer.add_callback(self)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Begin with the records of the checkpoint that the run goes on from."""
+        if not state.is_world_process_zero:
+            return
+        write_json(self.folder.data_path, self._data_facts())
+        kept = [record for record in read_jsonl(self.folder.pairs_path) if record["step"] <= state.global_step]
+        with atomic_file(self.folder.pairs_path, "w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in kept)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        if self.log is None:
+            return
+        records = self.log.drain()  # all ranks together
+        if state.is_world_process_zero:
+            for record in records:
+                append_jsonl(self.folder.pairs_path, {"step": state.global_step, **record})
+
+    def write_examples(self) -> None:
+        """The pairs with the smallest and the largest margins of each set, as texts."""
+        if self.log is None or self.tokenizer is None:
+            return
+        shown = []
+        for name, pairs in self.sets.items():
+            for place in self.log.extremes(name, EXAMPLES):
+                chosen, rejected = self.log.last[name][place]
+                shown.append({"set": name, "pair": place, "source": pairs[place].source, "chosen_reward": chosen,
+                              "rejected_reward": rejected, **_texts(pairs[place], self.tokenizer)})  # fmt: skip
+        write_json(self.folder.examples_path, shown)
+
+    def _data_facts(self) -> dict[str, Any]:
+        assert self.tokenizer is not None
+        chat = Chat(self.tokenizer)
+        ends = {chat.terminator_id, self.tokenizer.eos_token_id}
+        sets = {name: _lengths(pairs, ends) for name, pairs in self.sets.items() if pairs}
+        return {"said": self.said, "sets": sets}
+
+
+def _lengths(pairs: Sequence[EncodedPair], ends: set[int | None]) -> Mapping[str, Any]:
+    """Tokens of prompts and answers, and how many answers have no end token, since they were cut."""
+    some = pairs[:MOST_PAIRS]
+    return {
+        "pairs": len(pairs),
+        "prompt_tokens": [len(pair.prompt_ids) for pair in some],
+        "chosen_tokens": [len(pair.chosen_ids) for pair in some],
+        "rejected_tokens": [len(pair.rejected_ids) for pair in some],
+        "chosen_cut": sum(pair.chosen_ids[-1] not in ends for pair in pairs),
+        "rejected_cut": sum(pair.rejected_ids[-1] not in ends for pair in pairs),
+    }
+
+
+def _texts(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Prompt and answers as they are trained on; of a long prompt its end is shown, of an answer its beginning."""
+
+    def text(ids: Sequence[int], keep_end: bool = False) -> str:
+        cut = len(ids) > EXCERPT_TOKENS
+        some = ids[-EXCERPT_TOKENS:] if keep_end else ids[:EXCERPT_TOKENS]
+        shown = str(tokenizer.decode(list(some)))
+        return shown if not cut else f"… {shown}" if keep_end else f"{shown} …"
+
+    return {
+        "prompt": text(pair.prompt_ids, keep_end=True),
+        "chosen": text(pair.chosen_ids),
+        "rejected": text(pair.rejected_ids),
+    }
