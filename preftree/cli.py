@@ -125,6 +125,15 @@ def _compare(argv: Sequence[str]) -> None:
     run(settings.runs, settings.out)
 
 
+def _report(argv: Sequence[str]) -> None:
+    from preftree.config.report import parse_report
+
+    settings = parse_report(argv)
+    from preftree.report.run import report
+
+    report(settings)
+
+
 def _lm_eval(argv: Sequence[str]) -> None:
     _need_lm_eval()
     from preftree.evaluate.harness import lm_eval_command
@@ -144,6 +153,7 @@ _STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
     "train": (_train, "Train a model by DPO."),
     "evaluate": (_evaluate, "Score a model on lm-eval's tasks and on held-out preference pairs."),
     "compare": (_compare, "Put evaluations side by side."),
+    "report": (_report, "Say in plain words how training went: findings, curves, pairs, answers, in one file."),
     "demo": (_demo, "Train the small bundled model on the bundled pairs and show what it learned."),
     "lm-eval": (_lm_eval, "lm-eval's own command line, in which --model preftree is known."),
 }
@@ -171,6 +181,8 @@ def _parser(command: str) -> FlagParser | None:
         from preftree.config.evaluate import evaluate_parser as parser
     elif command == "compare":
         from preftree.config.evaluate import compare_parser as parser
+    elif command == "report":
+        from preftree.config.report import report_parser as parser
     else:
         return None
     return parser()

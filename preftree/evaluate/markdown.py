@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,15 +9,13 @@ import numpy as np
 
 from preftree.evaluate.results import Run, Scores, average
 from preftree.evaluate.statistics import Difference
-from preftree.io.console import visible
+from preftree.io.markdown import cell
 
 if TYPE_CHECKING:
     from preftree.evaluate.compare import Comparison
 
 #: Flipped questions shown per task, of each kind.
 SHOWN = 5
-
-_MARKUP = re.compile(r"([\\`*_\[\]#|~])")
 
 
 def markdown(comparisons: Sequence[Comparison]) -> str:
@@ -36,13 +32,6 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     lines += ["", "Intervals are of the difference question by question (paired); one that holds 0 means that these"]
     lines += ["questions do not tell the two apart."]
     return "\n".join(lines) + "\n"
-
-
-def cell(text: str, room: int = 200) -> str:
-    """Foreign text in Markdown: one line, no markup, no HTML, nothing that a terminal would obey."""
-    flat = " ".join(visible(text).split())
-    flat = flat if len(flat) <= room else flat[: room - 1] + "…"
-    return _MARKUP.sub(r"\\\1", html.escape(flat, quote=False))
 
 
 def _scores_table(runs: Sequence[Run]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +16,13 @@ class AnswerLengths:
 
     Args:
         pairs: in the set; the lists may hold the first ones only.
+        prompt: tokens of the prompts.
     """
 
     pairs: int
     chosen: Sequence[int]
     rejected: Sequence[int]
+    prompt: Sequence[int] = ()
     chosen_cut: int = 0
     rejected_cut: int = 0
 
@@ -50,7 +53,8 @@ class PairMargins:
         A model that prefers the longer (or the shorter) answer and nothing else has 0.5.
         """
         both = zip(self.margin, self.length_difference, strict=True)
-        longer, shorter = [], []
+        longer: list[bool] = []
+        shorter: list[bool] = []
         for margin, difference in both:
             if difference:
                 (longer if difference > 0 else shorter).append(margin > 0)
@@ -121,7 +125,7 @@ class Evidence:
         A step's metrics are measured before its update, so in the first epoch they are those of unseen pairs.
         """
         steps = [0, *(int(record.get("step", 0)) for record in self.records)]
-        weights = [(after - before) * self.pairs_per_step for before, after in zip(steps, steps[1:], strict=False)]
+        weights = [(after - before) * self.pairs_per_step for before, after in itertools.pairwise(steps)]
         unseen = [
             (float(record["rewards/accuracies"]), weight)
             for record, weight in zip(self.records, weights, strict=True)

@@ -5,7 +5,7 @@
     OUTPUT_DIR/run/env.json        machine and versions
     OUTPUT_DIR/run/metrics.jsonl   one record per line, flushed as it is written
     OUTPUT_DIR/run/samples.jsonl   prompts and answers, one per line
-    OUTPUT_DIR/run/data.json       lengths of the pairs in tokens, and what was said of the data
+    OUTPUT_DIR/run/facts.json      objective, lengths of the pairs in tokens, what was said of the data
     OUTPUT_DIR/run/pairs.jsonl     implicit rewards of single pairs, one record per log line and set
     OUTPUT_DIR/run/examples.json   the pairs with the smallest and the largest margins, as texts
     OUTPUT_DIR/run/finished.json   the last step, once everything else is there
@@ -52,7 +52,7 @@ class RunFolder:
         self.env_path = self.folder / "env.json"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.samples_path = self.folder / "samples.jsonl"
-        self.data_path = self.folder / "data.json"
+        self.facts_path = self.folder / "facts.json"
         self.pairs_path = self.folder / "pairs.jsonl"
         self.examples_path = self.folder / "examples.json"
         self.finished_path = self.folder / "finished.json"

@@ -80,6 +80,7 @@ class LiveLine(TrainerCallback):
             f"{100 * self.mfu(self.metrics.speed):.0f}% MFU",
             f"{peak_memory(self.device) / 2**30:.1f} GiB",
             f"{clock(left)} left",
+            *(f"! {name.replace('_', ' ')}" for name in self.metrics.warnings),
         ]
         return Text("  ".join(parts))
 

@@ -171,7 +171,8 @@ class SpeedMeter:
 
 @dataclass
 class LiveMetrics:
-    """What the live line reads: the last step's pairs, and the speed since the run began."""
+    """What the live line reads: the last step's pairs, the speed since the run began, and names of warnings."""
 
     step: PairMeter = field(default_factory=PairMeter)
     speed: SpeedMeter = field(default_factory=SpeedMeter)
+    warnings: list[str] = field(default_factory=list)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair
 from preftree.io.atomic import atomic_file, write_json
 from preftree.io.jsonl import append_jsonl, read_jsonl
 from preftree.io.run_folder import RunFolder
+from preftree.train.health import answer_lengths, end_tokens, objective_facts
 from preftree.train.inputs import EncodedSplits
-from preftree.train.pair_log import MOST_PAIRS, PairLog
+from preftree.train.pair_log import PairLog
 from preftree.train.trainer import DPOTrainer
 
 #: Pairs shown as texts, of each set and of each end.
@@ -24,7 +24,7 @@ EXCERPT_TOKENS = 400
 
 
 class RunRecorder(TrainerCallback):
-    """Writes data.json, pairs.jsonl and examples.json into the run folder; only the first rank writes.
+    """Writes facts.json, pairs.jsonl and examples.json into the run folder; only the first rank writes.
 
     Args:
         splits: what is trained and validated on.
@@ -35,11 +35,13 @@ class RunRecorder(TrainerCallback):
         self.sets: dict[str, Sequence[EncodedPair]] = {"train": splits.train, "eval": splits.validation}
         self.log: PairLog | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self.objective: dict[str, Any] = {}
 
     def follow(self, trainer: DPOTrainer) -> None:
         """Record the runs of a trainer."""
         self.log = trainer.pair_log = PairLog(self.sets, trainer.ranks)
         self.tokenizer = trainer.processing_class
+        self.objective = objective_facts(trainer.step.objective, trainer.args, trainer.ranks.count)
         trainer.add_callback(self)
 
     def on_train_begin(
@@ -48,7 +50,9 @@ class RunRecorder(TrainerCallback):
         """Begin with the records of the checkpoint that the run goes on from."""
         if not state.is_world_process_zero:
             return
-        write_json(self.folder.data_path, self._data_facts())
+        lengths = {name: vars(answer_lengths(pairs, self._ends())) for name, pairs in self.sets.items() if pairs}
+        with atomic_file(self.folder.facts_path, "w") as file:  # compact: it holds a number per answer
+            json.dump({"objective": self.objective, "lengths": lengths, "said": self.said}, file, ensure_ascii=False)
         kept = [record for record in read_jsonl(self.folder.pairs_path) if record["step"] <= state.global_step]
         with atomic_file(self.folder.pairs_path, "w") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
@@ -73,25 +77,9 @@ class RunRecorder(TrainerCallback):
                               "rejected_reward": rejected, **_texts(pairs[place], self.tokenizer)})  # fmt: skip
         write_json(self.folder.examples_path, shown)
 
-    def _data_facts(self) -> dict[str, Any]:
+    def _ends(self) -> set[int | None]:
         assert self.tokenizer is not None
-        chat = Chat(self.tokenizer)
-        ends = {chat.terminator_id, self.tokenizer.eos_token_id}
-        sets = {name: _lengths(pairs, ends) for name, pairs in self.sets.items() if pairs}
-        return {"said": self.said, "sets": sets}
-
-
-def _lengths(pairs: Sequence[EncodedPair], ends: set[int | None]) -> Mapping[str, Any]:
-    """Tokens of prompts and answers, and how many answers have no end token, since they were cut."""
-    some = pairs[:MOST_PAIRS]
-    return {
-        "pairs": len(pairs),
-        "prompt_tokens": [len(pair.prompt_ids) for pair in some],
-        "chosen_tokens": [len(pair.chosen_ids) for pair in some],
-        "rejected_tokens": [len(pair.rejected_ids) for pair in some],
-        "chosen_cut": sum(pair.chosen_ids[-1] not in ends for pair in pairs),
-        "rejected_cut": sum(pair.rejected_ids[-1] not in ends for pair in pairs),
-    }
+        return end_tokens(self.tokenizer)
 
 
 def _texts(pair: EncodedPair, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

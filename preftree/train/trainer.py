@@ -41,6 +41,7 @@ from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset
 from preftree.train.flops import ModelFlops
 from preftree.train.guard import FiniteGuard, refuse_to_save
+from preftree.train.health import HealthWatch, objective_facts
 from preftree.train.live import LiveLine
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
@@ -128,6 +129,13 @@ class DPOTrainer(ResumableTrainer):
         self._tokens = 0
         self.pair_log = PairLog({}, self.ranks)  # of no pairs, until a run folder asks
         self.stopper = StopOnSignal(self.ranks, self.say)
+        watch = HealthWatch(
+            self.say,
+            objective_facts(built.step.objective, built.args, self.ranks.count),
+            _in_memory(built.data.train),
+            _in_memory(built.data.evaluation) or (),
+            self.live_metrics.warnings,
+        )
         super().__init__(
             model=built.model,
             args=built.args,
@@ -136,7 +144,7 @@ class DPOTrainer(ResumableTrainer):
             eval_dataset=built.data.evaluation,
             processing_class=built.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), built.hook, self.stopper],
+            callbacks=[*(callbacks or []), built.hook, self.stopper, watch],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs or (None if any(optimizers) else built.optimizer),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -401,6 +409,10 @@ def _prompt_order(data: Prepared, args: DPOConfig) -> PromptOrder | None:
     if isinstance(data, PairDataset) and data.by_prompt:
         return PromptOrder(data.pairs, _data_seed(args))
     return None
+
+
+def _in_memory(data: Any) -> Sequence[Any] | None:
+    return data.pairs if isinstance(data, PairDataset) else None
 
 
 def _data_seed(args: DPOConfig) -> int:

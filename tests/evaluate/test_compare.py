@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from preftree.cli import app
 from preftree.errors import RunError
 from preftree.evaluate import compare
-from preftree.evaluate.markdown import cell
+from preftree.io.markdown import cell
 from preftree.evaluate.results import find_results
 
 HOSTILE = "\x1b[31m<script>alert(1)</script>|*a*\u202e"

@@ -17,6 +17,7 @@ from preftree.cli import app
 from preftree.config.check import parse_check_settings
 from preftree.config.evaluate import parse_compare, parse_evaluate
 from preftree.config.prepare import parse_settings as parse_prepare
+from preftree.config.report import parse_report
 from preftree.config.train import parse_settings as parse_train
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "check": parse_check_settings,
     "evaluate": parse_evaluate,
     "compare": parse_compare,
+    "report": parse_report,
 }
 STAGE = {"model_name_or_path": "M", "dataset_name": "D", "output_dir": "O"}
 #: What a command cannot do without; a page that speaks of one flag leaves it out.

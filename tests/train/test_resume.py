@@ -24,7 +24,7 @@ from tests.support.command import command, history, write_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
-TIMED = ("runtime", "per_second", "mfu")
+TIMED = ("runtime", "per_second", "mfu", "memory")
 
 
 @pytest.fixture(scope="module")
