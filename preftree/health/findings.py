@@ -108,10 +108,10 @@ def margin_exploding(evidence: Evidence) -> Diagnosis | None:
 
 
 def not_learning(evidence: Evidence) -> Diagnosis | None:
-    """Both rewards still at 0 late in the run."""
-    rewards = [evidence.late(f"rewards/{side}") for side in ("chosen", "rejected")]
-    if evidence.progress < 0.5 or not evidence.reference or not all(abs(value) < UNMOVED for value in rewards):
+    """Both rewards still at 0 late in the run, though what there is goes in the right direction."""
+    if evidence.progress < 0.5 or not _unmoved(evidence) or accuracy_stuck(evidence) is not None:
         return None
+    rewards = [evidence.late(f"rewards/{side}") for side in ("chosen", "rejected")]
     return Diagnosis(
         "not_learning",
         Level.WARNING,
@@ -123,8 +123,11 @@ def not_learning(evidence: Evidence) -> Diagnosis | None:
 
 
 def accuracy_stuck(evidence: Evidence) -> Diagnosis | None:
-    """Accuracy on unseen pairs that cannot be told from chance, although the policy moved."""
-    if evidence.progress < 0.5 or not_learning(evidence) is not None:
+    """Accuracy on unseen pairs that cannot be told from chance.
+
+    However little the policy moved, it moved towards the chosen answers if there is a rule that they follow.
+    """
+    if evidence.progress < 0.5:
         return None
     accuracy, count, where = evidence.last_evaluation("eval_rewards/accuracies"), evidence.evaluated_pairs, "held-out"
     if math.isnan(accuracy) or count < FEWEST_PAIRS:
@@ -142,8 +145,14 @@ def accuracy_stuck(evidence: Evidence) -> Diagnosis | None:
         "What is learned from some pairs does not hold for others: which answer is preferred follows no rule that the "
         "model can see. Random labels and rows with chosen and rejected swapped look the same.",
         "Read some pairs: is the chosen answer the better one? Look at how chosen and rejected were assigned, and run "
-        "preftree check for contradictions. A run that is far too short looks alike.",
+        "preftree check for contradictions."
+        + (" But first raise the learning rate: the policy has hardly moved." if _unmoved(evidence) else ""),
     )
+
+
+def _unmoved(evidence: Evidence) -> bool:
+    rewards = [evidence.late(f"rewards/{side}") for side in ("chosen", "rejected")]
+    return evidence.reference and all(abs(value) < UNMOVED for value in rewards)
 
 
 def displacement(evidence: Evidence) -> Diagnosis | None:

@@ -43,8 +43,10 @@ _STYLE: dict[str, Any] = {
     "axes.formatter.limits": (-3, 5),
     "axes.unicode_minus": True,
 }
-#: Points of a curve that are drawn, and the share that an average over steps keeps of its past.
-_POINTS, _SMOOTHING = 600, 0.8
+#: Points of a curve that are drawn; a smoothed one is the mean over about this share of all its points.
+_POINTS, _SMOOTHED_SHARE = 600, 0.06
+#: Curves of fewer points are drawn as they are.
+_FEW = 24
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Line:
     Args:
         color: index of the series' colour.
         dashed: of two curves of a run, the second one.
+        noisy: smooth it.
     """
 
     label: str
@@ -61,6 +64,7 @@ class Line:
     y: Sequence[float]
     color: int = 0
     dashed: bool = False
+    noisy: bool = True
 
     @property
     def points(self) -> list[tuple[float, float]]:
@@ -84,7 +88,7 @@ class Chart:
 
 
 def line_chart(title: str, lines: Sequence[Line], y_label: str = "", log: bool = False) -> Chart | None:
-    """Curves over steps, smoothed in front of the raw values; None where there is nothing to draw."""
+    """Curves over steps, noisy ones smoothed in front of the raw values; None where there is nothing to draw."""
     drawn = [line for line in lines if line.points]
     if not drawn:
         return None
@@ -97,8 +101,9 @@ def line_chart(title: str, lines: Sequence[Line], y_label: str = "", log: bool =
                 "color": _SERIES[line.color % len(_SERIES)],
                 "linestyle": "--" if line.dashed else "-",
             }
-            long = len(points) > 8
-            raw: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.4} if long else {"linewidth": 1.4, "marker": "."}
+            long = line.noisy and len(points) >= _FEW
+            raw: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.4} if long else {"linewidth": 1.6}
+            raw |= {"marker": "o", "markersize": 3} if len(points) < _FEW // 2 else {}
             axes.plot(x, y, **raw, **style)
             if long:
                 axes.plot(x, smoothed(y), linewidth=1.7, **style)
@@ -150,9 +155,10 @@ def histogram_chart(title: str, series: Sequence[tuple[str, Sequence[float], int
 
 def smoothed(values: Sequence[float]) -> list[float]:
     """Exponential moving average without a bias towards its start."""
+    keep = 1 - 1 / max(1.0, _SMOOTHED_SHARE * len(values))
     total, weight, found = 0.0, 0.0, []
     for value in values:
-        total, weight = _SMOOTHING * total + value, _SMOOTHING * weight + 1.0
+        total, weight = keep * total + value, keep * weight + 1.0
         found.append(total / weight)
     return found
 

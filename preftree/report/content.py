@@ -11,9 +11,11 @@ from typing import Any
 
 from preftree.errors import RunError
 from preftree.report.charts import Chart, Line, histogram_chart, line_chart
-from preftree.report.read import PromptAnswers, RunView
+from preftree.report.read import ExamplePair, PromptAnswers, RunView
 from preftree.text.differences import Piece, marked
 
+#: Metrics that are no measurements with noise.
+_EXACT = {"learning_rate", "peak_memory_gib"}
 #: Title, metric, label of the y axis, logarithmic; each with the held-out metric beside it where there is one.
 _CURVES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("Loss", ("loss", "eval_loss"), "", False),
@@ -28,8 +30,8 @@ _CURVES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("Peak memory", ("peak_memory_gib",), "GiB", False),
 )
 _SUFFIX = {"eval": ", held out", "rewards/rejected": ", rejected", "logps/rejected": ", rejected"}
-#: Pairs of texts that are shown of each run: answers to fixed prompts, and characters of each.
-SHOWN_ANSWERS, EXCERPT_LENGTH = 12, 1600
+#: Answers to fixed prompts that are shown of each run, those of them at once, and characters of each.
+SHOWN_ANSWERS, FIRST_ANSWERS, EXCERPT_LENGTH = 16, 4, 1600
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def _lines(runs: Sequence[RunView], metrics: Sequence[str]) -> list[Line]:
             records = [r for r in (*run.records, *run.evaluations) if isinstance(r.get(metric), int | float)]
             label = run.name + next((s for start, s in _SUFFIX.items() if metric.startswith(start)), "")
             x, y = [float(r["step"]) for r in records], [float(r[metric]) for r in records]
-            lines.append(Line(label, x, y, index, dashed=place == 1))
+            lines.append(Line(label, x, y, index, dashed=place == 1, noisy=metric not in _EXACT))
     return lines
 
 
@@ -105,10 +107,10 @@ def _cut(text: str) -> str:
     return text if len(text) <= EXCERPT_LENGTH else text[:EXCERPT_LENGTH] + " …"
 
 
-def examples(run: RunView) -> list[tuple[str, list[dict[str, Any]]]]:
+def examples(run: RunView) -> list[tuple[str, list[ExamplePair]]]:
     """The pairs with the smallest and the largest margins, held-out ones where there are some."""
-    found = [each for each in run.examples if each["set"] == "eval"] or list(run.examples)
-    found = sorted(found, key=lambda each: each["chosen_reward"] - each["rejected_reward"])
+    found = [each for each in run.examples if each.set == "eval"] or run.examples
+    found = sorted(found, key=lambda each: each.margin)
     half = len(found) // 2
     return [("Smallest margins", found[:half]), ("Largest margins", found[half:][::-1])] if half else []
 

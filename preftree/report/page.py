@@ -46,6 +46,7 @@ def _values(runs: Sequence[RunView], scores: Mapping[str, Any] | None, title: st
         "several": len(runs) > 1,
         "verdict": verdict,
         "looked_for": len(FINDINGS),
+        "first_answers": content.FIRST_ANSWERS,
         "overview": content.overview(runs),
         "curves": content.curves(runs),
         "scores": scores,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from preftree.errors import RunError
+from preftree.errors import DataError, RunError
 from preftree.health.evidence import AnswerLengths, Evidence, PairMargins, SampledAnswers
 from preftree.health.findings import Diagnosis, diagnose
 from preftree.io.jsonl import read_jsonl
@@ -35,6 +35,24 @@ class PromptAnswers:
 
 
 @dataclass(frozen=True)
+class ExamplePair:
+    """A pair of the run as texts, with its last rewards."""
+
+    set: str
+    pair: int
+    source: str
+    chosen_reward: float
+    rejected_reward: float
+    prompt: str
+    chosen: str
+    rejected: str
+
+    @property
+    def margin(self) -> float:
+        return self.chosen_reward - self.rejected_reward
+
+
+@dataclass(frozen=True)
 class RunView:
     """Everything that one run has written.
 
@@ -55,7 +73,7 @@ class RunView:
     evaluations: list[dict[str, Any]]
     rewards: dict[str, dict[int, tuple[tuple[float, float], tuple[float, float]]]]
     samples: list[dict[str, Any]]
-    examples: list[dict[str, Any]]
+    examples: list[ExamplePair]
     finished: int | None
     lengths: dict[str, AnswerLengths] = field(default_factory=dict)
 
@@ -140,9 +158,21 @@ def read_runs(folders: Iterable[str]) -> list[RunView]:
         RunError: a folder holds no run, or a file of it is damaged.
     """
     paths = [Path(folder) for folder in folders]
-    short = [path.resolve().name for path in paths]
-    names = short if len(set(short)) == len(short) else [str(path) for path in paths]
-    return [read_run(path, name) for path, name in zip(paths, names, strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, short_names(paths), strict=True)]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The parts of paths that tell them apart: a/x/run and b/y/run are a/x and b/y; a path by itself is its last part.
+
+    The same path twice has one name.
+    """
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < 2:
+        return [each[-1] for each in parts]
+    shortest = min(map(len, parts))
+    first = next((n for n in range(shortest) if len({each[n] for each in parts}) > 1), shortest - 1)
+    last = next((n for n in range(1, shortest - first) if len({each[-n] for each in parts}) > 1), shortest - first)
+    return ["/".join(each[first : len(each) - last + 1]) for each in parts]
 
 
 def read_run(path: Path, name: str = "") -> RunView:
@@ -151,8 +181,10 @@ def read_run(path: Path, name: str = "") -> RunView:
     if not folder.config_path.is_file():
         raise RunError(f"{path}: no training run here (run/config.json); name the --output_dir of preftree train.")
     try:
-        return _read(folder, name or folder.output_dir.resolve().name)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as problem:
+        view = _read(folder, name or folder.output_dir.resolve().name)
+        _ = view.diagnoses, view.answer_lengths()  # whatever is damaged is found here
+        return view
+    except (DataError, ValueError, TypeError, KeyError, AttributeError, OSError) as problem:
         raise RunError(
             f"{folder.folder} is damaged ({type(problem).__name__}: {problem}). Train again, or restore the folder."
         ) from problem
@@ -173,7 +205,7 @@ def _read(folder: RunFolder, name: str) -> RunView:
         evaluations=[record for record in log if "eval_rewards/margins" in record],
         rewards=_rewards(read_jsonl(folder.pairs_path)),
         samples=list(folder.samples()),
-        examples=_json(folder.examples_path, []),
+        examples=[ExamplePair(**each) for each in _json(folder.examples_path, [])],
         finished=folder.finished(),
         lengths={key: AnswerLengths(**value) for key, value in facts.get("lengths", {}).items()},
     )

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from preftree.cli import app
 from preftree.errors import RunError
 from preftree.evaluate import compare
-from preftree.io.markdown import cell
 from preftree.evaluate.results import find_results
+from preftree.io.markdown import cell
 
 HOSTILE = "\x1b[31m<script>alert(1)</script>|*a*\u202e"
 
