@@ -5,6 +5,10 @@
 The run: 83 pairs in batches of 4 over two epochs, a checkpoint every 5 steps, validation every 10. What must be
 bit-identical to the undisturbed run: the adapter, every logged number that is not a time, the random state and the
 optimizer of the last checkpoint.
+
+Every other kill of a trial comes at a random moment; those between, the first one among them, within a phase that
+is drawn (evaluation, reference pass, checkpoint, step, caching). Of several ranks one is killed, and the others a
+random moment later, as a launcher does. All trials share the compiled kernels, or most kills would hit the compiler.
 """
 
 from __future__ import annotations
@@ -12,10 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing.connection
 import random
+import shutil
+import signal
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +32,8 @@ from typing import Any
 import pytest
 import torch
 
+from preftree.io.cache import cache_root
+from tests.chaos import phases
 from tests.support.command import command, history, write_inputs
 from tests.support.ranks import as_torchrun, finish, said, start
 
@@ -59,21 +69,55 @@ class Run:
         )
         return cls(output, flags, ranks)
 
-    def begin(self, attempt: int) -> list[Any]:
-        folder = self.output.parent / f"{self.output.name}-said" / str(attempt)
-        cache = self.output.parent / f"{self.output.name}-cache"  # of its own: nothing is taken from another run's
+    def begin(self, attempt: int, aim: Aim | None = None) -> list[Any]:
+        folder = self.said / str(attempt)
+        for rank in range(self.ranks):
+            phases.prepare(folder / f"phase{rank}")
+
+        def variables(rank: int, count: int) -> dict[str, str]:
+            own = as_torchrun(rank, count) if count > 1 else {}
+            if aim is not None and aim.rank == rank:
+                own["KILL_IN"] = f"{aim.phase},{aim.entry},{aim.after}"
+            return {**own, "PHASE_FILE": str(folder / f"phase{rank}")}
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PREFTREE_CACHE", str(cache))
-            return start(self.argv, self.ranks, folder, launcher=as_torchrun if self.ranks > 1 else _alone)
+            patch.setenv("PREFTREE_CACHE", str(self.cache))
+            return start(self.argv, self.ranks, folder, launcher=variables)
+
+    @property
+    def said(self) -> Path:
+        """Where what it prints goes, and its phases."""
+        return self.output.parent / f"{self.output.name}-said"
+
+    @property
+    def cache(self) -> Path:
+        """A cache folder of its own: nothing is taken from another run's but the kernels."""
+        return self.output.parent / f"{self.output.name}-cache"
+
+    def phase(self, attempt: int, rank: int) -> str:
+        """What a rank was doing when it ended."""
+        return phases.read(self.said / str(attempt) / f"phase{rank}")
 
     def printed(self, attempt: int) -> str:
-        folder = self.output.parent / f"{self.output.name}-said" / str(attempt)
-        return "\n".join(said(folder, self.ranks))
+        return "\n".join(said(self.said / str(attempt), self.ranks))
 
 
-def _alone(rank: int, count: int) -> dict[str, str]:
-    """No launcher."""
-    return {}
+@dataclass(frozen=True)
+class Aim:
+    """A kill within a phase of one rank: at this entry into it, after so many seconds."""
+
+    phase: str
+    entry: int
+    after: float
+    rank: int
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Which rank was killed first and what it was doing."""
+
+    rank: int
+    phase: str
 
 
 def undisturbed(run: Run) -> float:
@@ -85,26 +129,50 @@ def undisturbed(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def disturbed(run: Run, seed: int, seconds: float, most_kills: int = 8) -> list[float]:
-    """Kill the run at random moments until it ends by itself; returns after how many seconds each kill came."""
+def disturbed(run: Run, seed: int, seconds: float, most_kills: int) -> list[Kill]:
+    """Kill the run again and again until it ends by itself.
+
+    Args:
+        seconds: what an undisturbed run takes.
+    """
     chance = random.Random(seed)
-    kills: list[float] = []
-    while True:
-        processes = run.begin(len(kills) + 1)
-        wait = chance.uniform(0, seconds) if len(kills) < most_kills else 600
-        deadline = time.monotonic() + wait
-        for process in processes:
-            process.join(max(0, deadline - time.monotonic()))
-        if any(process.is_alive() for process in processes):
+    names = list(phases.PHASES)
+    kills: list[Kill] = []
+    for attempt in range(1, 100):
+        rank, wait, aim = chance.randrange(run.ranks), 600.0, None
+        if len(kills) < most_kills and attempt % 2:
+            phase = names[(seed + attempt // 2) % len(names)]
+            aim = Aim(phase, chance.randint(1, 3), chance.uniform(0, phases.SECONDS[phase]), rank)
+        elif len(kills) < most_kills:
+            wait = chance.uniform(0, seconds)
+        processes = run.begin(attempt, aim)
+        if killed_one(processes, rank, wait):
+            time.sleep(chance.uniform(0, 0.3) if run.ranks > 1 else 0)
             for process in processes:
                 process.kill()
             finish(processes)
-            kills.append(wait)
+            kills.append(Kill(rank, run.phase(attempt, rank)))
             continue
         codes = [process.exitcode for process in processes]
         if codes != [0] * run.ranks:
-            raise AssertionError(f"after kills at {kills} it ended with {codes}:\n{run.printed(len(kills) + 1)}")
+            raise AssertionError(f"after {len(kills)} kills it ended with {codes}:\n{run.printed(attempt)}")
         return kills
+    raise AssertionError("it never ended by itself")
+
+
+def killed_one(processes: Sequence[Any], rank: int, wait: float) -> bool:
+    """Wait until all end (false), one dies by the kill aimed at it, or `wait` seconds are over and `rank` is killed."""
+    deadline = time.monotonic() + wait
+    left = list(processes)
+    while left:
+        ready = multiprocessing.connection.wait([one.sentinel for one in left], max(0, deadline - time.monotonic()))
+        if not ready:
+            processes[rank].kill()
+            return True
+        if any(one.exitcode == -signal.SIGALRM for one in left if one.sentinel in ready):
+            return True
+        left = [one for one in left if one.sentinel not in ready]
+    return False
 
 
 def differences(found: Run, expected: Run) -> list[str]:
@@ -151,25 +219,41 @@ def _equal(one: Any, other: Any) -> bool:
     return bool((one == other) if not hasattr(one, "all") else (one == other).all())
 
 
-def trials(folder: Path, count: int, seed: int, ranks: int) -> int:
-    """Run `count` disturbed runs beside one that is not; prints a line each and returns how many were identical."""
+def trials(folder: Path, count: int, seed: int, ranks: int, most_kills: int = 6) -> Counter[str]:
+    """Run `count` disturbed runs beside one that is not, and print a line each.
+
+    Returns how many were "bit-identical", and by phase how many kills hit it.
+    """
     inputs = write_inputs(_made(folder / "inputs"), pairs=PAIRS)
     expected = Run.of(inputs, folder / "undisturbed", ranks)
+    _share_kernels(cache_root(), expected)
     undisturbed(expected)
     again = Run.of(inputs, folder / "again", ranks)
+    _share_kernels(expected.cache, again)
     seconds = undisturbed(again)  # the first one also waits for the server that processes are forked from
     problems = differences(again, expected)
-    print(f"undisturbed twice: {'; '.join(problems) or 'bit-identical'}; {seconds:.1f} s on {ranks} ranks")
-    good = 0
+    print(f"undisturbed twice: {'; '.join(problems) or 'bit-identical'}; {seconds:.1f} s on {ranks} ranks", flush=True)
+    found: Counter[str] = Counter()
     for number in range(count):
         run = Run.of(inputs, folder / f"trial{number}", ranks)
-        kills = disturbed(run, seed + number, seconds)
+        _share_kernels(expected.cache, run)
+        kills = disturbed(run, seed + number, seconds, most_kills)
         problems = differences(run, expected)
-        good += not problems
-        when = ", ".join(f"{moment:.2f}" for moment in kills) or "none"
-        print(f"trial {number}, seed {seed + number}: kills after {when} s: {'; '.join(problems) or 'bit-identical'}")
-    print(f"{good} of {count} bit-identical")
-    return good
+        found.update(kill.phase for kill in kills)
+        found["bit-identical"] += not problems
+        where = ", ".join(f"rank {kill.rank} in {kill.phase}" for kill in kills) or "none"
+        print(
+            f"trial {number}, seed {seed + number}: killed {where}: {'; '.join(problems) or 'bit-identical'}",
+            flush=True,
+        )
+    hits = ", ".join(f"{times} in {phase}" for phase, times in found.items() if phase != "bit-identical")
+    print(f"{found['bit-identical']} of {count} bit-identical; kills: {hits}", flush=True)
+    return found
+
+
+def _share_kernels(cache: Path, run: Run) -> None:
+    if (cache / "kernels").is_dir():
+        shutil.copytree(cache / "kernels", run.cache / "kernels")
 
 
 def _made(folder: Path) -> Path:
@@ -183,10 +267,12 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--kills", type=int, default=6, help="maximum number in a trial")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as spare:
         folder = asked.out or Path(spare)
-        return 0 if trials(folder, asked.trials, asked.seed, asked.ranks) == asked.trials else 1
+        found = trials(folder, asked.trials, asked.seed, asked.ranks, asked.kills)
+        return 0 if found["bit-identical"] == asked.trials else 1
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from torch import Tensor
 import preftree.train.run  # noqa: F401 (imported for the processes that are forked from the server)
 from preftree.cli import main_train
 from preftree.train.trainer import DPOTrainer
+from tests.chaos import phases
 
 ROOT = Path(__file__).parents[2]
 
@@ -125,6 +126,9 @@ def _rank(argv: list[str], environment: dict[str, str], output: Path) -> None:
     torch.set_num_threads(1)
     if "LOSE_AT" in environment:
         _end_before(int(environment["LOSE_AT"]), signal.Signals[environment["LOSE_BY"]])
+    if "PHASE_FILE" in environment:
+        aim = environment.get("KILL_IN", "").split(",")
+        phases.watch(Path(environment["PHASE_FILE"]), (aim[0], int(aim[1]), float(aim[2])) if len(aim) == 3 else None)
     sys.exit(main_train(argv))
 
 
