@@ -21,6 +21,7 @@ from preftree import __version__
 from preftree.config.parser import FlagParser
 from preftree.distributed import gaudi, launcher
 from preftree.errors import PreftreeError, SettingsError, Stopped
+from preftree.hardware.limits import importing
 from preftree.io.cache import cache_parts, cache_root, clear_cache
 from preftree.io.console import visible
 from preftree.io.secrets import redacted
@@ -68,8 +69,9 @@ def _train(argv: Sequence[str]) -> int | None:
     if os.environ.get("RANK", "0") == "0":
         for note in [*launcher.advice(), *settings.notes]:
             print(f"note: {visible(note)}")
-    from preftree.distributed.ranks import leave
-    from preftree.train.run import train
+    with importing():
+        from preftree.distributed.ranks import leave
+        from preftree.train.run import train
 
     code = train(settings)
     leave()
@@ -80,7 +82,8 @@ def _prepare(argv: Sequence[str]) -> None:
     from preftree.config.prepare import parse_settings
 
     settings = parse_settings(argv)
-    from preftree.prepare.run import prepare
+    with importing():
+        from preftree.prepare.run import prepare
 
     prepare(settings)
 
@@ -95,7 +98,8 @@ def _check(argv: Sequence[str]) -> int:
 
 
 def _demo(argv: Sequence[str]) -> int:
-    from preftree.demo.run import main
+    with importing():
+        from preftree.demo.run import main
 
     return main(argv)
 
@@ -111,7 +115,8 @@ def _evaluate(argv: Sequence[str]) -> None:
     # lm-eval and torch take many seconds to import; a command that says nothing looks as if it hung.
     print(f"evaluate   {visible(settings.model)}: loading lm-eval and the model", file=sys.stderr, flush=True)
     _need_lm_eval()
-    from preftree.evaluate.run import run
+    with importing():
+        from preftree.evaluate.run import run
 
     return run(settings)
 
@@ -136,7 +141,8 @@ def _report(argv: Sequence[str]) -> None:
 
 def _lm_eval(argv: Sequence[str]) -> None:
     _need_lm_eval()
-    from preftree.evaluate.harness import lm_eval_command
+    with importing():
+        from preftree.evaluate.harness import lm_eval_command
 
     lm_eval_command(list(argv))
 

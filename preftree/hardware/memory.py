@@ -6,13 +6,13 @@ import ctypes
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
 from preftree.hardware.device import kind_of
+from preftree.hardware.limits import Limit, memory_limits
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
@@ -34,10 +34,10 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
 
 def total_memory(device: str = "cpu") -> int:
-    """Bytes of memory this process may use at most; on the CPU a control group's limit counts."""
+    """Bytes of memory this process may use at most; on the CPU the limits on it count."""
     if (memory := _device_memory(device)) is not None:
         return memory[1]
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _cgroup_memory())])
+    return min([psutil.virtual_memory().total, *(limit.size for limit in memory_limits())])
 
 
 def available_memory(device: str = "cpu") -> int:
@@ -47,8 +47,20 @@ def available_memory(device: str = "cpu") -> int:
     """
     if (memory := _device_memory(device)) is not None:
         return memory[0]
-    free = [max(0, limit - used) for limit, used in _cgroup_memory()]
-    return min([psutil.virtual_memory().available, *free]) // ranks_on_host()
+    free, _ = _tightest()
+    return free
+
+
+def tightest_limit(device: str = "cpu") -> Limit | None:
+    """The limit that decides how much is available; None where it is the memory of the host or the device."""
+    return None if kind_of(device) != "cpu" else _tightest()[1]
+
+
+def _tightest() -> tuple[int, Limit | None]:
+    ranks = ranks_on_host()
+    bounds: list[tuple[int, Limit | None]] = [(psutil.virtual_memory().available // ranks, None)]
+    bounds += [(limit.free // (ranks if limit.shared else 1), limit) for limit in memory_limits()]
+    return min(bounds, key=lambda bound: bound[0])
 
 
 def ranks_on_host() -> int:
@@ -69,41 +81,6 @@ def peak_memory(device: str = "cpu") -> int:
         return int(peak_allocated(device))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _cgroup_memory(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> list[tuple[int, int]]:
-    """(limit, used) in bytes of each control group above this process that has a limit; versions 1 and 2."""
-    try:
-        lines = membership.read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory") and "memory" not in controllers.split(","):
-            continue
-        base, names = (root, ("memory.max", "memory.current", "inactive_file"))
-        if controllers:
-            base = root / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        here = Path(path.lstrip("/"))
-        for folder in dict.fromkeys([base / here, *(base / parent for parent in here.parents), base]):
-            pair = _limit_and_use(folder, *names)
-            if pair is not None:
-                found.append(pair)
-    return found
-
-
-def _limit_and_use(folder: Path, limit_file: str, used_file: str, cache_key: str) -> tuple[int, int] | None:
-    try:
-        limit = int((folder / limit_file).read_text())  # "max" is no number
-        used = int((folder / used_file).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        return None
-    return limit, max(0, used - int(stat.get(cache_key, 0)))  # file cache can be dropped
 
 
 def _device_memory(device: str) -> tuple[int, int] | None:

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from preftree.errors import SettingsError
 from preftree.forest import Bundle, Forest, Pair, Shape, pair_size
 from preftree.hardware.device import Choice, kind_of
-from preftree.hardware.memory import available_memory, ranks_on_host
+from preftree.hardware.limits import Limit
+from preftree.hardware.memory import available_memory, ranks_on_host, tightest_limit
 from preftree.model.cpu.linear import promised_bytes
 from preftree.model.score import Scorer, leaf_logprobs
 
@@ -25,7 +26,7 @@ SATURATING_TOKENS = {"cpu": 2048, "cuda": 16384}
 SATURATING_TOKENS_ELSEWHERE = 4096
 #: Share of the memory that is free now which activations may take.
 ACTIVATION_SHARE = 0.6
-#: Of a limit that was asked for, what is left to the head's chunks, the optimizer and the allocator's gaps.
+#: Of what is free, left to the head's chunks, compiled products, the optimizer and the allocator's gaps.
 RESERVE = 350 * 2**20
 #: What lives only for a moment while a layer is worked on, in layers of kept activations.
 TRANSIENT_LAYERS = 1.5
@@ -63,7 +64,8 @@ def choose_budget(
     if asked is not None:
         return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     model, device = policy.causal, str(policy.causal.device)
-    free, word = _room(device, max_memory, promised_bytes(model) + training_bytes(policy.model))
+    promised = promised_bytes(model) + training_bytes(policy.model)
+    free, word = _room(device, max_memory, promised)
     kept = kept_bytes(policy)
     layers = int(model.config.get_text_config().num_hidden_layers)
     plain, recomputed = kept * (layers + TRANSIENT_LAYERS) / layers, kept_when_recomputing(model, kept)
@@ -80,6 +82,8 @@ def choose_budget(
             f"--max_memory {max_memory / 2**30:.2f} GiB is too little: {word} allow {max(0, fits)} tokens, and the "
             f"largest pair has {largest}. Raise it by {more:.2f} GiB or lower --max_length."
         )
+    if fits < largest and (limit := tightest_limit(device)) is not None:
+        _refuse_hopeless(limit, model, largest, per_token, promised)
     if fits < largest:
         return Budget(
             largest,
@@ -96,10 +100,12 @@ def choose_budget(
 
 def _room(device: str, max_memory: int | None, promised: int) -> tuple[float, str]:
     """Bytes that activations may take beside what is `promised` already, and in words where that comes from."""
-    free = max(0, available_memory(device) - promised)
+    free = max(0, available_memory(device) - promised - RESERVE)
     if max_memory is None:
         part = f" for each of {ranks_on_host()} ranks here" if device == "cpu" and ranks_on_host() > 1 else ""
-        return ACTIVATION_SHARE * free, f"{free / 2**30:.1f} GiB free{part}"
+        limit = tightest_limit(device)
+        under = f" under {limit.name}" if limit is not None else ""
+        return ACTIVATION_SHARE * free, f"{free / 2**30:.1f} GiB free{under}{part}"
     if device != "cpu":
         used = torch.get_device_module(device).memory_allocated(device)
     else:
@@ -107,6 +113,22 @@ def _room(device: str, max_memory: int | None, promised: int) -> tuple[float, st
     left = max_memory - used - RESERVE
     word = f"--max_memory leaves {max(left, 0) / 2**30:.2f} of {max_memory / 2**30:.2f} GiB"
     return min(left, ACTIVATION_SHARE * free), word
+
+
+def _refuse_hopeless(limit: Limit, model: PreTrainedModel, largest: int, per_token: float, promised: int) -> None:
+    """Refuse a run whose largest pair is above a limit even if nothing else needed any memory: it would be killed.
+
+    Raises:
+        SettingsError: with what would be needed.
+    """
+    needed = int(largest * per_token) + promised
+    if (free := available_memory(str(model.device))) < needed:
+        more = (needed + RESERVE - free) / 2**30
+        raise SettingsError(
+            f"The largest pair has {largest} tokens and needs {needed / 2**30:.2f} GiB; {limit.name} "
+            f"({limit.size / 2**30:.2f} GiB) leaves {free / 2**30:.2f}. Raise that limit by {more:.2f} GiB or lower "
+            "--max_length."
+        )
 
 
 def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Choice[Shape]:

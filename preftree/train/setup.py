@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from preftree.distributed.ranks import Ranks
 from preftree.errors import SettingsError
 from preftree.forest import Shape, pair_size
 from preftree.hardware.device import kind_of
+from preftree.hardware.limits import allocations_within
 from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
 from preftree.io.console import Say
@@ -219,6 +221,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
         autocast=precision.autocast,
         router=RouterLoss.of(scorer),
         noise=_noise(scorer, args, say),
+        within=partial(allocations_within, args.max_bytes if kind_of(device) == "cpu" else None),
         say=say,
     )
     if step.router is not None:

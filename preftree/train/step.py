@@ -93,6 +93,7 @@ class Step:
         noise: on the embeddings of training passes.
         autocast: context of every pass through the policy.
         router: the load-balancing loss of a mixture of experts that asks for it; added to every pair's.
+        within: context of everything that allocates: where a limit is set, an allocation beyond it fails.
         say: where it is told that memory ran out.
     """
 
@@ -106,6 +107,7 @@ class Step:
     noise: EmbeddingNoise | None = None
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     router: RouterLoss | None = None
+    within: Callable[[], AbstractContextManager[object]] = nullcontext
     say: Callable[[str], object] = lambda text: None
 
     def plan(self, pairs: Sequence[Pair]) -> StepPlan:
@@ -116,7 +118,9 @@ class Step:
         for forest in forests:
             counts.add(forest)
         if self.reference is not None:
-            for forest in self.reference.fill(forests):
+            with self.within():
+                computed = self.reference.fill(forests)
+            for forest in computed:
                 counts.add_reference(forest)
         everyones = self.ranks.gather(counts.counts())
         most = max(SpeedMeter(*row).forests for row in everyones) if self.ranks.lockstep else 0
@@ -163,7 +167,8 @@ class Step:
         plan = self.plan(pairs)
         while True:
             try:
-                return self._add_gradients(plan, backward, after_backward)
+                with self.within():
+                    return self._add_gradients(plan, backward, after_backward)
             except Exception as problem:
                 self._shrink(plan, pairs, problem)
             drop()
@@ -190,7 +195,8 @@ class Step:
         plan = self.plan(pairs)
         while True:
             try:
-                return self._evaluated(plan)
+                with self.within():
+                    return self._evaluated(plan)
             except Exception as problem:
                 self._shrink(plan, pairs, problem)
             plan = self._replanned(plan, pairs)

@@ -10,6 +10,7 @@ import torch
 from preftree.errors import SettingsError
 from preftree.forest import Forest
 from preftree.hardware import memory
+from preftree.hardware.limits import Limit
 from preftree.model.score import Scorer, attach, leaf_logprobs
 from preftree.train import budget
 from preftree.train.budget import Budget, choose_budget, kept_bytes
@@ -21,9 +22,11 @@ def scorer() -> Scorer:
     return attach(tiny.with_lora(tiny.llama().float()))
 
 
-def chosen(free: int, *sizes: int, **more) -> Budget:  # type: ignore[no-untyped-def]
+def chosen(free: int, *sizes: int, limit: Limit | None = None, **more) -> Budget:  # type: ignore[no-untyped-def]
+    """The budget where `free` bytes are there beside the reserve."""
     with (
-        mock.patch.object(budget, "available_memory", return_value=free),
+        mock.patch.object(budget, "available_memory", return_value=free + budget.RESERVE),
+        mock.patch.object(budget, "tightest_limit", return_value=limit),
         mock.patch.object(budget, "kept_bytes", return_value=1000.0),  # 4 layers of 32 numbers
         mock.patch.object(budget, "training_bytes", return_value=0),
     ):
@@ -77,7 +80,7 @@ def test_activations_are_recomputed_where_the_largest_pair_needs_it() -> None:
 
 
 def test_ranks_of_one_host_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_cgroup_memory", lambda: [(2**20, 2**18)])
+    monkeypatch.setattr(memory, "memory_limits", lambda: [Limit("a control group", 2**20, 2**18, shared=True)])
     assert memory.available_memory() == 3 * 2**18
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
     assert memory.available_memory() == 2**18
@@ -92,6 +95,18 @@ def test_too_little_memory_is_said_and_tried() -> None:
     found = chosen(1000, 300)
     assert found.tokens == 300
     assert "cannot be cut" in found.reason
+
+
+def test_a_pair_that_no_limit_has_room_for_is_refused() -> None:
+    limit = Limit("memory.max of the control group", 2**30, 2**29)
+    assert chosen(1000, 300, limit=limit).tokens == 300  # the estimate may be too careful: tried
+    with pytest.raises(SettingsError, match=r"pair has 3000000 tokens .*; memory.max .* Raise that limit by \d"):
+        chosen(1000, 3_000_000, limit=limit)
+
+
+def test_the_limit_is_named() -> None:
+    limit = Limit("ulimit -v", 2**40, 2**30)
+    assert "GiB free under ulimit -v" in chosen(10**12, 100, limit=limit).reason
 
 
 def test_a_limit_leaves_room_for_the_process_itself() -> None:
