@@ -144,7 +144,10 @@ def _lm_eval(argv: Sequence[str]) -> None:
     with importing():
         from preftree.evaluate.harness import lm_eval_command
 
-    lm_eval_command(list(argv))
+    try:
+        lm_eval_command(list(argv))
+    except ValueError as problem:  # lm-eval's own word for a task or model that it does not know
+        raise SettingsError(f"lm-eval refuses this command line: {problem}") from problem
 
 
 def _need_lm_eval() -> None:

@@ -25,15 +25,17 @@ def within(
     above: bool = False,
     below: bool = False,
 ) -> None:
-    """Add a problem unless low ≤ value ≤ high (`above`, `below`: strictly); None is always fine."""
+    """Add a problem unless low ≤ value ≤ high (`above`, `below`: strictly) and finite; None is always fine."""
     if value is None:
         return
     fits_low = value > low if above else value >= low
-    fits_high = value < high if below else value <= high
+    fits_high = value < high if below or high == float("inf") else value <= high
     if not (fits_low and fits_high):  # written so that NaN does not fit
         text = f"above {low:g}" if above else f"at least {low:g}"
         if high != float("inf"):
             text += f" and {'below' if below else 'at most'} {high:g}"
+        elif value == high:
+            text += " and finite"
         problems.append(f"--{name} must be {text}. Got {value} instead.")
 
 

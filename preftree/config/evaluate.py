@@ -58,7 +58,7 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         problems: list[str] = []
         if self.export_data is None:
-            problems += [f"--{name} is missing" for name in ("model", "out") if not getattr(self, name)]
+            problems += [f"--{name} is missing: {what}." for name, what in _NEEDED.items() if not getattr(self, name)]
         within(problems, "num_fewshot", self.num_fewshot, 0)
         for name in ("limit", "max_length", "tokens_per_forest", "batch_size"):
             within(problems, name, getattr(self, name), 1)
@@ -70,6 +70,10 @@ class EvaluateSettings:
             self.device = self.device if (self.device or "").startswith("cpu") else "cpu"
         elif self.device == "auto":
             self.device = None
+
+
+#: Flags that must be given, and what to give.
+_NEEDED = {"model": "name a hub id or a model folder", "out": "name a folder for the results"}
 
 
 @dataclass
@@ -84,8 +88,8 @@ class CompareSettings:
     """Folder for compare.md and compare.json."""
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            refuse(["name the folders of evaluations: preftree compare BASE OTHER …"])
+        if len(self.runs) < 2:
+            refuse(["name the folders of two evaluations at least: preftree compare BASE OTHER …"])
 
 
 EVALUATE = Command(

@@ -105,7 +105,7 @@ class Flag:
     def _check_choice(self, word: str) -> None:
         if self.choices and word not in self.choices:
             near = did_you_mean(word, self.choices, limit=1)
-            raise ValueProblem(f"must be one of {', '.join(self.choices)}. Got {word!r} instead.{near}")
+            raise ValueProblem(f"must be one of {', '.join(self.choices)}. Got {word!r} instead{near and '.' + near}")
 
 
 def flags_of(cls: type) -> dict[str, Flag]:

@@ -164,7 +164,8 @@ class FlagParser:
             parsed.given.add(flag.name)
         except ValueProblem as problem:
             hint = ": no such value (--use_auth_token is true or false; --token takes the token itself)"
-            parsed.problems.append(f"{shown}{hint if flag.secret else ' ' + redacted(str(problem))}.")
+            text = hint if flag.secret else f" {redacted(str(problem))}"
+            parsed.problems.append(f"{shown}{text}{'' if text.endswith('?') else '.'}")
 
     def _own_name(self, name: str, words: list[str], shown: str, parsed: Parsed) -> str:
         """The field that a name of any age or origin means; '' where it means none, which is noted or a problem."""

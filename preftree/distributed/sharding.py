@@ -29,6 +29,10 @@ _FSDP_WITHOUT_EFFECT = {
     "transformer_layer_cls_to_wrap", "transformer_cls_to_wrap", "sharding_strategy",
     "activation_checkpointing_offload",
 }  # fmt: skip
+#: What --fsdp may say; `auto_wrap` is what is done in any case, and the last two are refused by name.
+_FSDP_WORDS = {
+    "true", "yes", "1", "full_shard", "shard_grad_op", "auto_wrap", "offload", "hybrid_shard", "hybrid_shard_zero2",
+}  # fmt: skip
 _SCHEDULES = {"WarmupLR": "constant_with_warmup", "WarmupDecayLR": "linear", "WarmupCosineLR": "cosine"}
 
 
@@ -73,7 +77,9 @@ def read_sharding(
     if deepspeed:
         return _zero(_read(deepspeed, "deepspeed", problems), flags, problems)
     if by_flag:
-        words = str(fsdp).lower().split()
+        words = (" ".join(fsdp) if isinstance(fsdp, list) else str(fsdp)).lower().split()
+        if unknown := [word for word in words if word not in _FSDP_WORDS]:
+            problems.append(f"--fsdp {' '.join(unknown)} is not known: use --fsdp true, or leave it out.")
         config = {
             key.removeprefix("fsdp_"): value for key, value in _read(fsdp_config, "fsdp_config", problems).items()
         }
@@ -84,6 +90,8 @@ def read_sharding(
         if "hybrid_shard" in words or "hybrid_shard_zero2" in words:
             problems.append(f"--fsdp {fsdp}: hybrid sharding is not supported; use --fsdp true.")
         return _fsdp(config, "asked for by --fsdp", problems)
+    if isinstance(fsdp_config, str) and not by_launcher:
+        problems.append("--fsdp_config needs --fsdp true: add it, or leave the file out.")
     if by_launcher:
         config = {key[5:].lower(): value for key, value in environ.items() if key.startswith("FSDP_")}
         return _fsdp(config, "asked for by accelerate launch --use_fsdp", problems)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from preftree.evaluate.save import remove_unfinished, save_results
 from preftree.evaluate.tasks import expand, plan_tasks
 from preftree.io.cache import cache_folder
 from preftree.io.console import sayer
-from preftree.io.lock import folder_lock
+from preftree.io.lock import folder_lock, removed_if_unused
 from preftree.io.progress import Progress
 from preftree.io.run_folder import make_folder
 
@@ -38,22 +38,30 @@ def run(asked: EvaluateSettings) -> None:
     Raises:
         PreftreeError: anything about flags, data or model that the user can fix.
     """
-    check_free(asked.out)
-    console = Console(soft_wrap=True)
     # The first process writes; the others would find its lock.
-    first = os.environ.get("RANK", "0") == "0"
-    with folder_lock(Path(asked.out) / ".lock", Path(asked.out)) if first else nullcontext():
-        check_free(asked.out)  # again: another evaluation may have ended in between
-        if first:
+    if os.environ.get("RANK", "0") != "0":
+        check_free(asked.out)
+        _evaluate(asked)
+        return
+    folder, lock = Path(asked.out), ".lock"
+    with removed_if_unused(folder, {lock}):
+        check_free(asked.out)
+        with folder_lock(folder / lock, folder):
+            check_free(asked.out)  # again: another evaluation may have ended in between
             remove_unfinished(asked.out)
-        pairs = load_pairs(asked.preferences, limit=asked.limit) if asked.preferences else None
-        with tempfile.TemporaryDirectory() as folder:
-            manager = plan_tasks(expand(asked.tasks), Path(folder), asked.data, asked.num_fewshot)
-            lm = _model(asked)
-            heldout = None if pairs is None else encode_heldout(asked.preferences or "", pairs, lm, asked.truncate)
-            _run_tasks(asked, lm, manager, console)
-        if heldout is not None and lm.processes.is_main_process:
-            _run_heldout(asked, lm, heldout, console)
+            _evaluate(asked)
+
+
+def _evaluate(asked: EvaluateSettings) -> None:
+    console = Console(soft_wrap=True)
+    pairs = load_pairs(asked.preferences, limit=asked.limit) if asked.preferences else None
+    with tempfile.TemporaryDirectory() as folder:
+        manager = plan_tasks(expand(asked.tasks), Path(folder), asked.data, asked.num_fewshot)
+        lm = _model(asked)
+        heldout = None if pairs is None else encode_heldout(asked.preferences or "", pairs, lm, asked.truncate)
+        _run_tasks(asked, lm, manager, console)
+    if heldout is not None and lm.processes.is_main_process:
+        _run_heldout(asked, lm, heldout, console)
 
 
 def check_free(out: str) -> None:

@@ -1,8 +1,9 @@
-"""One process at a time in an output folder."""
+"""One process at a time in an output folder, and no folder left by one that did nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,3 +32,22 @@ def folder_lock(lock: Path, folder: Path) -> Iterator[None]:
         yield
     finally:
         holder.release()
+
+
+@contextmanager
+def removed_if_unused(folder: Path, names: Collection[str]) -> Iterator[None]:
+    """Delete `folder` after the block if it was made within it and holds nothing but files of these names.
+
+    So that a mistake that is found under the lock leaves no empty output folder.
+
+    Args:
+        names: relative to the folder.
+    """
+    made = not folder.exists()
+    try:
+        yield
+    finally:
+        if made and folder.is_dir():
+            files = {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+            if files <= set(names):
+                shutil.rmtree(folder)

@@ -28,7 +28,7 @@ from typing import Any
 from preftree.errors import RunError
 from preftree.io.atomic import atomic_file, write_json
 from preftree.io.jsonl import append_jsonl, read_jsonl, to_json
-from preftree.io.lock import folder_lock
+from preftree.io.lock import folder_lock, removed_if_unused
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
 _RESULTS = ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json")
@@ -66,13 +66,8 @@ class RunFolder:
         Raises:
             RunError: another run holds it.
         """
-        made = not self.output_dir.exists()
-        try:
-            with folder_lock(self.output_dir / _LOCK, self.output_dir):
-                yield
-        finally:
-            if made and self.output_dir.is_dir() and [path.name for path in self.output_dir.iterdir()] == [_LOCK]:
-                shutil.rmtree(self.output_dir)
+        with removed_if_unused(self.output_dir, {_LOCK}), folder_lock(self.output_dir / _LOCK, self.output_dir):
+            yield
 
     def check(
         self, *, resume: bool, overwrite: bool, fingerprint: str, config: Mapping[str, Any] | None = None

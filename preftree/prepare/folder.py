@@ -27,6 +27,8 @@ class PrepareFolder:
         self.work = self.root / ".prepare"
         self.lock, self.state_path = self.work / "lock", self.work / "state.json"
         self.selected, self.answers = self.work / "selected.jsonl", self.work / "answers.jsonl"
+        #: What is there before anything was selected, relative to the folder.
+        self.bookkeeping = {str(path.relative_to(self.root)) for path in (self.lock, self.state_path)}
         self.pairs = self.root / f"train.{output_format}"
         self.manifest, self.card = self.root / "manifest.yaml", self.root / "README.md"
 

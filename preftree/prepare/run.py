@@ -26,7 +26,7 @@ from preftree.hardware.environment import environment
 from preftree.hardware.precision import choose_dtype
 from preftree.io.atomic import atomic_file
 from preftree.io.console import sayer
-from preftree.io.lock import folder_lock
+from preftree.io.lock import folder_lock, removed_if_unused
 from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
 from preftree.prepare.card import card
@@ -62,19 +62,25 @@ def prepare(settings: PrepareSettings, console: Console | None = None) -> None:
     folder = PrepareFolder(settings.output.output_dir or "", settings.output.output_format)
     refuse_inside("--output_dir", settings.output.output_dir, settings.source.dataset_name)
     folder.check()
-    folder.make()
-    with folder_lock(folder.lock, folder.root), _told_of_the_disk(folder):
-        folder.remove_leftovers()
-        _claim(folder, settings, say)
-        if folder.manifest.exists():
-            say(f"{folder.pairs} is complete; nothing is left to do.")
-            return
-        chat = make_chat(settings)
-        for line in chat.notes:
-            say(f"note: {line}")
-        selection = _selection(folder, settings, console)
-        generated = _generated(folder, settings, selection, chat, console)
-        _write(folder, settings, selection, generated, chat, say)
+    with removed_if_unused(folder.root, folder.bookkeeping):
+        folder.make()
+        with folder_lock(folder.lock, folder.root), _told_of_the_disk(folder):
+            _prepare(folder, settings, console, say)
+
+
+def _prepare(folder: PrepareFolder, settings: PrepareSettings, console: Console, say: Callable[[str], None]) -> None:
+    """The stage in a folder that is this process's."""
+    folder.remove_leftovers()
+    _claim(folder, settings, say)
+    if folder.manifest.exists():
+        say(f"{folder.pairs} is complete; nothing is left to do.")
+        return
+    chat = make_chat(settings)
+    for line in chat.notes:
+        say(f"note: {line}")
+    selection = _selection(folder, settings, console)
+    generated = _generated(folder, settings, selection, chat, console)
+    _write(folder, settings, selection, generated, chat, say)
 
 
 @contextmanager
