@@ -129,7 +129,7 @@ lock:
 build/lock/constraints.txt:
 	@echo "== resolving"
 	@$(INSTALL) $(TORCH_FLAGS) "$(TORCH)"
-	@$(INSTALL) -e ".[test]"
+	@$(INSTALL) -e ".[test,quantize]"
 	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
 
 clean:

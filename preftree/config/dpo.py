@@ -42,7 +42,7 @@ TRL_DIFFERENCES = {
     "precompute_ref_batch_size": "No meaning: forests are sized by memory. Accepted with one note.",
     "dataset_num_proc": "No meaning: the tokenizer's own threads are used. Accepted with one note.",
     "precompute_ref_log_probs": "Adapters: before the first step instead of in it. Full fine-tuning: always done.",
-    "trust_remote_code": "Refused when true: code from a model's repository is never run.",
+    "trust_remote_code": "The same; what is run is printed first.",
     "per_device_train_batch_size": "Times gradient_accumulation_steps is one step; packing never changes the loss.",
     "truncation_mode": "keep_end cuts the prompt once, at its start, so that both answers follow the same prompt.",
     "router_aux_loss_coef": "The same; `aux_loss` in the log is the weighted loss, of each pair by itself.",
@@ -160,7 +160,7 @@ class DPOFields(LossFields):
     model_init_kwargs: dict[str, Any] | str | None = None
     """Arguments for from_pretrained where the model is given by its name; without a dtype weights are float32."""
     trust_remote_code: bool = False
-    """Refused when true: code that comes with a model is never run."""
+    """Run Python code that comes with the model, as you; without it such a model is refused."""
     router_aux_loss_coef: float | None = None
     """Weight of a mixture-of-experts model's load-balancing loss; by default the model's own, 0 switches it off."""
     disable_dropout: bool = True

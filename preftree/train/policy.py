@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from preftree.errors import ModelError, SettingsError
 from preftree.io.console import Say
 from preftree.model.determinism import remove_randomness
-from preftree.model.load import load_model, load_tokenizer, resolve
+from preftree.model.load import code_note, load_model, load_tokenizer, resolve
 from preftree.model.lora import ALL_LINEAR, add_adapter
+from preftree.model.quantized import is_quantized
 from preftree.model.score import causal_model
 from preftree.model.targets import all_linear
 from preftree.model.weights import refuse_larger_tokenizer
@@ -41,7 +42,7 @@ class Policy:
     adapter_only: bool = False
 
 
-def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any = None) -> Model:
+def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any, say: Say) -> Model:
     """The model itself, loaded with `args.model_init_kwargs` if it is given by its name.
 
     Raises:
@@ -66,12 +67,17 @@ def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any = 
     dtype = options.pop("dtype", options.pop("torch_dtype", torch.float32))
     if isinstance(dtype, str) and dtype != "auto":
         dtype = getattr(torch, dtype.removeprefix("torch."))
-    return load_model(resolve(model), dtype, **options)
+    source = resolve(model)
+    if args.trust_remote_code and (note := code_note(source)):
+        say(f"code       {note}")
+    return load_model(source, dtype, remote_code=args.trust_remote_code, **options)
 
 
 def _init_options(args: DPOConfig) -> dict[str, Any]:
     given = args.model_init_kwargs or {}
-    return dict(json.loads(given) if isinstance(given, str) else given)
+    options = dict(json.loads(given) if isinstance(given, str) else given)
+    args.trust_remote_code = bool(options.pop("trust_remote_code", args.trust_remote_code))
+    return options
 
 
 def load_processing_class(given: Any, model: str | Model, loaded: Model, args: DPOConfig) -> PreTrainedTokenizerBase:
@@ -84,7 +90,7 @@ def load_processing_class(given: Any, model: str | Model, loaded: Model, args: D
     if given is None:
         options = {key: value for key, value in _init_options(args).items() if key in _HUB_OPTIONS}
         name = model if isinstance(model, str) else str(loaded.config._name_or_path)
-        given = load_tokenizer(resolve(name), **options)
+        given = load_tokenizer(resolve(name), remote_code=args.trust_remote_code, **options)
     if isinstance(given, ProcessorMixin):
         given = given.tokenizer  # text only: pairs with images are refused by their rows
     if not isinstance(given, PreTrainedTokenizerBase):
@@ -117,6 +123,11 @@ def adapt(model: Model, peft_config: PeftConfig | None, say: Say, *, reference: 
         wrapped = _with_adapter(model, peft_config, say)
         return Policy(wrapped, adapter_only=not trained_outside_adapter(wrapped))
     if not isinstance(model, PeftModel):
+        if is_quantized(model):
+            raise SettingsError(
+                "A quantized model cannot be fine-tuned in full: its weights have no gradients. Train an adapter on it "
+                "(`peft_config`, such as peft.LoraConfig), or load the model without quantization."
+            )
         return Policy(model)
     _check_trained(model)
     if not reference:

@@ -6,9 +6,11 @@ import os
 from contextlib import nullcontext
 from typing import Any
 
+import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
 
+from preftree.config.shared import ModelSettings
 from preftree.config.train import Settings
 from preftree.data.sources import refuse_inside
 from preftree.errors import RunError
@@ -18,7 +20,7 @@ from preftree.hardware.memory import keep_freed_memory
 from preftree.hardware.precision import choose_dtype
 from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
-from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve
+from preftree.model.load import ModelSource, code_note, load_model, load_tokenizer, resolve
 from preftree.model.lora import lora_config
 from preftree.train.arguments import start_arguments
 from preftree.train.config import DPOConfig
@@ -94,7 +96,12 @@ def _trainer(
     tokenizer = _tokenizer(settings, source)
     splits = prepare_pairs(settings, tokenizer, console)
     set_seed(args.seed)
-    model = load_model(source, dtype.value, **hub_options(settings))
+    if (trusted := settings.model.trust_remote_code) and (note := code_note(source)):
+        say(f"code       {note}")
+    quantization = _quantization(settings.model, dtype.value)
+    model = load_model(
+        source, dtype.value, remote_code=trusted, quantization_config=quantization, **hub_options(settings)
+    )
     args.bf16 = args.fp16 = False  # weights and activations have this dtype, nothing is autocast
     if device.value == "cpu":
         # From here on: what loading has freed is given back in any case.
@@ -119,6 +126,20 @@ def _trainer(
     recorder = RunRecorder(folder, splits)
     recorder.follow(trainer)
     return trainer, recorder
+
+
+def _quantization(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig | None:
+    """What the command's flags ask for; products are computed in `dtype`. None where they ask for nothing."""
+    if settings.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    if not settings.load_in_4bit:
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=settings.use_bnb_nested_quant,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def _run(trainer: DPOTrainer, recorder: RunRecorder, resume: str | bool, say: Say) -> None:
@@ -177,4 +198,7 @@ def _asked_checkpoint(settings: Settings) -> str | bool | None:
 def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBase:
     own = settings.model.tokenizer_name
     place = resolve(own) if own else source
-    return load_tokenizer(place, use_fast=settings.model.use_fast_tokenizer, **hub_options(settings))
+    model = settings.model
+    return load_tokenizer(
+        place, use_fast=model.use_fast_tokenizer, remote_code=model.trust_remote_code, **hub_options(settings)
+    )

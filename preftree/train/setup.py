@@ -22,6 +22,7 @@ from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
 from preftree.io.console import Say
 from preftree.model.determinism import check_causal
+from preftree.model.quantized import is_quantized, keep_differentiable
 from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.model.shard import shard_base
@@ -139,11 +140,6 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
             "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
             "reference is then the model before training."
         )
-    if args.trust_remote_code:
-        raise SettingsError(
-            "`trust_remote_code=True` is not supported: custom code from a model's repository would run as you, and "
-            "token trees need the attention of transformers' own model classes. Leave it out."
-        )
     if args.precompute_ref_log_probs and is_stream(train_dataset):
         raise SettingsError(
             "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
@@ -179,13 +175,14 @@ def build(given: Given, data: Data, args: DPOConfig, say: Say, started: Callable
 
 def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, started: Callable[[], bool]) -> Built:
     device = str(args.device)
-    model = load_policy(given.model, args, given.quantization_config)
+    model = load_policy(given.model, args, given.quantization_config, say)
+    keep_differentiable(causal_model(model))
     tokenizer = load_processing_class(given.processing_class, given.model, model, args)
     encoding = Encoding(tokenizer, args.max_length, args.truncation_mode, args.ranks_lists)
     data = _encoded(data, encoding, say)
     key = weights_key(causal_model(model))
     ranks.check_same("weights of the model", key)
-    if not (ranks.lockstep or hasattr(model, "hf_device_map") or getattr(model, "is_quantized", False)):
+    if not (ranks.lockstep or hasattr(model, "hf_device_map") or is_quantized(model)):
         model.to(device)
     check_causal(causal_model(model))
     policy = adapt(model, given.peft_config, say, reference=given.ref_model is None)

@@ -12,8 +12,10 @@ A cache that cannot be written, or is damaged, costs time and nothing else.
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -82,9 +84,21 @@ def scoring_key(weights: str, scorer: Scorer) -> str:
         weights,
         scorer.name,
         scoring_version(),
+        _own_code(scorer.causal),
         *(f"{name} {version(name)}" for name in ("torch", "transformers")),
     ]
     return xxhash.xxh3_128_hexdigest(json.dumps(made_of).encode())
+
+
+def _own_code(model: nn.Module) -> str:
+    """Hash of the module that defines a model class which is not transformers' own: a script's, or one from the hub."""
+    module = sys.modules.get(type(model).__module__)
+    if module is None or type(model).__module__.startswith("transformers."):
+        return ""
+    try:
+        return xxhash.xxh3_128_hexdigest(inspect.getsource(module).encode())
+    except (OSError, TypeError):  # written on the fly: nobody else's answers are taken for its own
+        return uuid.uuid4().hex
 
 
 @lru_cache(maxsize=1)

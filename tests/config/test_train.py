@@ -199,7 +199,7 @@ def test_all_problems_come_at_once() -> None:
         ("--validation_split_percentage 100", "--validation_split_percentage must be"),
         ("--per_device_train_batch_size 0", "--per_device_train_batch_size must be at least 1"),
         ("--num_train_epochs 0", "--num_train_epochs must be above 0"),
-        ("--trust_remote_code", "--trust_remote_code is not supported"),
+        ("--load_in_4bit --load_in_8bit", "--load_in_4bit and --load_in_8bit contradict each other"),
         ("--torch_dtype bf16", "--torch_dtype must be one of"),
         ("--use_habana --use_cpu", "--use_habana and --use_cpu contradict"),
         ("--use_habana --use_hpu_graphs_for_training", "needs --use_lazy_mode"),

@@ -237,7 +237,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, folder: Path, m
     monkeypatch.setattr("builtins.input", lambda prompt="": "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
     for loader in (load_tokenizer, lambda source: load_model(source, torch.float32)):
-        with pytest.raises(ModelError, match=r"Code that comes with a model \(auto_map\) is never run"):
+        with pytest.raises(ModelError, match=r"custom code \(auto_map\), which is run by training alone"):
             loader(resolve(str(tmp_path)))
     assert not (tmp_path / "ran").exists()
 

@@ -337,14 +337,13 @@ def test_compute_metrics_gets_logits_and_ids(tmp_path: Path) -> None:
     [
         ({"data_collator": lambda rows: rows}, "packed into token trees"),
         ({"optim": "lomo"}, "updates weights within a backward pass"),
-        ({"trust_remote_code": True}, "custom code"),
         ({"peft_config": LORA, "sync_ref_model": True}, "no second one can move"),
         (
             {"peft_config": PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4)},
             "virtual tokens before every sequence",
         ),
     ],
-    ids=["collator", "LOMO", "remote code", "sync with PEFT", "prompt tuning"],
+    ids=["collator", "LOMO", "sync with PEFT", "prompt tuning"],
 )
 def test_refused(tmp_path: Path, more: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

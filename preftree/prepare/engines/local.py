@@ -24,7 +24,7 @@ def make_chat(settings: PrepareSettings) -> Chat:
     generate, source = settings.generate, settings.source
     own = generate.tokenizer_name is None
     place = resolve_tokenizer(generate.tokenizer_name or generate.model_name_or_path or "")
-    revision = {"revision": generate.model_revision} if own and place.gguf is None else {}
+    revision: dict[str, Any] = {"revision": generate.model_revision} if own and place.gguf is None else {}
     tokenizer = load_tokenizer(place, **revision, cache_dir=source.cache_dir, token=source.auth)
     if generate.chat_template:
         tokenizer.chat_template = chat_template(generate.chat_template)
@@ -81,7 +81,7 @@ def make(settings: PrepareSettings) -> TransformersEngine:
     device = choose_device(generate.device).value
     dtype = choose_dtype(device, generate.torch_dtype).value
     place = resolve(generate.model_name_or_path or "")
-    revision = {"revision": generate.model_revision} if place.gguf is None else {}
+    revision: dict[str, Any] = {"revision": generate.model_revision} if place.gguf is None else {}
     model = load_model(place, dtype, **revision, cache_dir=settings.source.cache_dir, token=settings.source.auth)
     return TransformersEngine(model.to(device), make_chat(settings), sampling(generate), generate.max_new_tokens)
 
