@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": STAGE | {"check", "health"},
     "evaluate": STAGE | {"benchmarks"},
     "prepare": STAGE | {"benchmarks"},
-    "demo": STAGE | {"train", "evaluate", "prepare"},
+    "demo": STAGE | {"train", "evaluate", "prepare", "report"},
     "health": BASE,
     "report": BASE | {"io", "config", "health", "text"},
     "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report"},

@@ -41,7 +41,7 @@ _WITHOUT_EFFECT = """
     dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor
     dataloader_multiprocessing_context
 """
-_WITHOUT_EFFECT_PREFIXES = ("log_", "logging_", "save_", "eval_", "hub_", "push_to_", "trackio_", "ddp_")
+_WITHOUT_EFFECT_PREFIXES = ("log_", "logging_", "save_", "eval_", "hub_", "push_to_", "trackio_", "ddp_", "sample_")
 
 
 @dataclass
@@ -86,6 +86,12 @@ class TrainSettings(LossFields):
     """Steps between two log lines; below 1 a share of all steps."""
     remove_unused_columns: bool = False
     """Kept off: batches are forests and not the columns of a table."""
+    sample_prompts: str | None = None
+    """Answer these prompts while training, greedily and drawn, into the run folder: N of the data, or a file's."""
+    sample_steps: int | None = None
+    """Steps between two rounds of answers; by default four rounds."""
+    sample_tokens: int = 128
+    """Maximum tokens of such an answer."""
     report_to: str | list[str] = "none"
     """Further trackers (tensorboard, wandb, …); the run folder is always written."""
     disable_tqdm: bool = True
@@ -183,7 +189,7 @@ COMMAND = Command(
         "max_length", "max_prompt_length", "beta", "loss_type", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_rank",
         "lora_alpha", "torch_dtype", "device", "max_memory", "save_steps", "eval_strategy", "resume_from_checkpoint",
-        "overwrite_output_dir", "seed",
+        "overwrite_output_dir", "sample_prompts", "seed",
     ),
     examples=(
         "preftree train --model smollm2 --dataset_name pairs.jsonl --out run1",

@@ -81,7 +81,14 @@ def check_training(train: TrainSettings) -> list[str]:
 def _numbers(train: TrainSettings, problems: list[str]) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         within(problems, name, getattr(train, name), 1)
-    for name in ("tokens_per_forest", "ddp_timeout", "save_total_limit", "torch_empty_cache_steps"):
+    for name in (
+        "sample_steps",
+        "sample_tokens",
+        "tokens_per_forest",
+        "ddp_timeout",
+        "save_total_limit",
+        "torch_empty_cache_steps",
+    ):
         within(problems, name, getattr(train, name), 1)
     for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
         within(problems, name, getattr(train, name), 0)
@@ -95,6 +102,10 @@ def _numbers(train: TrainSettings, problems: list[str]) -> None:
     if train.max_steps <= 0:
         within(problems, "num_train_epochs", train.num_train_epochs, 0, above=True)
     memory_size(problems, "max_memory", train.max_memory)
+    if (train.sample_prompts or "1").isdecimal():
+        within(problems, "sample_prompts", int(train.sample_prompts or 1), 1)
+    elif not os.path.exists(train.sample_prompts or ""):
+        problems.append(f"--sample_prompts {train.sample_prompts}: there is no such file, and it is no number.")
 
 
 def _steps(train: TrainSettings, problems: list[str]) -> None:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from preftree.config.report import ReportSettings
 from preftree.config.train import Settings, parse_settings
 from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair, encode_pairs
@@ -36,6 +37,7 @@ from preftree.model.generate import greedy_answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
 from preftree.model.score import attach
+from preftree.report.run import report
 from preftree.train.run import train
 
 #: What the demo trains with: one pass over the pairs, as flags of `preftree train`.
@@ -93,6 +95,7 @@ def main(argv: Sequence[str]) -> int:
     seconds = time.perf_counter() - started
     say = sayer(console)
     say(f"\nsaved      {folder.output_dir}: adapter, trainer_state.json, run/samples.jsonl  ({seconds:.0f} s)")
+    report(ReportSettings([str(folder.output_dir)], title="preftree demo"), console)
     for number, command in enumerate(next_commands(str(folder.output_dir))):
         say(f"{'' if number else 'next':10} {command}")
     return 0

@@ -143,7 +143,14 @@ class RunFolder:
 
     def reset_metrics(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Replace metrics.jsonl by the records of the checkpoint that the run goes on from."""
-        with atomic_file(self.metrics_path, "w") as file:
+        self._replace(self.metrics_path, records)
+
+    def reset_samples(self, samples: Iterable[Mapping[str, Any]]) -> None:
+        """Replace samples.jsonl by the records of the checkpoint that the run goes on from."""
+        self._replace(self.samples_path, samples)
+
+    def _replace(self, path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+        with atomic_file(path, "w") as file:
             for record in records:
                 file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
 

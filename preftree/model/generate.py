@@ -10,7 +10,7 @@ Shapes: B rows, T new tokens, V vocabulary, K candidates (top-k).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,12 +35,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer: its text, whether it ended with a stop token rather than at the token limit, and the
-    reason where there is none (a server refused the prompt)."""
+    """A generated answer: its text, whether it ended with a stop token rather than at the token limit, the reason
+    where there is none (a server refused the prompt), and its token ids with the stop token, where they are known."""
 
     text: str
     finished: bool
     failure: str = ""
+    ids: tuple[int, ...] = field(default=(), compare=False)
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
@@ -177,4 +178,5 @@ def _end_tokens(model: Any, tokenizer: Any, stops: Sequence[int]) -> list[int]:
 
 def _read(tokenizer: Any, ids: list[int], ends: list[int]) -> Answer:
     end = next((place for place, token in enumerate(ids) if token in ends), None)
-    return Answer(tokenizer.decode(ids[:end], skip_special_tokens=True).strip(), end is not None)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True).strip()
+    return Answer(text, end is not None, ids=tuple(ids if end is None else ids[: end + 1]))

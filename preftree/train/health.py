@@ -9,12 +9,14 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 
 from preftree.data.chat import Chat
 from preftree.forest import Pair
-from preftree.health.evidence import AnswerLengths, Evidence
+from preftree.health.evidence import AnswerLengths, Evidence, SampledAnswers
 from preftree.health.findings import Level, diagnose
 from preftree.io.console import Say
 from preftree.train.config import DPOConfig
+from preftree.train.dataset import PairDataset
 from preftree.train.objective import Objective
 from preftree.train.pair_log import MOST_PAIRS
+from preftree.train.setup import Data
 
 
 class HealthWatch(TrainerCallback):
@@ -22,8 +24,7 @@ class HealthWatch(TrainerCallback):
 
     Args:
         objective: as `objective_facts` has it.
-        train: the training pairs; None where they are read from a stream.
-        evaluated: the held-out pairs, where they are one set.
+        data: what is trained on and evaluated; pairs that are read from a stream are not looked at.
         warnings: names of the warnings so far, which the live line shows.
     """
 
@@ -31,20 +32,23 @@ class HealthWatch(TrainerCallback):
         self,
         say: Say,
         objective: dict[str, Any],
-        train: Sequence[Pair] | None,
-        evaluated: Sequence[Pair],
+        data: Data,
         warnings: list[str],
     ) -> None:
-        self.say, self.objective, self.train = say, objective, train
-        self.evaluated_pairs, self.warnings = len(evaluated), warnings
+        self.say, self.objective, self.warnings = say, objective, warnings
+        self.train, evaluated = (
+            each if isinstance(each, PairDataset) else None for each in (data.train, data.evaluation)
+        )
+        self.evaluated_pairs = len(evaluated) if evaluated is not None else 0
         self.lengths: AnswerLengths | None = None
+        self.answers = SampledAnswers()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         tokenizer = others.get("processing_class")
         if state.is_world_process_zero and self.train is not None and tokenizer is not None:
-            self.lengths = answer_lengths(self.train, end_tokens(tokenizer))
+            self.lengths = answer_lengths(self.train.pairs, end_tokens(tokenizer))
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if not state.is_world_process_zero:
@@ -56,6 +60,7 @@ class HealthWatch(TrainerCallback):
             progress=state.global_step / max(state.max_steps, 1),
             lengths=self.lengths,
             evaluated_pairs=self.evaluated_pairs,
+            answers=self.answers,
             **self.objective,
         )
         for found in diagnose(evidence):

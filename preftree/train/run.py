@@ -29,6 +29,7 @@ from preftree.train.inputs import hub_options, prepare_pairs
 from preftree.train.live import RunLog
 from preftree.train.profile import StepProfile
 from preftree.train.recorder import RunRecorder
+from preftree.train.sampling import PromptSampler, sample_prompts
 from preftree.train.setup import RESTART
 from preftree.train.trainer import DPOTrainer
 
@@ -125,6 +126,9 @@ def _trainer(
     )
     recorder = RunRecorder(folder, splits)
     recorder.follow(trainer)
+    if settings.train.sample_prompts:
+        prompts = sample_prompts(settings, splits, tokenizer)
+        PromptSampler(folder, prompts, settings.train.sample_steps, settings.train.sample_tokens).follow(trainer)
     return trainer, recorder
 
 

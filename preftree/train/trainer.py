@@ -129,13 +129,8 @@ class DPOTrainer(ResumableTrainer):
         self._tokens = 0
         self.pair_log = PairLog({}, self.ranks)  # of no pairs, until a run folder asks
         self.stopper = StopOnSignal(self.ranks, self.say)
-        watch = HealthWatch(
-            self.say,
-            objective_facts(built.step.objective, built.args, self.ranks.count),
-            _in_memory(built.data.train),
-            _in_memory(built.data.evaluation) or (),
-            self.live_metrics.warnings,
-        )
+        facts = objective_facts(built.step.objective, built.args, self.ranks.count)
+        self.health = HealthWatch(self.say, facts, built.data, self.live_metrics.warnings)
         super().__init__(
             model=built.model,
             args=built.args,
@@ -144,7 +139,7 @@ class DPOTrainer(ResumableTrainer):
             eval_dataset=built.data.evaluation,
             processing_class=built.tokenizer,
             compute_metrics=compute_metrics,
-            callbacks=[*(callbacks or []), built.hook, self.stopper, watch],
+            callbacks=[*(callbacks or []), built.hook, self.stopper, self.health],
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs or (None if any(optimizers) else built.optimizer),
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
@@ -409,10 +404,6 @@ def _prompt_order(data: Prepared, args: DPOConfig) -> PromptOrder | None:
     if isinstance(data, PairDataset) and data.by_prompt:
         return PromptOrder(data.pairs, _data_seed(args))
     return None
-
-
-def _in_memory(data: Any) -> Sequence[Any] | None:
-    return data.pairs if isinstance(data, PairDataset) else None
 
 
 def _data_seed(args: DPOConfig) -> int:
