@@ -88,6 +88,10 @@ def add_adapter(model: PreTrainedModel, config: PeftConfig, targets: Targets | N
     if not isinstance(config, LoraConfig) or config.target_modules != ALL_LINEAR:
         return _inject(model, config)
     targets = targets or all_linear(model, config.lora_dropout)
+    if not (targets.modules or targets.parameters or config.target_parameters):
+        raise ModelError(
+            f"{type(model).__name__} has no linear layer that LoRA can adapt; {'; '.join(targets.notes())}"
+        )
     peft = _inject(model, _with_targets(config, targets.modules, targets.parameters))
     missed = _not_adapted(peft, targets.modules)
     # Where transformers 5 has stacked a mixture's experts, PEFT takes the names of their former layers (`up_proj`) for

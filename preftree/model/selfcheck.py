@@ -14,11 +14,16 @@ from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
 from preftree.model.patch import Patches
 from preftree.model.paths import plain_logprobs, stock_attention
+from preftree.model.structure import selects_keys
 
-#: In half precisions, how many times the model's own noise another way of computing may be off.
+#: How many times the model's own noise another way of computing may be off.
 NOISES = 3.0
-#: Draws of other roundings that the noise is the largest of; more of them where a router makes outliers.
-DRAWS, DRAWS_OF_EXPERTS = 4, 8
+#: What no noise is measured below, in nats: torch's float32 log_softmax over a large vocabulary is off by 1e-5.
+SMALLEST_TOLERANCE, SMALLEST_LEAK = 3e-5, 1e-5
+#: Draws of other roundings that the noise is the largest of; more of them where a choice makes outliers.
+DRAWS, DRAWS_OF_CHOICES = 4, 8
+#: By how many roundings a product is moved: half precisions add up in float32 and round once, float32 adds up in itself.
+ROUNDINGS = {torch.bfloat16: 1.0, torch.float16: 1.0, torch.float32: 4.0}
 #: Leaves of the probe that are changed to see whether others notice.
 CHANGED = (0, 2, 4)
 
@@ -61,9 +66,9 @@ class SelfCheck:
 def of_model(causal: PreTrainedModel) -> SelfCheck:
     """Score the probe with the model as it is; call it in evaluation mode, without gradients.
 
-    Random tokens have log-probs of about −log V; a wrong mask or position moves them by tenths and more. Float64
-    models still cast to float32 inside (eager softmax, norms), and layers amplify that. In half precisions the model's
-    own ways of computing differ by tenths too, so there its own noise is the measure (see `_noise`).
+    Random tokens have log-probs of about −log V; a wrong mask or position moves them by tenths and more. How far right
+    ways of computing are apart depends on the model and its precision, from 1e-6 to tenths, so that the model's own
+    noise is the measure (see `_noise`). Float64 models still cast to float32 inside (eager softmax, norms).
 
     A change of other answers changes no number of an answer's own computation, whatever the precision. Experts are the
     exception: how many tokens one of them gets decides the shape of its products, and that the rounding.
@@ -74,14 +79,11 @@ def of_model(causal: PreTrainedModel) -> SelfCheck:
         # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
         stock_attention(causal, "eager", patches)
         expected_S = plain_logprobs(causal, probe)
-        if causal.dtype in (torch.bfloat16, torch.float16):
-            tolerance = NOISES * _noise(causal, probe, expected_S)
-        else:
-            exact = expected_S.dtype == torch.float32 and causal.dtype == torch.float32
-            tolerance = 2e-3 if exact else 1e-4
+        tolerance = max(NOISES * _noise(causal, probe, expected_S), SMALLEST_TOLERANCE)
     finally:
         patches.undo()
-    return SelfCheck(probe, expected_S, tolerance, tolerance if has_experts(causal) else tolerance / 20)
+    leak = tolerance if has_experts(causal) else max(tolerance / 20, SMALLEST_LEAK)
+    return SelfCheck(probe, expected_S, tolerance, leak)
 
 
 def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> float:
@@ -89,21 +91,26 @@ def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> float:
 
     Not how far the model's own ways of computing are apart (padded, other attention): one of them may be wrong.
     """
-    draws = DRAWS_OF_EXPERTS if has_experts(causal) else DRAWS
-    with _rounded_otherwise(causal):
-        return max(float((plain_logprobs(causal, probe) - expected_S).abs().max()) for _ in range(draws))
+    with rounded_otherwise(causal):
+        return max(float((plain_logprobs(causal, probe) - expected_S).abs().max()) for _ in range(draws_of(causal)))
+
+
+def draws_of(causal: PreTrainedModel) -> int:
+    """How many draws of other roundings tell a model's noise."""
+    return DRAWS_OF_CHOICES if has_choices(causal) else DRAWS
 
 
 @contextmanager
-def _rounded_otherwise(causal: PreTrainedModel) -> Iterator[None]:
-    """The output of every product and norm moved by up to half a rounding of its dtype, at random."""
-    random = torch.Generator().manual_seed(0)
+def rounded_otherwise(causal: PreTrainedModel, seed: int = 0) -> Iterator[None]:
+    """The output of every product and norm moved by about a rounding of its precision, at random."""
+    random = torch.Generator().manual_seed(seed)
+    moves = _unit_of_products(causal)
 
     def hook(module: nn.Module, args: object, output: object) -> object:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
         draw = torch.rand(output.shape, generator=random).to(output.device)
-        moved = output.float() * (1 + torch.finfo(output.dtype).eps * (draw - 0.5))
+        moved = output.to(torch.promote_types(output.dtype, torch.float32)) * (1 + moves * (draw - 0.5))
         return moved.to(output.dtype)
 
     handles = [module.register_forward_hook(hook) for module in causal.modules() if not any(module.children())]
@@ -114,9 +121,22 @@ def _rounded_otherwise(causal: PreTrainedModel) -> Iterator[None]:
             handle.remove()
 
 
+def _unit_of_products(causal: PreTrainedModel) -> float:
+    """How far two right ways of computing a product may be apart, as a part of it."""
+    dtype = causal.dtype if causal.dtype in ROUNDINGS else torch.float32
+    unit = ROUNDINGS[dtype] * torch.finfo(dtype).eps
+    faster = {"high": 2**-10, "medium": 2**-7}  # TF32 and bfloat16 in the place of float32, where they are allowed
+    return max(unit, faster.get(torch.get_float32_matmul_precision(), 0.0))
+
+
 def has_experts(causal: PreTrainedModel) -> bool:
     """Does a router choose which weights a token meets? Rounding may then change the choice."""
     return any("expert" in name for name, _ in causal.named_modules())
+
+
+def has_choices(causal: PreTrainedModel) -> bool:
+    """Does it choose experts or keys, so that a rounding can turn a choice?"""
+    return has_experts(causal) or selects_keys(causal)
 
 
 def own_attention(causal: PreTrainedModel) -> str:

@@ -35,7 +35,7 @@ def refusals(causal: PreTrainedModel) -> dict[str, str]:
     if (part := stateful_part(causal)) is not None:
         refused["trees"] = f"{part} carry a state from token to token, which would go on to the next answer"
     if selects_keys(causal):
-        why = "attention selects the best keys, and which these are depends on what else is in the pass"
+        why = "attention selects keys, and which these are depends on what else is in the pass"
         refused |= {"trees": why, "padded": why}
     return refused
 
@@ -56,12 +56,13 @@ def stateful_part(causal: PreTrainedModel) -> str | None:
 
 
 def selects_keys(causal: PreTrainedModel) -> bool:
-    """Does attention look at the best keys only (DeepSeek-V3.2, GLM-5, Doge)?
+    """Does attention look at some keys only, the best (DeepSeek-V3.2, GLM-5, Doge) or those of a hash (Reformer)?
 
     Which ones these are depends on all keys of the pass, those of padding and of other answers among them.
     """
     config = causal.config.get_text_config()
-    return any(getattr(config, name, None) is not None for name in ("index_topk", "keep_window_size"))
+    chosen = any(getattr(config, name, None) is not None for name in ("index_topk", "keep_window_size"))
+    return chosen or "lsh" in (getattr(config, "attn_layers", None) or ())
 
 
 @dataclass(frozen=True, eq=False)

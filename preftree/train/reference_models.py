@@ -12,8 +12,8 @@ outside PEFT's own copies) falls to the initial weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -51,73 +51,13 @@ class ReferenceModel(Protocol):
     def __call__(self, forest: Forest) -> LeafLogprobs: ...
 
 
-class AdapterOff:
-    """The policy with its adapter switched off.
+class _OfScorer:
+    """Log-probs of an attached model in evaluation mode, with other weights in force where `weights` says so."""
 
-    Raises:
-        ModelError: weights outside the adapter are trained.
-    """
+    moving, lasting = False, True
 
-    described, moving, lasting = "the model without its adapter", False, True
-
-    def __init__(self, policy: Scorer) -> None:
-        assert isinstance(policy.model, PeftModel)
-        self.policy: Scorer = policy
-        self.model: PeftModel = policy.model
-        if foreign := trained_outside_adapter(self.model):
-            raise ModelError(
-                f"the reference is the model without its adapter, but {len(foreign)} other weights are trained too "
-                f"(first: {foreign[0]}), so switching the adapter off does not give the starting model"
-            )
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.causal.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.policy.causal.dtype
-
-    def __call__(self, forest: Forest) -> LeafLogprobs:
-        with evaluating(self.model), self.model.disable_adapter():
-            return leaf_logprobs(self.policy, forest)
-
-
-class FrozenAdapter:
-    """The policy with a frozen copy of its adapter, made here, in the adapter's place."""
-
-    described, moving, lasting = 'a frozen copy of the adapter ("ref")', False, True
-
-    def __init__(self, policy: Scorer) -> None:
-        assert isinstance(policy.model, PeftModel)
-        self.policy: Scorer = policy
-        self.model: PeftModel = policy.model
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.causal.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.policy.causal.dtype
-
-    def __call__(self, forest: Forest) -> LeafLogprobs:
-        with evaluating(self.model), using_adapter(self.model, REF_ADAPTER):
-            return leaf_logprobs(self.policy, forest)
-
-
-class SecondModel:
-    """A model of its own, which shares nothing with the policy.
-
-    Args:
-        described: what it is, in words.
-        moving: its weights change while training.
-    """
-
-    lasting = True
-
-    def __init__(self, scorer: Scorer, described: str, moving: bool = False) -> None:
-        self.scorer, self.described, self.moving = scorer, described, moving
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
 
     @property
     def device(self) -> torch.device:
@@ -127,30 +67,72 @@ class SecondModel:
     def dtype(self) -> torch.dtype:
         return self.scorer.causal.dtype
 
+    def weights(self) -> AbstractContextManager[object]:
+        """Puts the reference's weights in force."""
+        return nullcontext()
+
     def __call__(self, forest: Forest) -> LeafLogprobs:
-        with evaluating(self.scorer.model):
+        with evaluating(self.scorer.model), self.weights():
             return leaf_logprobs(self.scorer, forest)
 
 
-class InitialWeights:
+class AdapterOff(_OfScorer):
+    """The policy with its adapter switched off.
+
+    Raises:
+        ModelError: weights outside the adapter are trained.
+    """
+
+    described = "the model without its adapter"
+
+    def __init__(self, policy: Scorer) -> None:
+        super().__init__(policy)
+        if foreign := trained_outside_adapter(policy.model):
+            raise ModelError(
+                f"the reference is the model without its adapter, but {len(foreign)} other weights are trained too "
+                f"(first: {foreign[0]}), so switching the adapter off does not give the starting model"
+            )
+
+    def weights(self) -> AbstractContextManager[object]:
+        assert isinstance(self.scorer.model, PeftModel)
+        return self.scorer.model.disable_adapter()
+
+
+class FrozenAdapter(_OfScorer):
+    """The policy with a frozen copy of its adapter (see `freeze_adapter_copy`) in the adapter's place."""
+
+    described = f'a frozen copy of the adapter ("{REF_ADAPTER}")'
+
+    def weights(self) -> AbstractContextManager[object]:
+        assert isinstance(self.scorer.model, PeftModel)
+        return using_adapter(self.scorer.model, REF_ADAPTER)
+
+
+class SecondModel(_OfScorer):
+    """A model of its own, which shares nothing with the policy.
+
+    Args:
+        described: what it is, in words.
+        moving: its weights change while training.
+    """
+
+    def __init__(self, scorer: Scorer, described: str, moving: bool = False) -> None:
+        super().__init__(scorer)
+        self.described, self.moving = described, moving
+
+
+class InitialWeights(_OfScorer):
     """The policy itself before its first step.
 
     Args:
         started: says whether the policy has been trained since.
     """
 
-    described, moving, lasting = "the model before its first step, no second model in memory", False, False
+    described, lasting = "the model before its first step, no second model in memory", False
 
     def __init__(self, policy: Scorer, started: Callable[[], bool]) -> None:
-        self.policy, self.started = policy, started
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.causal.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.policy.causal.dtype
+        super().__init__(policy)
+        self.started = started
 
     def __call__(self, forest: Forest) -> LeafLogprobs:
         if self.started():
@@ -159,8 +141,7 @@ class InitialWeights:
                 "with full fine-tuning and without a `ref_model` the reference is the model before its first step. "
                 "Provide this dataset as `eval_dataset` at initialization, or pass an explicit `ref_model`."
             )
-        with evaluating(self.policy.model):
-            return leaf_logprobs(self.policy, forest)
+        return super().__call__(forest)
 
 
 class MoveReference(TrainerCallback):
@@ -198,7 +179,7 @@ def freeze_adapter_copy(model: PeftModel) -> None:
 
 
 @contextmanager
-def using_adapter(model: PeftModel, name: str):  # type: ignore[no-untyped-def]
+def using_adapter(model: PeftModel, name: str) -> Iterator[None]:
     """Another adapter for a while; which weights are trained stays as it was."""
     active = model.active_adapter
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
@@ -211,7 +192,7 @@ def using_adapter(model: PeftModel, name: str):  # type: ignore[no-untyped-def]
             parameter.requires_grad_(parameter in trained)
 
 
-def trained_outside_adapter(model: PeftModel) -> list[str]:
+def trained_outside_adapter(model: nn.Module) -> list[str]:
     """Names of trained weights that do not go away when the adapter is switched off."""
     inside = {
         id(parameter)

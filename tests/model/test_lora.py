@@ -121,6 +121,14 @@ def test_what_peft_cannot_adapt_is_one_message() -> None:
         add_lora(families.tiny_model("mamba"), target_modules=["out_proj"])
 
 
+def test_a_model_without_anything_to_adapt_is_one_message() -> None:
+    """Reformer's reversible layers run their own backward pass, which no gradient of a layer's output comes out of."""
+    with pytest.raises(
+        ModelError, match=r"Reformer.* has no linear layer that LoRA can adapt; not adapted: .*gradient"
+    ):
+        add_lora(families.tiny_model("reformer"))
+
+
 def test_dropout_leaves_out_stacked_experts_and_says_so() -> None:
     model = families.tiny_model("mixtral")
     targets = all_linear(model, dropout=0.1)

@@ -26,28 +26,51 @@ def calm(dtype: torch.dtype) -> PreTrainedModel:
 def leaking(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
     """Attention that lets a little of every token through to every other one."""
     out_THD = BACKENDS["dense"].attend(query, key, value, forest, rules)
-    return out_THD + 1e-4 * value.sum(1).mean()
+    return out_THD + 1e-3 * value.sum(1).mean()
 
 
-def skewed(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
-    """Attention that is wrong by a fifth: much less than a quarter of a nat, more than rounding."""
-    return 1.2 * BACKENDS["dense"].attend(query, key, value, forest, rules)
+def skewed(by: float) -> Backend:
+    """Attention that is wrong by a part of itself."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, forest: Forest, rules: Rules) -> Tensor:
+        return (1 + by) * BACKENDS["dense"].attend(query, key, value, forest, rules)
+
+    return Backend(attend)
 
 
 def test_a_leak_that_is_smaller_than_the_tolerance_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BACKENDS, "leaking", Backend(leaking))
-    scorer = attach(tiny.llama().requires_grad_(False), "leaking")
+    scorer = attach(tiny.llama().bfloat16().requires_grad_(False), "leaking")
     assert scorer.name == "padded"
     assert scorer.reason.startswith("leaking: ModelError: log-probs move by ")
 
 
 def test_half_precision_has_no_fixed_allowance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BACKENDS, "skewed", Backend(skewed))
+    monkeypatch.setitem(BACKENDS, "skewed", skewed(by=0.2))  # much less than a quarter of a nat, more than rounding
     model = calm(torch.bfloat16)
     assert of_model(model).tolerance < 0.1
     scorer = attach(model, "skewed")
     assert scorer.name == "padded"
     assert scorer.reason.startswith("skewed: log-probs off by 0.0")
+
+
+def test_float32_is_held_to_its_own_noise_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BACKENDS, "skewed", skewed(by=1e-3))
+    model = calm(torch.float32)
+    assert of_model(model).tolerance < 1e-4
+    scorer = attach(model, "skewed")
+    assert scorer.name == "padded"
+    assert scorer.reason.startswith("skewed: log-probs off by 0.000")
+
+
+def test_products_in_tf32_are_no_error() -> None:
+    model, before = calm(torch.float32), torch.get_float32_matmul_precision()
+    exact = of_model(model).tolerance
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert of_model(model).tolerance > 5 * exact
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2", "gpt_neox", "mpt"])

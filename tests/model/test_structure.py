@@ -218,7 +218,7 @@ def test_a_stateful_model_is_scored_in_single_sequences(path: str) -> None:
         assert_exact(scorer, expected_S, forest)
 
 
-@pytest.mark.parametrize("family", ["doge", "glm_moe_dsa", "deepseek_v32"])
+@pytest.mark.parametrize("family", ["doge", "glm_moe_dsa", "deepseek_v32", "reformer"])
 @pytest.mark.parametrize("path", ["auto", "padded"])
 def test_selected_keys_are_scored_plainly(family: str, path: str) -> None:
     model, forest = families.tiny_model(family).requires_grad_(False).eval(), deep_forest()
