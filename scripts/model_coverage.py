@@ -9,8 +9,9 @@ that `attach` chooses, and log-probs and LoRA gradients are compared with those 
 float64, through the model's own code and eager attention. Weights are exact in bfloat16, so that they are the same in
 all precisions. The model's own rounding is measured the same way: its own code, one sequence at a time, in float32 and
 in bfloat16, the largest error of eager attention, sdpa and, in bfloat16, a few draws in which products and norms are
-rounded otherwise at random (a choice of experts that turns moves a log-prob by tenths or not at all). Then the model is trained for two steps by the real command with default flags: its first loss has to
-be ln 2. Every family runs in a process of its own with a time limit.
+rounded otherwise at random (a choice of experts that turns moves a log-prob by tenths or not at all). Then the model is
+trained for two steps by the real command with default flags: its first loss has to be ln 2. Every family runs in a
+process of its own with a time limit.
 """
 
 from __future__ import annotations
@@ -335,8 +336,8 @@ def document(rows: Sequence[Row], total: int, commit: str) -> str:
         f"the model's own float32 rounding where that is more, {NOISE_LIMIT:g} times its own bfloat16 rounding, no "
         f"traceback, first loss ln 2): {', '.join(row.family for row in bad) or 'none'}.\n\n"
         "Errors are the largest of any log-prob (in nats) and of any LoRA gradient (relative to its tensor's largest "
-        "entry). In brackets: the model's own code in that precision, one sequence at a time. `native`, `cpu` and so on "
-        "are backends of the token tree; `padded` and `plain` compute single sequences.\n\n"
+        "entry). In brackets: the model's own code in that precision, one sequence at a time. `native` and so on are "
+        "backends of the token tree; `padded` and `plain` compute single sequences.\n\n"
     ) + table(rows)
 
 

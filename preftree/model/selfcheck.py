@@ -22,7 +22,7 @@ NOISES = 3.0
 SMALLEST_TOLERANCE, SMALLEST_LEAK = 3e-5, 1e-5
 #: Draws of other roundings that the noise is the largest of; more of them where a choice makes outliers.
 DRAWS, DRAWS_OF_CHOICES = 4, 8
-#: By how many roundings a product is moved: half precisions add up in float32 and round once, float32 adds up in itself.
+#: By how many roundings a product is moved: half precisions add up in float32 and round once, float32 many times.
 ROUNDINGS = {torch.bfloat16: 1.0, torch.float16: 1.0, torch.float32: 4.0}
 #: Leaves of the probe that are changed to see whether others notice.
 CHANGED = (0, 2, 4)
