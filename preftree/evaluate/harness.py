@@ -41,6 +41,8 @@ from preftree.model.stream import PathTooLong, RequestScore, can_stream, score_r
 #: Tokens per forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
 BUDGET = {"cpu": 2048}
 BUDGET_ELSEWHERE = 16384
+#: Nats per token by which a cached answer may differ from a new one at least: contexts are longer than the check's.
+LEAST_DISAGREEMENT = 1e-3
 
 
 @register_model("preftree")
@@ -220,7 +222,7 @@ class PreftreeLM(HFLM):
     def _tolerance(self, request: Instance) -> float:
         """How far two computations of one answer may be apart."""
         tokens = len(self.tokenizer(request.args[1], add_special_tokens=False)["input_ids"])
-        return self.scorer.check.tolerance * max(1, tokens)
+        return max(self.scorer.check.tolerance, LEAST_DISAGREEMENT) * max(1, tokens)
 
     def _shard(self, missing: Mapping[str, Instance]) -> list[str]:
         """This process's shard of the requests. Texts with a common prefix stay together: it is computed once."""

@@ -19,7 +19,7 @@ from preftree.model.structure import selects_keys
 #: How many times the model's own noise another way of computing may be off.
 NOISES = 3.0
 #: What no noise is measured below, in nats: torch's float32 log_softmax over a large vocabulary is off by 1e-5.
-SMALLEST_TOLERANCE, SMALLEST_LEAK = 3e-5, 1e-5
+SMALLEST_TOLERANCE, SMALLEST_MEAN, SMALLEST_LEAK = 3e-5, 1e-5, 1e-5
 #: Draws of other roundings that the noise is the largest of; more of them where a choice makes outliers.
 DRAWS, DRAWS_OF_CHOICES = 4, 8
 #: By how many roundings a product is moved: half precisions add up in float32 and round once, float32 many times.
@@ -36,22 +36,27 @@ class SelfCheck:
         probe: the forest.
         expected_S: log p of its scored tokens.
         tolerance: how far another way of computing them may be off, in nats.
+        mean: how far on average over the tokens. One token in many is an outlier of rounding, a wrong mask moves all.
         leak: how far the log-prob of an answer may move when only other answers change.
     """
 
     probe: Forest
     expected_S: Tensor
     tolerance: float
+    mean: float
     leak: float
 
     def error(self, score: Callable[[Forest], Tensor]) -> float:
         """The largest difference of `score` from what the model says.
 
         Raises:
-            ModelError: other answers in the forest change an answer's log-probs.
+            ModelError: log-probs are off on average, or other answers in the forest change an answer's.
         """
         found_S = score(self.probe)
-        error = float((found_S - self.expected_S).abs().max())
+        off_S = (found_S - self.expected_S).abs()
+        error, mean = float(off_S.max()), float(off_S.mean())
+        if error <= self.tolerance and not mean <= self.mean:
+            raise ModelError(f"log-probs off by {mean:.2g} on average over a test forest (allowed {self.mean:.2g})")
         if error <= self.tolerance and (leak := self._leak(score, found_S)) > self.leak:
             raise ModelError(f"log-probs move by {leak:.2g} when another answer changes (allowed {self.leak:.2g})")
         return error
@@ -79,20 +84,23 @@ def of_model(causal: PreTrainedModel) -> SelfCheck:
         # Eager attention is the model's definition: sdpa, for one, drops Gemma 2's softcap.
         stock_attention(causal, "eager", patches)
         expected_S = plain_logprobs(causal, probe)
-        tolerance = max(NOISES * _noise(causal, probe, expected_S), SMALLEST_TOLERANCE)
+        largest, mean = (NOISES * noise for noise in _noise(causal, probe, expected_S))
     finally:
         patches.undo()
+    tolerance = max(largest, SMALLEST_TOLERANCE)
     leak = tolerance if has_experts(causal) else max(tolerance / 20, SMALLEST_LEAK)
-    return SelfCheck(probe, expected_S, tolerance, leak)
+    return SelfCheck(probe, expected_S, tolerance, max(mean, SMALLEST_MEAN), leak)
 
 
-def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> float:
-    """How far rounding alone moves the model's log-probs: the largest of several draws of other roundings.
+def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> tuple[float, float]:
+    """How far rounding alone moves the model's log-probs, the largest move and the mean one: the largest of each among
+    several draws of other roundings.
 
     Not how far the model's own ways of computing are apart (padded, other attention): one of them may be wrong.
     """
     with rounded_otherwise(causal):
-        return max(float((plain_logprobs(causal, probe) - expected_S).abs().max()) for _ in range(draws_of(causal)))
+        moves = [(plain_logprobs(causal, probe) - expected_S).abs() for _ in range(draws_of(causal))]
+    return max(float(move_S.max()) for move_S in moves), max(float(move_S.mean()) for move_S in moves)
 
 
 def draws_of(causal: PreTrainedModel) -> int:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from preftree.errors import ModelError
 from preftree.forest import Forest
 from preftree.model.attention import BACKENDS, Backend, Rules
 from preftree.model.score import attach
@@ -51,7 +52,17 @@ def test_half_precision_has_no_fixed_allowance(monkeypatch: pytest.MonkeyPatch) 
     assert of_model(model).tolerance < 0.1
     scorer = attach(model, "skewed")
     assert scorer.name == "padded"
-    assert scorer.reason.startswith("skewed: log-probs off by 0.0")
+    assert scorer.reason.startswith(("skewed: log-probs off by 0.0", "skewed: ModelError: log-probs off by 0.0"))
+
+
+def test_an_error_of_all_tokens_is_seen_below_the_noise_of_one() -> None:
+    """Wrong by less than the largest of the noise, on average by more than its mean."""
+    check = of_model(calm(torch.bfloat16))
+    off = 1.1 * check.mean
+    assert off < check.tolerance
+    with pytest.raises(ModelError, match="on average over a test forest"):
+        check.error(lambda forest: check.expected_S + off)
+    assert check.error(lambda forest: check.expected_S + 0.8 * check.mean) < check.tolerance
 
 
 def test_float32_is_held_to_its_own_noise_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +71,7 @@ def test_float32_is_held_to_its_own_noise_too(monkeypatch: pytest.MonkeyPatch) -
     assert of_model(model).tolerance < 1e-4
     scorer = attach(model, "skewed")
     assert scorer.name == "padded"
-    assert scorer.reason.startswith("skewed: log-probs off by 0.000")
+    assert scorer.reason.startswith(("skewed: log-probs off by 0.000", "skewed: ModelError: log-probs off by "))
 
 
 def test_products_in_tf32_are_no_error() -> None:
