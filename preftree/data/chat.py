@@ -33,7 +33,7 @@ PLAIN_CHAT_TEMPLATE = (
 as Intel's neural-chat models are prompted. Save it with the model, or generation will prompt differently.
 (The 2023 script itself ran system and question together, with nothing between them and no heading.)"""
 
-_QUESTION, _ANSWER = "probe-question", "probe-answer"
+_SYSTEM, _QUESTION, _ANSWER = "probe-system", "probe-question", "probe-answer"
 _PROBE: Messages = [{"role": "user", "content": _QUESTION}]
 
 
@@ -236,9 +236,20 @@ class Chat:
             raise TemplateError("the question or the answer is not in its output")
         return before[len(prompt) :] if before.startswith(prompt) else "", tail
 
+    def _own_system(self) -> str:
+        """The system text that the template writes for a conversation without one; "" for none."""
+        if self.folds_system:
+            return ""
+        bare, told = self.prompt(_PROBE), self.prompt([{"role": "system", "content": _SYSTEM}, *_PROBE])
+        before, behind = (part.strip() for part in told.partition(_QUESTION)[0].split(_SYSTEM, 1))
+        written = bare.partition(_QUESTION)[0].strip()
+        if not (before and behind and written.startswith(before) and written.endswith(behind)):
+            return ""
+        return written[len(before) : len(written) - len(behind)].strip()
+
     def _loses_system(self) -> bool:
         try:
-            return "probe-system" not in self.prompt([{"role": "system", "content": "probe-system"}, *_PROBE])
+            return _SYSTEM not in self.prompt([{"role": "system", "content": _SYSTEM}, *_PROBE])
         except TemplateError:
             return True
 
@@ -276,6 +287,8 @@ class Chat:
             notes.append("The tokenizer has no chat template: ### System, ### User, ### Assistant is used.")
         elif not self._tail_tokens:
             notes.append(f"The chat template writes no end token behind an answer: {self.terminator} is added.")
+        if own := self._own_system():
+            notes.append(f"The chat template writes a system text of its own where a conversation has none: {own!r}.")
         if "strftime_now" in str(self.tokenizer.chat_template):
             notes.append("The chat template writes the date: prompts encoded on another day are other prompts.")
         if lead.strip():

@@ -10,12 +10,23 @@ from preftree.data.record import Turn
 _START = re.compile(r"\s*\b(Human|Assistant):")
 _HEADING = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 _ON_A_LINE = re.compile(r"(?:^|\n)(Human|Assistant):")
+_FIRST = re.compile(r"\n\nHuman:")
+_OPENS_ANSWER = re.compile(r"\n\nAssistant:\s*\Z")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def is_dialogue(text: str) -> bool:
     """Does it begin with a heading of its own paragraph, or with one and another follows?"""
     return bool(_START.match(text)) and (text.startswith("\n") or len(_parts(text)) > 3)
+
+
+def split_preamble(text: str) -> tuple[str, str]:
+    """The instructions before a dialogue that ends where the assistant answers, and that dialogue; or "" and `text`."""
+    first = _FIRST.search(text)
+    if first is None or not _OPENS_ANSWER.search(text):
+        return "", text
+    before = text[: first.start()].strip()
+    return ("", text) if is_dialogue(text) else (before.removeprefix("System:").strip(), text[first.start() :])
 
 
 def dialogue_turns(text: str, column: str) -> tuple[Turn, ...]:

@@ -20,6 +20,7 @@ ROLES = {
 _USUAL = ("user", "assistant", "system")
 _KNOWN = {*_USUAL, "tool", "developer"}
 _CONTENT = ("role", "content", "from", "value")
+_CALLS = ("tool_calls", "function_call")
 # A message with one of these need not have a content.
 _SPEAKING = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
 
@@ -93,7 +94,8 @@ def _turn(message: object, where: str) -> Turn:
         return Turn(message["role"], message["content"])
     if not isinstance(message.get("role"), str):
         raise _not_text(message, "role", where)
-    keys = {str(k): v for k, v in message.items() if k not in ("role", "content") and v is not None}
+    keys = {str(k): _call_value(v) if k in _CALLS else v for k, v in message.items() if k not in ("role", "content")}
+    keys = {name: value for name, value in keys.items() if value is not None}
     content = message.get("content")
     if isinstance(content, list):
         content = _joined(content, where)
@@ -102,6 +104,23 @@ def _turn(message: object, where: str) -> Turn:
     if not isinstance(content, str):
         raise _not_text(message, "content", where)
     return Turn(message["role"], content, _as_json(keys) if keys else "")
+
+
+def _call_value(value: Any) -> Any:
+    """Calls out of their JSON text, each in OpenAI's form; None for none."""
+    if isinstance(value, str) and isinstance(parsed := parsed_text(value), list | dict):
+        value = parsed
+    if isinstance(value, list):
+        value = [_wrapped(call) for call in value]
+    return value or None
+
+
+def _wrapped(call: Any) -> Any:
+    """A call with its name and arguments under `function`."""
+    if not isinstance(call, dict) or "function" in call or "name" not in call:
+        return call
+    function = {name: value for name, value in call.items() if name in ("name", "arguments")}
+    return {"type": "function", **{k: v for k, v in call.items() if k not in function}, "function": function}
 
 
 def _joined(parts: list[Any], where: str) -> str:

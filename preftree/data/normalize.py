@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from preftree.data.dialogue import dialogue_turns, is_dialogue, without_heading
+from preftree.data.dialogue import dialogue_turns, is_dialogue, split_preamble, without_heading
 from preftree.data.files import Row
 from preftree.data.messages import RowProblem, found, is_message, parsed_text, plain_names
 
@@ -30,7 +31,10 @@ SPLIT = 'a dialogue ("Human: … Assistant: …") was split into its turns'
 JOINED = "`input` or `history` was made part of the prompt"
 CUT = "answers that repeated their prompt were cut to what follows it"
 
-_MESSAGES = re.compile(r"\s*(?:\[\s*)?\{\s*['\"](?:role|content|from|value|messages|tool_calls|name)['\"]\s*:")
+# JSON, JSON within JSON, Python's repr of a list and numpy's of an array.
+_OBJECTS = re.compile(r"""\s*(?:array\(|"|')?\s*(?:\[\s*)*\{\s*\\*['\"](?P<key>\w+)\\*['\"]\s*:""")
+_KEYS = {"role", "content", "from", "value", "messages", "tool_calls", "name"}
+_ARRAY = re.compile(r"\s*array\((.*?),?\s*dtype=\w+\)\s*", re.DOTALL)
 _LISTS = (*RANKED, "scores", "ranks", "history")
 # A prompt of fewer words may well begin an answer by chance ("Hi": "Hi! How can I help?").
 _FEWEST_WORDS = 3
@@ -42,9 +46,10 @@ class Normalizer:
     def __init__(self, head: Sequence[Row]) -> None:
         names = dict.fromkeys(name for row in head for name in row)
         self.as_text = [name for name in names if _holds_messages_as_text([row.get(name) for row in head])]
-        self.cuts = False
+        self.cuts: set[str] = set()
         told = [repeats for row in head if (repeats := self._repeats(row)) is not None]
-        self.cuts = 2 * sum(told) >= len(told) > 0
+        columns = dict.fromkeys(name for repeats in told for name in repeats)
+        self.cuts = {name for name in columns if 2 * sum(repeats.get(name, False) for repeats in told) >= len(told)}
 
     def __call__(self, row: Row) -> tuple[Row, tuple[str, ...]]:
         """The row in its plain form, and notes on what that changed.
@@ -57,17 +62,16 @@ class Normalizer:
         notes = [note for note, step in STEPS.items() if step(self, draft)]
         return draft, tuple(notes)
 
-    def _repeats(self, row: Row) -> bool | None:
-        """Do the answers of a row all begin with its prompt? None where that could be chance, or cannot be told."""
+    def _repeats(self, row: Row) -> dict[str, bool] | None:
+        """Of which columns do the answers begin with the prompt? None where that could be chance, or cannot be told."""
         try:
             draft = dict(self(row)[0])
         except RowProblem:
             return None
-        prompt = _prompt_text(draft)
-        if len(prompt.split()) < _FEWEST_WORDS:
+        prompt = _prompt_of(draft)
+        if len(prompt.text.split()) < _FEWEST_WORDS and not prompt.begun:
             return None
-        texts = _answer_texts(draft)
-        return all(_rest(text, prompt) for text in texts) if texts else None
+        return {name: all(map(prompt.repeated_by, texts)) for name, texts in _answer_texts(draft).items()} or None
 
 
 # --- the steps: each changes a draft in place and says whether it did ------------------------------
@@ -78,8 +82,8 @@ def parse(normalizer: Normalizer, row: Draft) -> bool:
     changed = False
     for name in normalizer.as_text:
         value = row.get(name)
-        if isinstance(value, str) and _MESSAGES.match(value):
-            parsed = parsed_text(value)
+        if isinstance(value, str) and _looks_like_messages(value):
+            parsed = _parsed_messages(value)
             if parsed is None:
                 raise RowProblem(
                     f"column `{name}` holds messages as text, which is neither JSON nor a Python literal. Store JSON."
@@ -114,13 +118,15 @@ def split_dialogues(_: Normalizer, row: Draft) -> bool:
     """A dialogue in the prompt, and answers that are whole dialogues or begin with a heading."""
     changed = False
     for column in PROMPTS:
-        before, text = _before_and_text(row.get(column))
+        before, whole = _before_and_text(row.get(column))
+        preamble, text = ("", whole) if before else split_preamble(whole)
         if not is_dialogue(text):
             changed = _split_answers(row, text) or changed
             continue
         turns = [{"role": turn.role, "content": turn.content} for turn in dialogue_turns(text, column)]
-        row[column] = [*before, *turns]
-        _change_answers(row, partial(_behind, prompt=turns))
+        system = [{"role": "system", "content": preamble}] if preamble else []
+        row[column] = [*before, *system, *turns]
+        _change_answers(row, partial(_behind, whole=whole.strip(), prompt=turns))
         changed = True
     return changed
 
@@ -137,7 +143,7 @@ def join_input(_: Normalizer, row: Draft) -> bool:
     prompt = row[column]
     if given and not isinstance(given, str):
         raise RowProblem(f"column `input` beside `{column}` must be text. Got {found(given)} instead.")
-    if given and given.strip() not in _prompt_text(row):
+    if given and given.strip() not in _prompt_of(row).text:
         if not isinstance(prompt, str):
             raise RowProblem(f"column `input` stands beside messages in `{column}`: put its text into them.")
         row[column] = f"{prompt}\n\n{given}" if prompt.strip() else given
@@ -147,13 +153,13 @@ def join_input(_: Normalizer, row: Draft) -> bool:
 
 
 def cut_repeats(normalizer: Normalizer, row: Draft) -> bool:
-    """Answers that begin with their prompt, where that is how most rows of the table are."""
-    prompt = _prompt_text(row) if normalizer.cuts else ""
-    texts = _answer_texts(row) if prompt else []
-    if not texts or not all(_rest(text, prompt) for text in texts):
+    """Answers that begin with their prompt, in columns where that is how most rows of the table are."""
+    if not normalizer.cuts:
         return False
-    _change_answers(row, lambda text, name: _rest(text, prompt))
-    return True
+    prompt, texts = _prompt_of(row), _answer_texts(row)
+    cuts = {name for name in normalizer.cuts & texts.keys() if all(map(prompt.repeated_by, texts[name]))}
+    _change_answers(row, lambda text, name: prompt.behind(text) if name in cuts else text)
+    return bool(cuts)
 
 
 STEPS: dict[str, Callable[[Normalizer, Draft], bool]] = {
@@ -172,7 +178,24 @@ STEPS: dict[str, Callable[[Normalizer, Draft], bool]] = {
 def _holds_messages_as_text(values: Sequence[Any]) -> bool:
     """Are at least half of a column's texts messages? A single one may be an answer that shows such JSON."""
     texts = [value for value in values if isinstance(value, str) and value.strip()]
-    return 2 * sum(bool(_MESSAGES.match(text)) for text in texts) >= len(texts) > 0
+    return 2 * sum(map(_looks_like_messages, texts)) >= len(texts) > 0
+
+
+def _looks_like_messages(text: str) -> bool:
+    """Does it begin as messages do, or is it a list of them that begins with some other key?"""
+    found = _OBJECTS.match(text)
+    return found is not None and (found["key"] in _KEYS or _parsed_messages(text) is not None)
+
+
+def _parsed_messages(text: str) -> Any:
+    """The messages (or an object around them) in a text; None for any other text, and for damaged ones."""
+    inner = _ARRAY.fullmatch(text)
+    parsed = parsed_text(inner[1] if inner else text)
+    if isinstance(parsed, str):  # JSON within JSON
+        parsed = parsed_text(parsed)
+    listed = parsed if isinstance(parsed, list) else [parsed]
+    known = all(is_message(each) or (isinstance(each, dict) and "messages" in each) for each in listed)
+    return parsed if listed and known else None
 
 
 def _split_answers(row: Draft, prompt: str) -> bool:
@@ -188,8 +211,10 @@ def _split_answers(row: Draft, prompt: str) -> bool:
     return True
 
 
-def _behind(answer: str, name: str, prompt: list[Draft]) -> str:
+def _behind(answer: str, name: str, whole: str, prompt: list[Draft]) -> str:
     """The answer behind a prompt that was a dialogue: without the dialogue in it, and without its heading."""
+    if answer.strip().startswith(whole) and answer.strip() != whole:
+        return without_heading(answer.strip().removeprefix(whole))
     if not is_dialogue(answer) or without_heading(answer) != answer.strip():
         return without_heading(answer)
     turns = dialogue_turns(answer, name)
@@ -207,19 +232,53 @@ def _history(history: Any) -> list[Draft]:
     return messages
 
 
-def _prompt_text(row: Row) -> str:
-    """The text of the prompt, or of its last message; "" where there is none."""
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """What an answer may repeat: the prompt's last text, perhaps with the system text before it.
+
+    Args:
+        begun: the text is the beginning of the answer itself (the assistant's turn), which goes on right behind it.
+    """
+
+    system: str
+    text: str
+    begun: bool
+
+    def repeated_by(self, answer: str) -> bool:
+        """Does an answer begin with the prompt and go on?"""
+        return bool(self.behind(answer))
+
+    def behind(self, answer: str) -> str:
+        """What follows the prompt in an answer that begins with it; "" for any other answer."""
+        whole = answer.strip()
+        if self.system and whole.startswith(self.system):
+            whole = whole.removeprefix(self.system).lstrip()
+        if not self.text or not whole.startswith(self.text):
+            return ""
+        rest = whole.removeprefix(self.text)
+        within_a_word = rest[:1].isalnum() and self.text[-1].isalnum()
+        return "" if within_a_word or not rest.strip() else rest if self.begun else rest.strip()
+
+
+def _prompt_of(row: Row) -> _Prompt:
+    """The prompt of a row as its answers may repeat it."""
     value = next((row[name] for name in PROMPTS if name in row), None)
+    system, begun = next((row[name] for name in ("system", "system_prompt") if row.get(name)), ""), False
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
+        begun = value[-1].get("role") == "assistant"
         value = value[-1].get("content")
-    return value.strip() if isinstance(value, str) else ""
+    text = value if isinstance(value, str) else ""
+    return _Prompt(system.strip() if isinstance(system, str) else "", text.strip(), begun)
 
 
-def _answer_texts(row: Row) -> list[str]:
-    """The texts of all answers; none at all where one is no text."""
-    ranked: list[Any] = next((row[name] for name in RANKED if isinstance(row.get(name), list)), [])
-    texts = [_text(value) for value in (*(row[name] for name in ANSWERS if name in row), *ranked)]
-    return [text for text in texts if text is not None] if None not in texts else []
+def _answer_texts(row: Row) -> dict[str, list[str]]:
+    """The texts of all answers by column; none at all where one is no text."""
+    columns = {name: [row[name]] for name in ANSWERS if name in row}
+    columns |= {name: row[name] for name in RANKED if isinstance(row.get(name), list)}
+    texts = {name: [_text(value) for value in values] for name, values in columns.items() if values}
+    if any(text is None for values in texts.values() for text in values):
+        return {}
+    return {name: [text for text in values if text is not None] for name, values in texts.items()}
 
 
 def _text(value: Any) -> str | None:
@@ -262,10 +321,3 @@ def _before_and_text(prompt: Any) -> tuple[list[Any], str]:
         if last["role"] == "user" and isinstance(last.get("content"), str) and set(roles) <= {"system"}:
             return before, last["content"]
     return [], ""
-
-
-def _rest(answer: str, prompt: str) -> str:
-    """What follows the prompt in an answer that begins with it; "" for any other answer."""
-    whole = answer.strip()
-    behind = whole[len(prompt) :] if whole.startswith(prompt) else ""
-    return behind.strip() if behind[:1].isspace() else ""

@@ -47,7 +47,10 @@ LEFT_OUT = "ranked lists go on without some answers: {}"
 # Characters at the end of a prompt in which marks of reasoning are looked for.
 _TAIL = 80
 _USUAL_ROLES = ("system", "user", "assistant")
-_SYNONYMS = {"developer": "system", "function": "tool"}
+_SYNONYMS = {
+    "developer": "system",
+    **dict.fromkeys(("function", "ipython", "tool_response", "function_response", "tool_result"), "tool"),
+}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 _MARK = "probe-turn-{}-written"
 

@@ -107,7 +107,10 @@ def _format_of(name: str, head: list[Numbered], normalize: Normalizer) -> tuple[
     if format_name is not None:
         return format_name, []
     bad = [_placed(name, number, row) for number, row in head if isinstance(row, RowProblem)]
-    if good:
+    damaged = [(number, problem) for number, row in head if (problem := _problem_of(row, normalize)) is not None]
+    if damaged:  # rows in their plain form might have been of a known format
+        bad.append(_placed(name, *damaged[0]))
+    elif good:
         bad.append(f"{name}: {explain_unknown(dict.fromkeys(str(key) for row in good for key in row))}")
     return None, bad
 
@@ -118,6 +121,19 @@ def _plain(row: Row, normalize: Normalizer) -> Row:
         return normalize(row)[0]
     except (RowProblem, RecursionError):
         return row
+
+
+def _problem_of(row: Row | RowProblem, normalize: Normalizer) -> RowProblem | None:
+    """Why a row has no plain form; None where it has one, or was told of already."""
+    if isinstance(row, RowProblem):
+        return None
+    try:
+        normalize(row)
+    except RowProblem as problem:
+        return problem
+    except RecursionError:
+        return RowProblem("it is nested too deeply.")
+    return None
 
 
 def _placed(name: str, number: int, problem: RowProblem) -> str:

@@ -60,6 +60,42 @@ def test_messages_and_lists_stored_as_text(row: dict[str, Any], write: Any) -> N
     assert read(as_text) == (ASKED, "A cherry.", "Slate.", (normalize.PARSED,))
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        json.dumps(json.dumps([USER, GOOD])),
+        json.dumps([{"id": 7, **USER}, {"id": 8, **GOOD}]),
+        f"array({[USER, GOOD]!r}, dtype=object)",
+    ],
+    ids=["JSON in JSON", "another key first", "numpy's repr"],
+)
+def test_messages_as_text_of_other_makes(written: str) -> None:
+    row = {"prompt": "Name a red fruit.", "chosen": written, "rejected": written.replace("A cherry.", "Slate.")}
+    turns, *rest = read(row)
+    assert [turn.content for turn in turns] == ["Name a red fruit."]
+    assert rest == ["A cherry.", "Slate.", (normalize.PARSED,)]
+
+
+def test_arrays_printed_without_commas_are_refused_by_what_they_are() -> None:
+    text = "[{'content': 'Name a red fruit.', 'role': 'user'}\n {'content': 'A cherry.', 'role': 'assistant'}]"
+    table = TableScan(Table("made", "made", [(1, {"chosen": text, "rejected": text.replace("cherry", "stone")})]))
+    assert ["holds messages as text" in each for each in table.problems] == [True]
+
+
+def test_calls_as_text_bare_calls_and_empty_lists_of_calls() -> None:
+    call = {"name": "add", "arguments": {"a": 1}}
+    asked = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": call}]}
+    expected = read({"prompt": [USER], "chosen": [asked], "rejected": [BAD]})
+    named = {"id": "call00000", **asked["tool_calls"][0]}
+    numbered = read({"prompt": [USER], "chosen": [{**asked, "tool_calls": [named]}], "rejected": [BAD]})
+    bare = {**asked, "tool_calls": [{"id": "call00000", **call}]}
+    assert read({"prompt": [USER], "chosen": [bare], "rejected": [BAD]}) == numbered
+    for calls in ([call], json.dumps([call]), json.dumps(asked["tool_calls"])):
+        assert read({"prompt": [USER], "chosen": [{**asked, "tool_calls": calls}], "rejected": [BAD]}) == expected
+    empty = read({"prompt": [{**USER, "tool_calls": []}], "chosen": [{**GOOD, "tool_calls": []}], "rejected": [BAD]})
+    assert empty == (ASKED, "A cherry.", "Slate.", ())
+
+
 def test_messages_as_text_that_cannot_be_read_are_refused_and_a_single_such_answer_is_an_answer() -> None:
     numpy = "[{'role': 'user', 'content': 'x'}\n {'role': 'assistant', 'content': 'y'}]"
     assert "column `chosen` holds messages as text" in problem({"prompt": "p", "chosen": numpy, "rejected": "r"})
@@ -83,6 +119,15 @@ def test_a_dialogue_in_a_prompt(column: str, chosen: str, rejected: str) -> None
         "Slate.",
         (normalize.SPLIT,),
     )
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_instructions_before_a_dialogue_are_the_system_message(repeated: bool) -> None:
+    text = f"System: Be brief.{HH}"
+    before = text if repeated else ""
+    ((pair, notes),) = pairs_of({"prompt": text, "chosen": f"{before} A cherry.", "rejected": f"{before} Slate."})
+    assert (pair.system, len(pair.turns), pair.chosen, pair.rejected) == ("Be brief.", 3, "A cherry.", "Slate.")
+    assert notes == (normalize.SPLIT,)
 
 
 def test_dialogues_with_single_line_breaks_and_texts_that_are_none() -> None:
@@ -109,6 +154,39 @@ def test_answers_that_repeat_their_prompt_are_cut() -> None:
     assert read({"prompt": [USER], **messages})[1:3] == ("A cherry.", "Slate.")
     ranked = {"prompt": row["prompt"], "responses": [row["chosen"], row["rejected"]], "scores": [2, 1]}
     assert read(ranked)[1:] == ("A cherry.", "Slate.", (normalize.CUT,))
+
+
+@pytest.mark.parametrize(
+    ("row", "written"),
+    [
+        # Only one of the two answers repeats it.
+        ({"prompt": "Name a red fruit.", "chosen": "Name a red fruit. A cherry.", "rejected": "Slate."}, "A cherry."),
+        # The system text is repeated as well.
+        (
+            {
+                "system": "Be brief.",
+                "question": "Name a red fruit.",
+                "chosen": "Be brief.\n\nName a red fruit.\n\nA cherry.",
+                "rejected": "Be brief.\n\nName a red fruit.\n\nSlate.",
+            },
+            "A cherry.",
+        ),
+        # The answer goes on within the line, with and without white space.
+        ({"prompt": "Complete this: def f(", "chosen": "Complete this: def f(x)", "rejected": "Slate."}, "x)"),
+        (
+            {
+                "prompt": [USER, {"role": "assistant", "content": "A"}],
+                "chosen": [{"role": "assistant", "content": "A cherry."}],
+                "rejected": [{"role": "assistant", "content": "A slate."}],
+            },
+            " cherry.",
+        ),
+    ],
+)
+def test_every_column_is_looked_at_for_repeated_prompts(row: dict[str, Any], written: str) -> None:
+    _, chosen, rejected, notes = read(row)
+    assert (chosen, normalize.CUT in notes) == (written, True)
+    assert rejected.strip() in ("Slate.", "slate.")
 
 
 def test_an_answer_that_begins_like_its_prompt_by_chance_is_left() -> None:

@@ -352,3 +352,9 @@ def test_the_keys_of_a_turn_that_takes_the_system_text_stay() -> None:
     pair = pair_of("42.", prompt=(say("Be brief.", "system"), {**ASK, "name": "Ann"}))
     content = "Be brief.\n\nWhat is 6 times 7?"
     assert chat.messages(pair.system, pair.turns) == [{"role": "user", "content": content, "name": "Ann"}]
+
+
+def test_a_system_text_of_the_templates_own_is_told() -> None:
+    (note,) = Chat(chat_tokenizer("default system")).notes
+    assert note.endswith("where a conversation has none: 'Be Nimbus.'.")
+    assert not Chat(chat_tokenizer("ChatML")).notes

@@ -40,12 +40,14 @@ def test_a_row_says_what_it_misses() -> None:
         "log-probs off by 4.0 times the model's own rounding in bfloat16",
         "first loss 0.700000",
     ]
-    good = coverage.Row("y", "native", 1e-6, 1e-6, "native", 0.1, 0.1, 0.1, 0.1, 0.693147, True)
+    chaotic = coverage.Row("z", gradient_error=2e-4, gradient_noise=1e-4, logprob_error=2e-4, logprob_noise=1e-5)
+    assert chaotic.problems == ["log-probs off by 0.0002 in float32"]
+    good = coverage.Row("y", "native", 1e-6, 1e-6, 1e-6, 1e-6, "native", 0.1, 0.1, 0.1, 0.1, 0.693147, True)
     assert not good.problems
     document = coverage.document([row, good], 2, "abc")
     assert "2 of 2 families and variants" in document
     assert "x." in document
-    assert "| y | native | 1e-06 | 1e-06 | 0.1 (0.1) | 0.1 (0.1) | yes |  |" in document
+    assert "| y | native | 1e-06 (1e-06) | 1e-06 (1e-06) | 0.1 (0.1) | 0.1 (0.1) | yes |  |" in document
 
 
 def test_the_short_list_is_of_known_families() -> None:
