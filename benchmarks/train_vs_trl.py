@@ -23,6 +23,8 @@ from side_by_side import answer, fresh_process
 
 DATA = Path(__file__).parent / "data" / "orca_pairs.jsonl"
 OURS = "preftree"
+#: Columns of a side's name in tables.
+WIDTH = 29
 
 
 def main() -> int:
@@ -37,7 +39,9 @@ def main() -> int:
         answer(run_side(args))
         return 0
     sides = {OURS: ["--child", OURS]} | {
-        f"TRL, pairs of {batch}": ["--child", "trl", "--batch", str(batch)] for batch in args.trl_batch
+        f"TRL, {mode}pairs of {batch}": ["--child", "trl", "--batch", str(batch), *flags]
+        for mode, flags in _modes(args).items()
+        for batch in args.trl_batch
     }
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for number in range(args.rounds):
@@ -45,7 +49,7 @@ def main() -> int:
             found = fresh_process([__file__, *sys.argv[1:], *flags], side)
             results[side].append(found)
             print(
-                f"round {number + 1}/{args.rounds} {side:15} {found['pairs_per_second']:.4f} pairs/s  "
+                f"round {number + 1}/{args.rounds} {side:{WIDTH}} {found['pairs_per_second']:.4f} pairs/s  "
                 f"{found['peak_gib']:.2f} GiB  loss {found['losses'][0]:.4f} … {found['losses'][-1]:.4f}",
                 flush=True,
             )
@@ -54,6 +58,11 @@ def main() -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + "\n")
     return 0
+
+
+def _modes(args: argparse.Namespace) -> dict[str, list[str]]:
+    """How TRL has its reference, in words, and the flags of a child that does."""
+    return {"second model, ": [], "precomputed, ": ["--trl_precompute"]} if args.trl_both else {"": []}
 
 
 def _wants_shapes(argv: list[str]) -> bool:
@@ -79,6 +88,11 @@ def _arguments() -> argparse.Namespace:
     add("--device", default="cpu")
     add("--full", action="store_true", help="full fine-tuning in place of LoRA")
     add("--trl_precompute", action="store_true", help="full fine-tuning: TRL computes its reference before training")
+    add(
+        "--trl_both",
+        action="store_true",
+        help="full fine-tuning: TRL in both ways, with a second model and precomputed",
+    )
     add("--all_linear", action="store_true", help="LoRA on every linear layer, not only q, k and v")
     add("--rank", type=int, default=16)
     add("--max_length", type=int, default=1024)
@@ -90,6 +104,8 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if wrong := [batch for batch in args.trl_batch if args.step % batch]:
         parser.error(f"--trl_batch {wrong[0]} does not divide the {args.step} pairs of a step (--step)")
+    if args.trl_both and not args.full:
+        parser.error("--trl_both is about full fine-tuning: add --full")
     if args.pairs * args.epochs <= args.step:
         parser.error(f"--pairs {args.pairs} is one step of {args.step}; the first step is not counted, so give more")
     return args
@@ -116,12 +132,12 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
         "",
         f"{args.model}, {args.pairs} pairs x {args.epochs} epochs, {args.step} per step, {ours[0]['dtype']}, "
         f"{env['cpu']}, {env['threads']['torch']} threads, GEMM peak {median(OURS, 'gemm_peak_gflops'):.0f} GFLOP/s",
-        f"{'':16}{'pairs/s':>10}{'whole run':>11}{'first step s':>14}{'peak GiB':>10}{'mfu':>7}",
+        f"{'':{WIDTH}}{'pairs/s':>10}{'whole run':>11}{'first step s':>14}{'peak GiB':>10}{'mfu':>7}",
     ]
     for side, runs in results.items():
         first = statistics.median(run["seconds"]["first"] for run in runs)
         lines.append(
-            f"{side:16}{median(side, 'pairs_per_second'):10.4f}{median(side, 'whole_pairs_per_second'):11.4f}"
+            f"{side:{WIDTH}}{median(side, 'pairs_per_second'):10.4f}{median(side, 'whole_pairs_per_second'):11.4f}"
             f"{first:14.2f}{median(side, 'peak_gib'):10.2f}{100 * median(side, 'mfu'):6.0f}%"
         )
     lines.append(

@@ -20,7 +20,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.mark.parametrize(
-    ("flags", "word"), [(("--step", "4", "--trl_batch", "3"), "does not divide"), (("--pairs", "4"), "one step of 4")]
+    ("flags", "word"),
+    [
+        (("--step", "4", "--trl_batch", "3"), "does not divide"),
+        (("--pairs", "4"), "one step of 4"),
+        (("--trl_both",), "add --full"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(
     flags: tuple[str, ...], word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -50,20 +55,25 @@ def arguments(inputs: Path, *flags: str) -> list[str]:
     return ["bench", "--model", str(inputs / "model"), "--data", str(inputs / "pairs.jsonl"), *tiny, *flags]
 
 
-def test_both_sides_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("full", [False, True], ids=["LoRA", "full"])
+def test_all_sides_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool) -> None:
     pytest.importorskip("trl")
     write_inputs(tmp_path)
     monkeypatch.setattr(train_sides, "PeakMemory", lambda: _NoMemory())
     losses = []
-    for flags in (["--child", "preftree"], ["--child", "trl", "--batch", "2"]):
+    sides = [["--child", "preftree"], ["--child", "trl", "--batch", "2"]]
+    if full:
+        sides = [["--full", *side] for side in (*sides, [*sides[1], "--trl_precompute"])]
+    for flags in sides:
         monkeypatch.setattr(sys, "argv", arguments(tmp_path, *flags))
         found = train_sides.run_side(train_vs_trl._arguments())
         seconds = found["seconds"]
-        assert found["pairs_per_second"] == pytest.approx(4 / seconds["later"])
+        before = seconds["before"] if full and ("--trl_precompute" in flags or "preftree" in flags) else 0.0
+        assert found["pairs_per_second"] == pytest.approx(1 / (seconds["later"] / 4 + before / 6))
         assert seconds["whole"] >= seconds["before"] + seconds["first"] + seconds["later"]
         losses.append(found["losses"])
     assert len(losses[0]) == 3
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert all(losses[0] == pytest.approx(others, abs=1e-4) for others in losses[1:])
 
 
 class _NoMemory:
@@ -103,3 +113,26 @@ def test_the_ratio_is_stated_against_the_fastest(
     assert report["best"] == "TRL, pairs of 2"
     assert report["ratios"] == [2.0, 2.0]
     assert "speed against TRL, pairs of 2, TRL's best: min 2.00" in capsys.readouterr().out
+
+
+def test_both_ways_of_a_reference_are_compared_in_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_inputs(tmp_path)
+    flags = arguments(tmp_path, "--full", "--trl_both", "--rounds", "1")
+    children: list[list[str]] = []
+
+    def fresh(command: list[str], name: str) -> dict[str, Any]:
+        children.append(command)
+        return {
+            "pairs_per_second": 1.0, "whole_pairs_per_second": 1.0, "seconds": {"first": 1.0}, "losses": [0.7],
+            "peak_gib": {"preftree": 1.0, "TRL, second model, pairs of 2": 2.0}.get(name, 1.25),
+            "gemm_peak_gflops": 100.0, "mfu": 0.5, "dtype": "float32",
+        }  # fmt: skip
+
+    monkeypatch.setattr(train_vs_trl, "fresh_process", fresh)
+    monkeypatch.setattr(sys, "argv", flags)
+    assert train_vs_trl.main() == 0
+    assert ["--trl_precompute" in command for command in children] == [False, False, True]
+    out = capsys.readouterr().out
+    assert "memory: 50 % of TRL, second model, pairs of 2, 80 % of TRL, precomputed, pairs of 2" in out
