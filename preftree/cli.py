@@ -130,6 +130,24 @@ def _compare(argv: Sequence[str]) -> None:
     run(settings.runs, settings.out)
 
 
+def _run(argv: Sequence[str]) -> int:
+    from preftree.config.pipeline import parse_run
+
+    settings = parse_run(argv)
+    from preftree.pipeline.run import run
+
+    return run(settings)
+
+
+def _init(argv: Sequence[str]) -> None:
+    from preftree.config.pipeline import parse_init
+
+    settings = parse_init(argv)
+    from preftree.pipeline.init import init
+
+    init(settings)
+
+
 def _report(argv: Sequence[str]) -> None:
     from preftree.config.report import parse_report
 
@@ -157,6 +175,8 @@ def _need_lm_eval() -> None:
 
 #: Command -> the stage that reads the rest of the command line, and what --help of `preftree` says of it.
 _STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
+    "run": (_run, "Run a pipeline from data to report; what is done already is not done again."),
+    "init": (_init, "Write a commented pipeline for a model and its data."),
     "prepare": (_prepare, "Make preference pairs from an instruction set."),
     "check": (_check, "Find what in preference data would spoil training."),
     "train": (_train, "Train a model by DPO."),
@@ -190,6 +210,10 @@ def _parser(command: str) -> FlagParser | None:
         from preftree.config.evaluate import evaluate_parser as parser
     elif command == "compare":
         from preftree.config.evaluate import compare_parser as parser
+    elif command == "run":
+        from preftree.config.pipeline import run_parser as parser
+    elif command == "init":
+        from preftree.config.pipeline import init_parser as parser
     elif command == "report":
         from preftree.config.report import report_parser as parser
     else:

@@ -39,8 +39,9 @@ ALLOWED: dict[str, set[str]] = {
     "prepare": STAGE | {"benchmarks"},
     "demo": STAGE | {"train", "evaluate", "prepare", "report"},
     "health": BASE,
+    "pipeline": STAGE,
     "report": BASE | {"io", "config", "health", "text"},
-    "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report"},
+    "cli": STAGE | {"prepare", "check", "train", "evaluate", "demo", "report", "pipeline"},
     "api": STAGE | {"prepare", "check", "evaluate"},
     "__main__": {"cli"},
 }

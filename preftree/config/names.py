@@ -30,11 +30,12 @@ _SAME = (
     ("optim", "optimizer"),
     ("resume_from_checkpoint", "resume"),
     ("validation_split_percentage", "validation_split"),
+    ("from_stage", "from"),
 )
 
 
 #: The aliases that the short help shows.
-SHORT = ("model", "out", "dtype")
+SHORT = ("model", "out", "dtype", "from")
 
 
 def aliases(flags: Collection[str]) -> dict[str, str]:

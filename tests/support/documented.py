@@ -16,6 +16,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from preftree.cli import app
 from preftree.config.check import parse_check_settings
 from preftree.config.evaluate import parse_compare, parse_evaluate
+from preftree.config.pipeline import parse_init, parse_run
 from preftree.config.prepare import parse_settings as parse_prepare
 from preftree.config.report import parse_report
 from preftree.config.train import parse_settings as parse_train
@@ -35,6 +36,8 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "evaluate": parse_evaluate,
     "compare": parse_compare,
     "report": parse_report,
+    "run": parse_run,
+    "init": parse_init,
 }
 STAGE = {"model_name_or_path": "M", "dataset_name": "D", "output_dir": "O"}
 #: What a command cannot do without; a page that speaks of one flag leaves it out.
