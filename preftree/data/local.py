@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from preftree.data.files import READERS, Numbered, without_nulls
@@ -17,6 +18,14 @@ _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval"), "validat
 
 # What the hub and `datasets` write about data beside it.
 _ABOUT_DATA = {"dataset_infos.json", "dataset_info.json", "dataset_dict.json"}
+# Files that hold data and are not read: what to do about each.
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_UNREAD = {
+    **dict.fromkeys((*_COMPRESSED, ".zip"), "it is compressed: unpack it."),
+    **dict.fromkeys((".tsv", ".ndjson", ".feather", ".pkl", ".xlsx"), f"convert it to one of {', '.join(READERS)}."),
+    ".arrow": "it is a part of a data set saved by `datasets`, without the dataset_info.json and state.json beside it.",
+}
+_LFS = b"version https://git-lfs.github.com/spec/"
 
 
 def local_tables(path: Path, split: str) -> tuple[list[Table], list[str]]:
@@ -36,7 +45,22 @@ def local_tables(path: Path, split: str) -> tuple[list[Table], list[str]]:
             f"{path} is one file and has only the split train, not {split!r}. "
             f"Give a folder with files named after their split, or ask for train."
         )
-    return [Table(str(path), path.name, READERS[path.suffix.lower()](path))], []
+    return [Table(str(path), path.name, _rows(path))], []
+
+
+def _rows(path: Path) -> Iterable[Numbered]:
+    """The rows of a file, or of a folder that `datasets` saved; or why it cannot be read, as its only row."""
+    ending = path.suffix.lower()
+    if path.is_dir():
+        return saved_rows(path)
+    if ending in _UNREAD:
+        return [(0, RowProblem(f"it is not read: {_UNREAD[ending]}"))]
+    with suppress(OSError), open(path, "rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            return [
+                (0, RowProblem("it is a pointer of Git LFS and not the data itself: fetch it with `git lfs pull`."))
+            ]
+    return READERS[ending](path)
 
 
 def _folder_tables(folder: Path, split: str) -> tuple[list[Table], list[str]]:
@@ -48,10 +72,7 @@ def _folder_tables(folder: Path, split: str) -> tuple[list[Table], list[str]]:
     if not taken:
         there = ", ".join(sorted({_split_of(name) for name in places.values()}))
         raise DataError(f"The folder {folder} holds no file of the split {split!r}. It has: {there}.")
-    tables = [
-        Table(str(path), name.as_posix(), saved_rows(path) if path.is_dir() else READERS[path.suffix.lower()](path))
-        for path, name in taken.items()
-    ]
+    tables = [Table(str(path), name.as_posix(), _rows(path)) for path, name in taken.items()]
     return tables, [str(path) for path in places if path not in taken]
 
 
@@ -67,9 +88,17 @@ def _places(folder: Path) -> dict[Path, Path]:
         path: name
         for path, name in names.items()
         if not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and (path in saved or (path.suffix.lower() in READERS and path.name not in _ABOUT_DATA))
+        and (path in saved or _holds_data(path))
         and not any(path != root and path.is_relative_to(root) for root in saved)
     }
+
+
+def _holds_data(path: Path) -> bool:
+    """By its name, whether it can be read or not; a compressed file by the name of what is in it."""
+    ending, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    if ending in _COMPRESSED:
+        ending = inner
+    return ending in (*READERS, *_UNREAD) and path.name not in _ABOUT_DATA
 
 
 def saved_rows(folder: Path) -> Iterator[Numbered]:

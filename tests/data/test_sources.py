@@ -342,6 +342,28 @@ def test_what_the_hub_writes_about_data_is_no_data(tmp_path: Path) -> None:
     assert loaded.left_out == []
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("more.jsonl.gz", "it is compressed: unpack it"),
+        ("more.zip", "it is compressed: unpack it"),
+        ("more.tsv", "convert it to one of .jsonl"),
+        ("more.arrow", "without the dataset_info.json and state.json beside it"),
+        ("more.jsonl", "a pointer of Git LFS and not the data"),
+        ("more.parquet", "a pointer of Git LFS and not the data"),
+    ],
+)
+def test_data_in_a_folder_that_is_not_read_is_refused(tmp_path: Path, name: str, said: str) -> None:
+    """It would be missing from training without a word."""
+    write_parquet(tmp_path / "train.parquet", [PAIR])
+    (tmp_path / "notes.txt.gz").write_bytes(b"no data")
+    assert len(load_pairs(str(tmp_path))) == 1
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1\n")
+    (problem,) = problems_of(tmp_path)
+    assert name in problem
+    assert said in problem
+
+
 def test_an_address_is_named_without_its_password() -> None:
     (problem,) = problems_of("https://me:secret@example.com/pairs.jsonl")
     assert problem.startswith("https://example.com/pairs.jsonl is an address")
