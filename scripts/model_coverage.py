@@ -1,7 +1,7 @@
 """Which model families work, how, and how exactly: writes docs/models.md.
 
     python scripts/model_coverage.py                      every causal-LM family of the installed transformers
-    python scripts/model_coverage.py llama mixtral ...    these families, printed only
+    python scripts/model_coverage.py llama mixtral ...    these families, printed (and kept, with --rows FILE)
 
 For each family a tiny random model (tests/support/families.py: 4 layers, lively weights, windows of 32 tokens, its
 dropout switched on) gets an adapter with B ≠ 0. A forest whose paths are about 180 tokens deep is scored by the path
@@ -33,6 +33,7 @@ import sys
 import tempfile
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ from transformers.utils import logging  # noqa: E402
 from preftree.config.train import parse_settings  # noqa: E402
 from preftree.errors import ModelError, PreftreeError  # noqa: E402
 from preftree.forest import Bundle, Forest  # noqa: E402
-from preftree.model import selfcheck  # noqa: E402
+from preftree.model import selfcheck, structure  # noqa: E402
 from preftree.model.cpu.kernels import usable  # noqa: E402
 from preftree.model.determinism import check_causal, remove_randomness  # noqa: E402
 from preftree.model.load import ModelSource, load_model, resolve  # noqa: E402
@@ -94,6 +95,7 @@ class Row:
     trains: bool = False
     reason: str = ""
     traceback: str = ""
+    commit: str = ""
 
     @property
     def problems(self) -> list[str]:
@@ -163,7 +165,7 @@ def measure(row: Row, folder: Path) -> None:
     """Fill in path and errors in float32 and bfloat16."""
     source, forest = save(row.family, folder / "model"), deep_forest()
     model = adapted(source, torch.float32)
-    exact = oracle(copy.deepcopy(model).double(), forest, "eager")
+    exact = truth(model, forest)
     row.logprob_noise, row.gradient_noise = own_rounding(partial(copy.deepcopy, model), forest, exact)
     found, row.path, row.reason = scored(model, forest)
     row.logprob_error, row.gradient_error = errors(found, exact)
@@ -178,10 +180,25 @@ def measure(row: Row, folder: Path) -> None:
 Scores = tuple[Tensor, dict[str, Tensor]]
 
 
+def truth(model: PeftModel, forest: Forest) -> Scores:
+    """Log-probs and gradients in float64."""
+    try:
+        return oracle(copy.deepcopy(model).double(), forest, "eager")
+    except RuntimeError:  # XGLM makes a constant of the default dtype that is too large for any but its own
+        torch.set_default_dtype(torch.float64)
+        try:
+            return oracle(copy.deepcopy(model).double(), forest, "eager")
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
 def oracle(model: PeftModel, forest: Forest, attention: str) -> Scores:
     """Log-probs and gradients from the model's own logits, one sequence at a time."""
     base = model.get_base_model()
+    limits = structure.Limits.of(base)
     with contextlib.ExitStack() as stack:
+        # Dynamic NTK remembers the longest sequence so far; each is scored as by a model that saw no other.
+        stack.callback(base.register_forward_pre_hook(lambda *_: limits.reset()).remove)
         with contextlib.suppress(ValueError, ImportError):  # it has one attention only
             stack.enter_context(attention_of(base, attention))
         if base.dtype == torch.float64:
@@ -316,36 +333,37 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.1g}"
 
 
-def document(rows: Sequence[Row], total: int, commit: str) -> str:
+def document(rows: Sequence[Row], total: int) -> str:
     """The text of docs/models.md.
 
     Args:
         total: families there are; fewer rows are a run that was interrupted.
     """
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", "transformers", "peft"))
+    commits = ", ".join(f"{commit} ({count})" for commit, count in Counter(row.commit for row in rows).items())
     trees = sum(row.path not in ("", "padded", "plain") for row in rows)
     padded = sum(row.path in ("padded", "plain") for row in rows)
     bad = [row for row in rows if row.problems]
     return (
         "# Model families\n\n"
-        f"Made by `scripts/model_coverage.py` on {datetime.date.today()} at commit {commit} with {versions}, on a "
-        "CPU.\nNothing here is written by hand; the script's first lines say what is measured and how.\n\n"
+        f"Made by `scripts/model_coverage.py` on {datetime.date.today()} with {versions}, on a CPU, at commits (rows) "
+        f"{commits}.\nNothing here is written by hand; the script's first lines say what is measured and how.\n\n"
         f"{len(rows)} of {total} families and variants: {trees} as token trees, {padded} as single sequences, "
         f"{len(rows) - trees - padded} refused or not text models; {sum(row.trains for row in rows)} train with "
-        f"default flags. Beyond the limits ({FLOAT32_LIMIT:g} in float32 or {NOISE_LIMIT:g} times "
-        f"the model's own float32 rounding where that is more, {NOISE_LIMIT:g} times its own bfloat16 rounding, no "
-        f"traceback, first loss ln 2): {', '.join(row.family for row in bad) or 'none'}.\n\n"
+        f"default flags. Beyond the limits ({FLOAT32_LIMIT:g} in float32 or {NOISE_LIMIT:g} times the model's own "
+        f"float32 rounding where that is more, {NOISE_LIMIT:g} times its own bfloat16 rounding, no traceback, first "
+        f"loss ln 2): {', '.join(row.family for row in bad) or 'none'}.\n\n"
         "Errors are the largest of any log-prob (in nats) and of any LoRA gradient (relative to its tensor's largest "
         "entry). In brackets: the model's own code in that precision, one sequence at a time. `native` and so on are "
         "backends of the token tree; `padded` and `plain` compute single sequences.\n\n"
     ) + table(rows)
 
 
-def _kept_rows(path: Path | None, commit: str) -> list[Row]:
-    """What an interrupted run of the same commit found."""
+def _kept_rows(path: Path | None) -> dict[str, Row]:
+    """What earlier runs found, the latest of each family."""
     lines = path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []
-    entries = [json.loads(line) for line in lines]
-    return [Row(**entry) for entry in entries if entry.pop("commit") == commit]
+    rows = [Row(**json.loads(line)) for line in lines]
+    return {row.family: row for row in rows}
 
 
 def main() -> int:
@@ -353,7 +371,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("families", nargs="*", help="families to examine; all of them, into --out, by default")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models.md")
-    parser.add_argument("--rows", type=Path, help="keep what was found in this file, and go on with it next time")
+    parser.add_argument("--rows", type=Path, help="keep what was found here; a run of all goes on with it")
     parser.add_argument("--no_training", action="store_true", help="measure log-probs and gradients only")
     args = parser.parse_args()
     torch.set_num_threads(1)  # processes are forked from this one
@@ -369,17 +387,19 @@ def main() -> int:
         usable()
         examine("llama", [measure])
         asked = args.families or families.all_families()
-        kept = {row.family: row for row in _kept_rows(args.rows, commit)}
+        kept = {} if args.families else _kept_rows(args.rows)
         for family in asked:
-            rows.append(row := kept.get(family) or examine_apart(family, steps))
-            if args.rows and family not in kept:
-                with open(args.rows, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"commit": commit, **dataclasses.asdict(row)}) + "\n")
+            if (row := kept.get(family)) is None:
+                row = dataclasses.replace(examine_apart(family, steps), commit=commit)
+                if args.rows:
+                    with open(args.rows, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(dataclasses.asdict(row)) + "\n")
+            rows.append(row)
             print(table([row]).splitlines()[-1], flush=True)
             if row.traceback:
                 print("    " + "\n    ".join(row.traceback.strip().splitlines()[-4:]), flush=True)
             if not args.families:  # after each, so that an interrupted run leaves what it has
-                args.out.write_text(document(rows, len(asked), commit), encoding="utf-8")
+                args.out.write_text(document(rows, len(asked)), encoding="utf-8")
     return int(any(row.problems for row in rows))
 
 

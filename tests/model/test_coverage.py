@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from scripts import model_coverage as coverage
@@ -44,9 +46,10 @@ def test_a_row_says_what_it_misses() -> None:
     assert chaotic.problems == ["log-probs off by 0.0002 in float32"]
     good = coverage.Row("y", "native", 1e-6, 1e-6, 1e-6, 1e-6, "native", 0.1, 0.1, 0.1, 0.1, 0.693147, True)
     assert not good.problems
-    document = coverage.document([row, good], 2, "abc")
-    assert "2 of 2 families and variants" in document
+    document = coverage.document([row, good, dataclasses.replace(good, commit="abc")], 3)
+    assert "3 of 3 families and variants" in document
     assert "x." in document
+    assert "at commits (rows)  (2), abc (1)" in document
     assert "| y | native | 1e-06 (1e-06) | 1e-06 (1e-06) | 0.1 (0.1) | 0.1 (0.1) | yes |  |" in document
 
 

@@ -18,7 +18,7 @@ from preftree.model.attention import BACKENDS, Backend, Rules
 from preftree.model.cpu import linear
 from preftree.model.score import Scorer, attach, causal_model, leaf_logprobs
 from preftree.model.selfcheck import SelfCheck
-from tests.support import tiny
+from tests.support import families, tiny
 from tests.support.strategies import random_batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -271,3 +271,9 @@ def test_transformers_is_what_the_models_are_made_of() -> None:
     """The families are stock classes; a vendored copy would prove nothing."""
     for make in tiny.FAMILIES.values():
         assert type(make()).__module__.startswith(f"{transformers.__name__}.models.")
+
+
+def test_alibi_inside_an_attention_of_its_own_is_named() -> None:
+    with attach(families.tiny_model("falcon, alibi").requires_grad_(False)) as scorer:
+        assert scorer.name == "padded"
+        assert "it adds ALiBi to its mask inside an attention of its own" in scorer.reason

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from preftree.errors import ModelError
 from preftree.model.attention import Rules
 from preftree.model.families.interface import in_one_dtype, mask_body, set_attention
 from preftree.model.families.mask import ForestMask
@@ -31,6 +32,8 @@ def prepare_attn(model: PreTrainedModel, patches: Patches):  # type: ignore[no-u
 
 def prepare_sdpa(model: PreTrainedModel, patches: Patches):  # type: ignore[no-untyped-def]
     """See `families.prepare`, for models that call torch's attention with their mask (see `ForestMask`)."""
+    if getattr(model.config, "alibi", False):
+        raise ModelError("it adds ALiBi to its mask inside an attention of its own, where trees cannot reach it")
     set_attention(model, "sdpa", patches)
     return mask_body(model)
 
