@@ -157,6 +157,51 @@ def _report(argv: Sequence[str]) -> None:
     report(settings)
 
 
+def _merge(argv: Sequence[str]) -> None:
+    from preftree.config.merge import parse_merge
+
+    settings = parse_merge(argv)
+    from preftree.merge.run import run
+
+    run(settings)
+
+
+def _samples(argv: Sequence[str]) -> None:
+    from preftree.config.answers import parse_samples
+
+    settings = parse_samples(argv)
+    from preftree.samples.run import run
+
+    run(settings)
+
+
+def _chat(argv: Sequence[str]) -> None:
+    from preftree.config.answers import parse_chat
+
+    settings = parse_chat(argv)
+    from preftree.chat.run import run
+
+    run(settings)
+
+
+def _winrate(argv: Sequence[str]) -> None:
+    from preftree.config.winrate import parse_winrate
+
+    settings = parse_winrate(argv)
+    from preftree.winrate.run import run
+
+    run(*settings)
+
+
+def _export(argv: Sequence[str]) -> None:
+    from preftree.config.export import parse_export
+
+    settings = parse_export(argv)
+    from preftree.export.run import run
+
+    run(settings)
+
+
 def _lm_eval(argv: Sequence[str]) -> None:
     _need_lm_eval()
     with importing():
@@ -183,6 +228,11 @@ _STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
     "evaluate": (_evaluate, "Score a model on lm-eval's tasks and on held-out preference pairs."),
     "compare": (_compare, "Put evaluations side by side."),
     "report": (_report, "Say in plain words how training went: findings, curves, pairs, answers, in one file."),
+    "chat": (_chat, "Talk to a base model and what training made of it, side by side."),
+    "samples": (_samples, "Answers before and after training, differences marked."),
+    "winrate": (_winrate, "Judge the answers of two models to the same prompts."),
+    "merge": (_merge, "Merge an adapter into its base model, verified."),
+    "export": (_export, "Write a run for llama.cpp, OpenVINO or Ollama."),
     "demo": (_demo, "Train the small bundled model on the bundled pairs and show what it learned."),
     "lm-eval": (_lm_eval, "lm-eval's own command line, in which --model preftree is known."),
 }
@@ -216,6 +266,16 @@ def _parser(command: str) -> FlagParser | None:
         from preftree.config.pipeline import init_parser as parser
     elif command == "report":
         from preftree.config.report import report_parser as parser
+    elif command == "merge":
+        from preftree.config.merge import parser
+    elif command == "export":
+        from preftree.config.export import parser
+    elif command == "winrate":
+        from preftree.config.winrate import parser
+    elif command == "chat":
+        from preftree.config.answers import chat_parser as parser
+    elif command == "samples":
+        from preftree.config.answers import samples_parser as parser
     else:
         return None
     return parser()

@@ -15,6 +15,7 @@ ordinary exceptions and keep their traceback.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -63,7 +64,8 @@ class Stopped(PreftreeError):
     def __init__(self, signal: int, step: int, output_dir: str) -> None:
         self.signal, self.step = signal, step
         super().__init__(
-            f"stopped after step {step}; checkpoint-{step} in {output_dir} is whole, and the same command goes on"
+            f"stopped after step {step}; checkpoint-{step} in {output_dir} is whole, and the same command goes on, or\n"
+            f"           preftree train --resume {shlex.quote(output_dir)}"
         )
 
 

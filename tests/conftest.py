@@ -77,7 +77,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[tuple[Any, ...]
         fake = types.ModuleType("datasets")
         fake.load_dataset = load_dataset  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, "datasets", fake)
-        monkeypatch.setattr("preftree.data.hub._resolves", lambda host: True)
+        monkeypatch.setattr("preftree.io.hub.hub_reachable", lambda: True)
         return calls
 
     return install

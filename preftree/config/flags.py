@@ -44,6 +44,9 @@ class Kind(enum.Enum):
     TEXT_OR_TRUE = "a value or nothing"
 
 
+_NUMERIC = (Kind.INT, Kind.FLOAT)
+
+
 class ValueProblem(Exception):
     """The words behind a flag are not a value of its kind; the text says why."""
 
@@ -89,7 +92,8 @@ class Flag:
         if not words:
             raise ValueProblem(f"expects {self.kind.value}")
         if len(words) > 1:
-            raise ValueProblem(f"takes one value; {' '.join(words[1:])!r} is left over")
+            several = " (to try several values, run the command once for each)" if self.kind in _NUMERIC else ""
+            raise ValueProblem(f"takes one value; {' '.join(words[1:])!r} is left over{several}")
         return self._read_one(words[0])
 
     def _read_one(self, word: str) -> Any:

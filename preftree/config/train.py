@@ -23,6 +23,7 @@ from preftree.config.flags import CHOSEN_LATER, flags_of
 from preftree.config.legacy import OLD_FLAGS
 from preftree.config.names import TRAINING
 from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.resume import with_own_settings
 from preftree.config.shared import DataSettings, LoraSettings, ModelSettings
 from preftree.config.train_checks import advice, check_pair_rule, check_training, check_validation
 from preftree.config.trainer_flags import trainer_flags
@@ -63,7 +64,7 @@ class TrainSettings(LossFields):
     max_memory: str | None = None
     """Memory that the process may use, such as 2GB: forests get smaller, and activations are recomputed if needed."""
     resume_from_checkpoint: str | None = field(default=None, metadata={"bare": True})
-    """A checkpoint folder to continue from; alone or as `last`, the last one in the output folder."""
+    """An output folder whose run goes on, with no other flag; a checkpoint folder; alone or as `last`, the last one."""
     profile: bool = False
     """Print where the second step's time goes, by kind of layer."""
     reference_cache: bool = True
@@ -161,12 +162,12 @@ class Settings:
 
 
 def parse_settings(argv: Sequence[str]) -> Settings:
-    """Read `[settings.yaml] --flag value …`.
+    """Read `[settings.yaml] --flag value …`; `--resume RUN` takes all others from that run.
 
     Raises SettingsError with every problem found: unknown names, values of a wrong type, values out of range,
     settings that contradict each other. `--help` prints the flags and exits with 0.
     """
-    parsed = parser().parse(argv)
+    parsed = parser().parse(with_own_settings(argv, parser()))
     ours = flags_of(TrainSettings)
     parsed.values["trainer"] = {
         name: parsed.values[name] for name in trainer_flags() if name in parsed.given and name not in ours

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from preftree.data.files import READERS, Numbered, without_nulls
 from preftree.data.local import nothing_there
 from preftree.errors import DataError
+from preftree.io.hub import offline_if_unreachable
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -48,27 +46,15 @@ def hub_rows(name: str, options: dict[str, Any]) -> Iterator[Numbered]:
 
 @contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    """Switches the hub client offline while its host has no address: it then looks in its cache and fails at
-    once, where it would first retry for half a minute. Behind a proxy the name need not resolve from here."""
+    """`offline_if_unreachable`, for the switch of datasets too."""
     import datasets
-    from huggingface_hub import constants
 
-    proxied = any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"))
-    host = urlsplit(constants.ENDPOINT).hostname or "huggingface.co"
-    if proxied or _resolves(host):
-        yield
-        return
-    kept = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = kept
-
-
-def _resolves(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True
+    with offline_if_unreachable() as switched:
+        if not switched:
+            yield
+            return
+        datasets.config.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            datasets.config.HF_HUB_OFFLINE = False

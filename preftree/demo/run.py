@@ -30,7 +30,7 @@ from preftree.demo.rows import DATA_FOLDER, read_split
 from preftree.evaluate.preference import PairScores, score_pairs
 from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
-from preftree.io.console import sayer
+from preftree.io.console import next_steps, sayer
 from preftree.io.progress import Progress
 from preftree.io.run_folder import RunFolder
 from preftree.model.generate import greedy_answers
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
     console.print(f"before     {len(rows)} held-out prompts: scoring the pairs, answering greedily …")
     before = _judge(console, base, tokenizer, rows, pairs)
     console.print(f"before     {100 * before.pass_rate:.0f} % of the answers pass their check\n", highlight=False)
-    train(settings, console)
+    train(settings, console, commands=False)
     tuned = load_adapter(base, str(folder.output_dir))
     console.print("\nafter      the adapter read back from disk, the same prompts …")
     after = _judge(console, tuned, tokenizer, rows, pairs)
@@ -96,15 +96,15 @@ def main(argv: Sequence[str]) -> int:
     say = sayer(console)
     say(f"\nsaved      {folder.output_dir}: adapter, trainer_state.json, run/samples.jsonl  ({seconds:.0f} s)")
     report(ReportSettings([str(folder.output_dir)], title="preftree demo"), console)
-    for number, command in enumerate(next_commands(str(folder.output_dir))):
-        say(f"{'' if number else 'next':10} {command}")
+    next_steps(say, *next_commands(str(folder.output_dir)))
     return 0
 
 
 def next_commands(output_dir: str) -> list[str]:
-    """What to do after the demo: score its adapter, then check and train on data of one's own."""
+    """What to do after the demo: talk to its adapter, score it, then check and train on data of one's own."""
     adapter = shlex.quote(output_dir)
     return [
+        f"preftree chat {adapter}",
         f"preftree evaluate --model smollm2 --adapter {adapter} --out {shlex.quote(f'{output_dir}-scores')}",
         "preftree check PAIRS.jsonl --model_name_or_path smollm2 --show 3",
         "preftree train --model_name_or_path smollm2 --dataset_name PAIRS.jsonl --output_dir outputs/mine",

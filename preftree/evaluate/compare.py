@@ -73,6 +73,7 @@ def run(folders: Sequence[str], out: str | None) -> None:
             write_json(targets[1], as_json(comparisons))
         except OSError as problem:
             raise RunError(f"--out {out} cannot be written to: {problem.strerror}. Give another folder.") from problem
+        print(f"saved      {out}: compare.md, compare.json")
 
 
 def compare(base: Run, other: Run) -> Comparison:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +27,11 @@ from preftree.evaluate.quiet import quiet_libraries
 from preftree.evaluate.results import find_results, leaderboard, results_files
 from preftree.evaluate.save import remove_unfinished, save_results
 from preftree.evaluate.tasks import expand, plan_tasks
+from preftree.hardware.memory import peak_memory
 from preftree.io.cache import cache_folder
-from preftree.io.console import sayer
+from preftree.io.console import next_steps, sayer
 from preftree.io.lock import folder_lock, removed_if_unused
-from preftree.io.progress import Progress
+from preftree.io.progress import Progress, amount, clock
 from preftree.io.run_folder import make_folder
 
 
@@ -53,7 +56,7 @@ def run(asked: EvaluateSettings) -> None:
 
 
 def _evaluate(asked: EvaluateSettings) -> None:
-    console = Console(soft_wrap=True)
+    console, started = Console(soft_wrap=True), time.perf_counter()
     pairs = load_pairs(asked.preferences, limit=asked.limit) if asked.preferences else None
     with tempfile.TemporaryDirectory() as folder:
         manager = plan_tasks(expand(asked.tasks), Path(folder), asked.data, asked.num_fewshot)
@@ -62,6 +65,22 @@ def _evaluate(asked: EvaluateSettings) -> None:
         _run_tasks(asked, lm, manager, console)
     if heldout is not None and lm.processes.is_main_process:
         _run_heldout(asked, lm, heldout, console)
+    if lm.processes.is_main_process:
+        seconds, memory = time.perf_counter() - started, peak_memory(str(lm.device))
+        sayer(console)(f"done       in {clock(seconds)}, peak memory {amount(memory)}")
+        next_steps(sayer(console), *_next_commands(asked))
+
+
+def _next_commands(asked: EvaluateSettings) -> list[str]:
+    """Compare with the base where an adapter was scored; else score an adapter to compare with."""
+    out, base = shlex.quote(asked.out), shlex.quote(f"{asked.out}-base")
+    same = f"--model {shlex.quote(asked.model)}" + (f" --tasks {asked.tasks}" if asked.tasks != "openllm" else "")
+    same += f" --data {shlex.quote(asked.data)}" if asked.data != "hub" else ""
+    same += f" --limit {asked.limit}" if asked.limit else ""
+    same += f" --preferences {shlex.quote(asked.preferences)}" if asked.preferences else ""
+    if asked.adapter:
+        return [f"preftree evaluate {same} --out {base}", f"preftree compare {base} {out}"]
+    return [f"preftree evaluate {same} --adapter RUN --out OTHER", f"preftree compare {out} OTHER"]
 
 
 def check_free(out: str) -> None:
@@ -118,7 +137,7 @@ def _run_tasks(asked: EvaluateSettings, lm: PreftreeLM, manager: Any, console: C
         results["config"]["model"] = "preftree"
         save_results(asked.out, tracker, dict(results))
     console.print(leaderboard(find_results(asked.out)))
-    sayer(console)(f"{asked.out}: lm-eval's results and samples; compare runs with `preftree compare`")
+    sayer(console)(f"saved      {asked.out}: lm-eval's results and samples")
 
 
 def _run_heldout(asked: EvaluateSettings, lm: PreftreeLM, heldout: HeldOut, console: Console) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binomtest
 
 #: Resamples of a bootstrap interval; its ends are then good to about a hundredth of its width.
 RESAMPLES = 10_000
@@ -53,6 +52,8 @@ def paired_difference(base_Q: np.ndarray, other_Q: np.ndarray, seed: int = 0) ->
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p of `gained` against `lost` flips: a fair coin for each question that flipped."""
+    from scipy.stats import binomtest  # only `preftree[eval]` brings it, and the bootstrap does without
+
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 

@@ -25,3 +25,9 @@ def visible(text: str) -> str:
 def sayer(console: Console) -> Say:
     """Prints lines as they are: no markup, no wrapping, nothing that the terminal would obey."""
     return lambda text: console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def next_steps(say: Say, *commands: str) -> None:
+    """The last lines of a command: what to run next."""
+    for number, command in enumerate(commands):
+        say(f"{'' if number else 'next':10} {command}")

@@ -62,6 +62,11 @@ def append_jsonl(path: str | os.PathLike[str], record: Any, *, durable: bool = F
             raise
 
 
+def json_line(record: Any) -> str:
+    """A record as one line of text; a lone surrogate, which UTF-8 cannot write, becomes an escape."""
+    return json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"
+
+
 def to_json(value: Any) -> Any:
     """JSON values only: scalars of torch and numpy as numbers, NaN and infinities as the words for them."""
     if isinstance(value, Mapping):

@@ -3,6 +3,7 @@
     OUTPUT_DIR/run/config.json     the settings and their fingerprint
     OUTPUT_DIR/run/identity.json   what makes the run this very run, by content
     OUTPUT_DIR/run/env.json        machine and versions
+    OUTPUT_DIR/run/data.json       what was read, kept and found in the data
     OUTPUT_DIR/run/metrics.jsonl   one record per line, flushed as it is written
     OUTPUT_DIR/run/samples.jsonl   prompts and answers, one per line
     OUTPUT_DIR/run/facts.json      objective, lengths of the pairs in tokens, what was said of the data
@@ -50,6 +51,7 @@ class RunFolder:
         self.config_path = self.folder / "config.json"
         self.identity_path = self.folder / "identity.json"
         self.env_path = self.folder / "env.json"
+        self.data_path = self.folder / "data.json"
         self.metrics_path = self.folder / "metrics.jsonl"
         self.samples_path = self.folder / "samples.jsonl"
         self.facts_path = self.folder / "facts.json"
@@ -157,6 +159,14 @@ class RunFolder:
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Write env.json."""
         write_json(self.env_path, environment)
+
+    def write_data(self, facts: Mapping[str, Any]) -> None:
+        """Write data.json."""
+        write_json(self.data_path, facts)
+
+    def data(self) -> dict[str, Any]:
+        """The content of data.json, empty where there is none."""
+        return _read_json(self.data_path)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl."""

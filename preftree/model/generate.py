@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers.generation.streamers import BaseStreamer
 
 from preftree.model.score import evaluating
 
@@ -31,6 +32,15 @@ class Sampling:
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is generated: its longest length, sampling, and stop tokens beside the model's own."""
+
+    max_new_tokens: int = 256
+    sampling: Sampling = Sampling()
+    stops: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,11 +75,53 @@ def answer_batch(
         seeds: one per prompt; required unless sampling is greedy.
         stops: stop tokens in addition to the EOS tokens of the tokenizer and the model.
     """
+    return _answer(model, tokenizer, prompts, Decoding(max_new_tokens, sampling, tuple(stops)), seeds)
+
+
+def streamed_answer(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    decoding: Decoding,
+    seed: int,
+    show: Callable[[str], None],
+) -> Answer:
+    """`answer_batch` of one prompt that calls `show` with the text so far after each token."""
+    return _answer(model, tokenizer, [prompt], decoding, [seed], _Shown(tokenizer, len(prompt), show))[0]
+
+
+class _Shown(BaseStreamer):
+    """Passes on the text of one row as it grows."""
+
+    def __init__(self, tokenizer: Any, skip: int, show: Callable[[str], None]) -> None:
+        self.tokenizer, self.skip, self.show = tokenizer, skip, show
+        self.ids: list[int] = []
+
+    def put(self, value: Tensor) -> None:
+        """Take the prompt, and then each token."""
+        self.ids += value.flatten().tolist()
+        if len(self.ids) > self.skip:
+            text = self.tokenizer.decode(self.ids[self.skip :], skip_special_tokens=True)
+            self.show(text.rstrip("\ufffd").lstrip())  # half of a character waits for its other half
+
+    def end(self) -> None:
+        """There is nothing left to pass on."""
+
+
+def _answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    decoding: Decoding,
+    seeds: Sequence[int],
+    streamer: BaseStreamer | None = None,
+) -> list[Answer]:
+    sampling, max_new_tokens = decoding.sampling, decoding.max_new_tokens
     width = max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ids_BL = torch.tensor([[pad] * (width - len(ids)) + list(ids) for ids in prompts])
     mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    ends = _end_tokens(model, tokenizer, stops)
+    ends = _end_tokens(model, tokenizer, decoding.stops)
     processors = LogitsProcessorList()
     if sampling.temperature > 0:
         processors.append(_RowSampler(sampling, uniforms(seeds, max_new_tokens).to(model.device), width))
@@ -79,6 +131,7 @@ def answer_batch(
             attention_mask=mask_BL.to(model.device),
             generation_config=_config(max_new_tokens, pad, ends),
             logits_processor=processors,
+            streamer=streamer,
         )
     return [_read(tokenizer, ids, ends) for ids in output_BL[:, width:].tolist()]
 

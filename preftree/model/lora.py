@@ -13,7 +13,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -123,7 +123,7 @@ def _not_adapted(peft: PeftModel, names: Sequence[str]) -> list[str]:
 
 def _inject(model: PreTrainedModel, config: PeftConfig) -> PeftModel:
     try:
-        with _without_chatter():
+        with without_chatter():
             return get_peft_model(model, config)
     except (ValueError, TypeError) as problem:  # PEFT's refusals of a layer
         raise ModelError(
@@ -145,9 +145,10 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     if Path(folder).is_dir() and not next(Path(folder).glob("*.safetensors"), None):
         refuse_pickled(Path(folder), f"the adapter {folder}")
     try:
-        with _without_chatter():
+        with without_chatter():
             config = PeftConfig.from_pretrained(folder)
             config.inference_mode = True
+            fit_vocabulary(model, folder)
             peft = get_peft_model(model, config)
             loaded = peft.load_adapter(folder, "default", use_safetensors=True)
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as problem:
@@ -160,6 +161,20 @@ def load_adapter(model: PreTrainedModel, folder: str) -> PeftModel:
     return peft
 
 
+def fit_vocabulary(model: PreTrainedModel, folder: str) -> None:
+    """Resize the embeddings of `model` where an adapter brings some for another number of tokens."""
+    file = Path(folder) / "adapter_model.safetensors"
+    embeddings = model.get_input_embeddings()
+    name = next((name for name, module in model.named_modules() if module is embeddings), None)
+    if not file.is_file() or name is None:
+        return
+    with safe_open(file, "pt") as content:
+        key = f"base_model.model.{name}.weight"
+        rows = content.get_slice(key).get_shape()[0] if key in content.keys() else None  # noqa: SIM118
+    if rows is not None and rows != embeddings.weight.shape[0]:
+        model.resize_token_embeddings(rows, mean_resizing=False)
+
+
 def _no_fit(model: PreTrainedModel, folder: str, why: str) -> ModelError:
     return ModelError(
         f"the adapter {folder} does not fit {type(model).__name__} {model.name_or_path} or cannot be read; give "
@@ -168,10 +183,12 @@ def _no_fit(model: PreTrainedModel, folder: str, why: str) -> ModelError:
 
 
 @contextmanager
-def _without_chatter() -> Iterator[None]:
+def without_chatter() -> Iterator[None]:
     """Without warnings that no user can act on: a transformers property that PEFT reads by its old name, say."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+        # Merging writes two tensors where an adapter changes one of two tied ones.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
         # Of the first of two injections in `add_adapter`.
         warnings.filterwarnings("ignore", message=".*_pattern keys did not match", category=RuntimeWarning)
         yield

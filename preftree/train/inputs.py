@@ -21,6 +21,7 @@ from preftree.data.tokens import remembered_pairs
 from preftree.errors import DataError
 from preftree.io.console import Say, sayer
 from preftree.io.progress import Progress
+from preftree.train.identity import data_fact
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class EncodedSplits:
 
     train: list[EncodedPair]
     validation: list[EncodedPair]
+    facts: dict[str, Any]
+    """What was read, kept and found, for the run folder and the model card."""
     said: tuple[str, ...] = ()
 
 
@@ -54,18 +57,19 @@ def prepare_pairs(settings: Settings, tokenizer: PreTrainedTokenizerBase, consol
         shown(line)
 
     encode = partial(_encoded, settings, tokenizer=tokenizer, console=console, say=say)
-    train = encode(name, "train", data.max_train_samples)
+    train, facts = encode(name, "train", data.max_train_samples)
     if data.validation_file:
-        validation, how = encode(data.validation_file, "train", None), f"from {data.validation_file}"
+        validation, how = encode(data.validation_file, "train", None)[0], f"from {data.validation_file}"
     elif _has_validation(settings, name):
-        validation, how = encode(name, "validation", None), f"the validation split of {name}"
+        validation, how = encode(name, "validation", None)[0], f"the validation split of {name}"
     else:
         seed = settings.train.data_seed if settings.train.data_seed is not None else settings.train.seed
         train, validation = split_validation(train, data.validation_split_percentage, seed)
         how = f"{data.validation_split_percentage:g} % of the pairs, no prompt in both"
     validation = validation[: data.max_eval_samples]
     say(f"pairs      {len(train)} to train on, {len(validation)} to validate on ({how})")
-    return EncodedSplits(train, validation, tuple(said))
+    facts |= {"training_pairs": len(train), "validation_pairs": len(validation), "validation_from": how}
+    return EncodedSplits(train, validation, {**facts, "fingerprint": data_fact(train)}, tuple(said))
 
 
 def _has_validation(settings: Settings, name: str) -> bool:
@@ -101,7 +105,8 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase,
     console: Console,
     say: Say,
-) -> list[EncodedPair]:
+) -> tuple[list[EncodedPair], dict[str, Any]]:
+    """Pairs of one split, with what is worth keeping about how they were read."""
     data = settings.data
     loaded = _load(settings, name, split, limit)
     say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
@@ -109,7 +114,8 @@ def _encoded(
         say(f"           {count} rows gave no pair: {reason}")
     for note, count in loaded.notes.items():
         say(f"           in {count} rows {note}")
-    for line in quick_check(loaded, name) if split == "train" else ():
+    findings = quick_check(loaded, name) if split == "train" else []
+    for line in findings:
         say(line)
     pairs, report, remembered = remembered_pairs(
         loaded,
@@ -125,4 +131,5 @@ def _encoded(
         say(f"           {line}")
     if not pairs:
         raise DataError(f"{name}: no pair is left to train on; the lines above say why each was dropped")
-    return pairs
+    read = {"source": name, "format": loaded.format, "rows": loaded.rows, "skipped": dict(loaded.skipped)}
+    return pairs, {**read, "findings": findings}

@@ -1,10 +1,11 @@
-"""What is seen while training: one live line on a terminal, a line now and then elsewhere."""
+"""What is seen while training: a row per log record, and below them a live line on a terminal."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -18,13 +19,15 @@ from preftree.io.run_folder import RunFolder
 from preftree.train.metrics import LiveMetrics, SpeedMeter
 
 #: Seconds between two lines where the output is no terminal.
-QUIET_SECONDS = 10.0
+QUIET_SECONDS = 30.0
 #: Seconds between two updates of a live line: reading its numbers waits for the device.
 LIVE_SECONDS = 0.5
+_BARS = "▁▂▃▄▅▆▇█"
 
 
 class LiveLine(TrainerCallback):
-    """Step, loss, accuracy, margin, rates, share of prompt tokens saved, MFU, memory and time left.
+    """Step, loss, accuracy, margin, pairs per second, time left, and as the width allows tokens per second, share of
+    prompt tokens saved, MFU and memory. Where the output is no terminal, a line now and then.
 
     Args:
         mfu: model FLOPs utilisation over the steps of a meter.
@@ -75,14 +78,86 @@ class LiveLine(TrainerCallback):
             f"acc {values.get('rewards/accuracies', math.nan):.2f}",
             f"margin {values.get('rewards/margins', math.nan):+.3f}",
             f"{rates['pairs_per_second']:.2f} pairs/s",
+            f"{clock(left)} left",
+            *(f"! {name.replace('_', ' ')}" for name in self.metrics.warnings),
             f"{rates['tokens_per_second']:.0f} tok/s",
             f"{100 * rates['tokens_saved']:.0f}% shared",
             f"{100 * self.mfu(self.metrics.speed):.0f}% MFU",
             f"{peak_memory(self.device) / 2**30:.1f} GiB",
-            f"{clock(left)} left",
-            *(f"! {name.replace('_', ' ')}" for name in self.metrics.warnings),
         ]
-        return Text("  ".join(parts))
+        return Text(fitting(parts, self.console.width if self.console.is_terminal else None))
+
+
+def fitting(parts: Sequence[str], width: int | None) -> str:
+    """As many of the parts, in their order, as fit on a line of a terminal."""
+    line = parts[0]
+    for part in parts[1:]:
+        if width is not None and len(line) + 2 + len(part) > width - 1:
+            break
+        line += f"  {part}"
+    return line
+
+
+class LogRows(TrainerCallback):
+    """A row per log record and per evaluation, in aligned columns that stay on the screen.
+
+    Args:
+        console: where they are printed, above the live line.
+    """
+
+    #: Heading, key of the record, format.
+    COLUMNS = (
+        ("loss", "loss", ".4f"),
+        ("accuracy", "rewards/accuracies", ".3f"),
+        ("margin", "rewards/margins", "+.4f"),
+        ("chosen", "rewards/chosen", "+.4f"),
+        ("rejected", "rewards/rejected", "+.4f"),
+    )
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.headed = console, False
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **others: Any,
+    ) -> None:
+        logs = logs or {}
+        prefix = "eval_" if "eval_loss" in logs else ""
+        if not state.is_world_process_zero or f"{prefix}loss" not in logs:
+            return
+        if not self.headed:
+            headings = "".join(f"{heading:>10}" for heading, _, _ in self.COLUMNS)
+            self._print(f"{'step':>14}{headings}{'rate':>11}", "bold")
+            self.headed = True
+        values = "".join(_number(logs.get(f"{prefix}{key}"), form) for _, key, form in self.COLUMNS)
+        rate = logs.get("learning_rate")
+        what = "eval" if prefix else ""
+        end = f"{rate:>11.2e}" if rate is not None else ""
+        self._print(f"{what:>4}{state.global_step:>10}{values}{end}", "cyan" if prefix else "")
+
+    def _print(self, line: str, style: str) -> None:
+        self.console.print(Text(line, style=style), no_wrap=True, crop=False, soft_wrap=True)
+
+
+def _number(value: float | None, form: str) -> str:
+    return f"{'' if value is None else format(value, form):>10}"
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """The course of some numbers in one line, means of neighbours where there are more than `width`."""
+    finite = [value for value in values if math.isfinite(value)]
+    count = min(width, len(finite))
+    if not count:
+        return ""
+    bounds = [len(finite) * i // count for i in range(count + 1)]
+    means = [sum(finite[a:b]) / (b - a) for a, b in itertools.pairwise(bounds)]
+    low, high = min(means), max(means)
+    scale = (len(_BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BARS[round((mean - low) * scale)] for mean in means)
 
 
 class RunLog(TrainerCallback):

@@ -7,32 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from huggingface_hub import ModelCard, ModelCardData
 from peft import PeftModel
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
 from preftree.forest import Pair
+from preftree.io.run_folder import RunFolder
+from preftree.publish.card import CardFacts, model_card, run_card
 from preftree.train.collator import DataCollatorForPreference
 from preftree.train.reference_models import REF_ADAPTER
 from preftree.train.rows import ID_COLUMNS
 
 if TYPE_CHECKING:
     from preftree.train.trainer import DPOTrainer
-
-_CARD = """
-# {name}
-
-{base} after Direct Preference Optimization ([arXiv 2305.18290](https://arxiv.org/abs/2305.18290)){data}, trained with
-preftree: loss {loss}, beta {beta:g}, {steps} steps.
-
-```python
-from transformers import pipeline
-
-generator = pipeline("text-generation", model="{name}")
-print(generator([{{"role": "user", "content": "Why is the sky blue?"}}], max_new_tokens=128, return_full_text=False))
-```
-"""
 
 
 def save(model: PreTrainedModel | PeftModel, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
@@ -53,27 +40,25 @@ def _trains_embeddings(model: PeftModel) -> bool:
 
 
 def write_card(trainer: DPOTrainer, name: str | None, dataset: str | None, tags: Sequence[str]) -> None:
-    """README.md in the output folder."""
+    """README.md in the output folder; with all that the run folder says where a command has written one."""
     folder = Path(trainer.args.output_dir or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    if RunFolder(folder).config_path.is_file():
+        run_card(folder, name, tags).save(folder / "README.md")
+        return
     base = str(trainer.scorer.causal.config._name_or_path or "")
     known = base if base and not Path(base).exists() else None
-    data = ModelCardData(
-        base_model=known,
-        datasets=[dataset] if dataset else None,
-        library_name="peft" if isinstance(trainer.model, PeftModel) else "transformers",
-        model_name=name or folder.name,
-        tags=sorted(set(tags)),
-    )
-    text = _CARD.format(
+    loss = " + ".join(trainer.loss_types)
+    facts = CardFacts(
         name=name or folder.name,
-        base=f"[{known}](https://huggingface.co/{known})" if known else "A language model",
-        data=f" on [{dataset}](https://huggingface.co/datasets/{dataset})" if dataset else "",
-        loss=" + ".join(trainer.loss_types),
-        beta=trainer.beta,
-        steps=trainer.state.global_step,
+        base=known,
+        base_name="A language model",
+        library="peft" if isinstance(trainer.model, PeftModel) else "transformers",
+        datasets=[dataset] if dataset else [],
+        settings={"loss_type": loss, "beta": trainer.beta, "steps": trainer.state.global_step},
+        tags=tags,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    ModelCard(f"---\n{data.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    model_card(facts).save(folder / "README.md")
 
 
 class Predictions:

@@ -24,14 +24,14 @@ EXCERPT_TOKENS = 400
 
 
 class RunRecorder(TrainerCallback):
-    """Writes facts.json, pairs.jsonl and examples.json into the run folder; only the first rank writes.
+    """Writes data.json, facts.json, pairs.jsonl and examples.json into the run folder; only the first rank writes.
 
     Args:
         splits: what is trained and validated on.
     """
 
     def __init__(self, folder: RunFolder, splits: EncodedSplits) -> None:
-        self.folder, self.said = folder, list(splits.said)
+        self.folder, self.said, self.data = folder, list(splits.said), splits.facts
         self.sets: dict[str, Sequence[EncodedPair]] = {"train": splits.train, "eval": splits.validation}
         self.log: PairLog | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
@@ -50,6 +50,7 @@ class RunRecorder(TrainerCallback):
         """Begin with the records of the checkpoint that the run goes on from."""
         if not state.is_world_process_zero:
             return
+        self.folder.write_data(self.data)
         lengths = {name: vars(answer_lengths(pairs, self._ends())) for name, pairs in self.sets.items() if pairs}
         with atomic_file(self.folder.facts_path, "w") as file:  # compact: it holds a number per answer
             json.dump({"objective": self.objective, "lengths": lengths, "said": self.said}, file, ensure_ascii=False)

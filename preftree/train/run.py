@@ -22,7 +22,9 @@ from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
 from preftree.model.load import ModelSource, code_note, load_model, load_tokenizer, resolve
 from preftree.model.lora import lora_config
+from preftree.publish.hub import check_writable
 from preftree.train.arguments import start_arguments
+from preftree.train.closing import check_room, close, hub_repository
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset
 from preftree.train.inputs import hub_options, prepare_pairs
@@ -34,8 +36,11 @@ from preftree.train.setup import RESTART
 from preftree.train.trainer import DPOTrainer
 
 
-def train(settings: Settings, console: Console | None = None) -> int:
+def train(settings: Settings, console: Console | None = None, *, commands: bool = True) -> int:
     """Train as `settings` say; returns the process's exit code.
+
+    Args:
+        commands: end with the commands that go on from there.
 
     Leaves in the output folder: the adapter, the tokenizer, trainer_state.json, checkpoints and `run/`.
 
@@ -54,6 +59,10 @@ def train(settings: Settings, console: Console | None = None) -> int:
     }
     refuse_inside("--output_dir", args.output_dir, settings.data.dataset_name)
     folder.check(**claim)  # before minutes of loading
+    if settings.train.push_to_hub and args.process_index == 0:
+        repository = hub_repository(args.hub_model_id, folder.output_dir)
+        say(f"hub        asking whether {repository} can be written")
+        check_writable(repository, private=bool(args.hub_private_repo), token=args.hub_token, flag="--push_to_hub true")
     _tell_ranks(args, say)
     with folder.held() if args.should_save else nullcontext():
         trainer, recorder = _trainer(settings, args, folder, console)
@@ -63,7 +72,8 @@ def train(settings: Settings, console: Console | None = None) -> int:
                 say(f"finished   {args.output_dir} holds this very run, all {step} steps of it; nothing was computed")
                 say("           --overwrite_output_dir true trains it anew")
                 return 0
-            _run(trainer, recorder, asked or begun, say)
+            check_room(trainer, say)
+            _run(trainer, settings if commands else None, recorder, asked or begun, say)
     return 0
 
 
@@ -146,10 +156,11 @@ def _quantization(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesCo
     )
 
 
-def _run(trainer: DPOTrainer, recorder: RunRecorder, resume: str | bool, say: Say) -> None:
+def _run(trainer: DPOTrainer, settings: Settings | None, recorder: RunRecorder, resume: str | bool, say: Say) -> None:
     """Train, validate, save, and say what came out.
 
     Args:
+        settings: for the commands that go on from there; None for none.
         resume: a checkpoint, or true for the newest whole one if there is any.
     """
     result = trainer.train(resume_from_checkpoint=resume)
@@ -166,25 +177,7 @@ def _run(trainer: DPOTrainer, recorder: RunRecorder, resume: str | bool, say: Sa
             f"The final adapter could not be written to {trainer.args.output_dir} ({problem.strerror or problem}). "
             "Make room and give the same command again: it goes on from the newest checkpoint."
         ) from problem
-    seconds = result.metrics.get("train_runtime", 0.0)
-    say(f"trained    {trainer.state.global_step} steps in {seconds:.0f} s{_reference_counts(trainer)}")
-    if trainer.ranks.count > 1:
-        more = trainer.live_metrics.speed.imbalance(trainer.ranks.count)
-        say(f"           the busiest rank of a step had {100 * more:.1f} % more tokens than the mean")
-    last = next((record for record in reversed(trainer.state.log_history) if "eval_loss" in record), None)
-    if last is not None:
-        accuracy, margin = last["eval_rewards/accuracies"], last["eval_rewards/margins"]
-        say(f"validation loss {last['eval_loss']:.4f}, accuracy {accuracy:.2f}, margin {margin:+.3f}")
-    say(f"saved      {trainer.args.output_dir}: adapter, tokenizer, trainer_state.json, run/")
-
-
-def _reference_counts(trainer: DPOTrainer) -> str:
-    reference = trainer.reference
-    if reference is None:
-        return ""
-    counts = trainer.ranks.gather([reference.misses, reference.hits])
-    computed, reused = (sum(column) for column in zip(*counts, strict=True))
-    return f"; reference: {computed} answers computed, {reused} reused"
+    close(trainer, settings, result.metrics.get("train_runtime", 0.0), say)
 
 
 def _asked_checkpoint(settings: Settings) -> str | bool | None:

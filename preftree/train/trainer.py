@@ -42,7 +42,7 @@ from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_d
 from preftree.train.flops import ModelFlops
 from preftree.train.guard import FiniteGuard, refuse_to_save
 from preftree.train.health import HealthWatch, objective_facts
-from preftree.train.live import LiveLine
+from preftree.train.live import LiveLine, LogRows
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import PromptOrder
 from preftree.train.outputs import Predictions, save, write_card
@@ -193,6 +193,7 @@ class DPOTrainer(ResumableTrainer):
         self.flops = ModelFlops.of(self.scorer.causal, peak)
         mfu = partial(self.flops.mfu, ranks=self.ranks.count)
         self.add_callback(LiveLine(self.console, self.live_metrics, str(self.args.device), mfu))
+        self.add_callback(LogRows(self.console))
         for theirs in (PrinterCallback, ProgressCallback):
             self.remove_callback(theirs)
 

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from preftree.data import hub as hub_module
 from preftree.data.formats import NO_MARGIN, NO_OPPOSITE, NO_PREFERENCE, NO_SCORES
 from preftree.data.record import PreferencePair
 from preftree.data.sources import Source, load_pairs, refuse_inside
@@ -265,7 +264,9 @@ def test_without_a_network_the_real_client_answers_at_once(monkeypatch: pytest.M
 
     for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(key, raising=False)
-    monkeypatch.setattr(hub_module, "_resolves", lambda host: False)
+    monkeypatch.setattr("preftree.io.hub.hub_reachable", lambda: False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     before = constants.HF_HUB_OFFLINE
     (problem,) = problems_of("Intel/orca_dpo_pairs", cache_dir=str(tmp_path))
     assert "Looked on the hub" in problem

@@ -14,12 +14,16 @@ import typer
 from packaging.requirements import InvalidRequirement, Requirement
 
 from preftree.cli import app
+from preftree.config.answers import parse_chat, parse_samples
 from preftree.config.check import parse_check_settings
 from preftree.config.evaluate import parse_compare, parse_evaluate
+from preftree.config.export import parse_export
+from preftree.config.merge import parse_merge
 from preftree.config.pipeline import parse_init, parse_run
 from preftree.config.prepare import parse_settings as parse_prepare
 from preftree.config.report import parse_report
 from preftree.config.train import parse_settings as parse_train
+from preftree.config.winrate import parse_winrate
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -38,6 +42,11 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "report": parse_report,
     "run": parse_run,
     "init": parse_init,
+    "chat": parse_chat,
+    "samples": parse_samples,
+    "merge": parse_merge,
+    "export": parse_export,
+    "winrate": parse_winrate,
 }
 STAGE = {"model_name_or_path": "M", "dataset_name": "D", "output_dir": "O"}
 #: What a command cannot do without; a page that speaks of one flag leaves it out.

@@ -19,7 +19,7 @@ from typing import Any
 import urllib3
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, ProtocolError
 
-from preftree.config.prepare import PrepareSettings
+from preftree.config.prepare import PrepareSettings, ServerSettings
 from preftree.errors import RunError
 from preftree.model.generate import Answer
 from preftree.prepare.generate import Request, Unit
@@ -29,14 +29,23 @@ _TEMPORARY = frozenset({408, 409, 425, 429, *range(500, 600)})
 #: The same for every prompt: key, permission, address or model name, method.
 _FATAL = {401: "the key is wrong or missing", 403: "the key may not do this", 404: "no such address or model"}
 _FATAL |= {405: "this address takes no requests", 402: "the account is used up"}
+#: Flags of prepare that say which server and which model.
+_FLAGS = "--base_url, --model_name_or_path"
 
 
 class ServerEngine:
-    """Answers one request after the other; call it from several threads at once."""
+    """Answers one request after the other; call it from several threads at once.
 
-    def __init__(self, url: str, body: dict[str, Any], key: str | None, settings: PrepareSettings) -> None:
-        server = settings.server
-        self.url, self.body, self.key, self.skip_failed = url, body, key, server.skip_failed
+    Args:
+        base_url: up to and including the version.
+        body: what every request has in common.
+        flags: what to look at where the server refuses all requests.
+    """
+
+    def __init__(self, base_url: str, body: dict[str, Any], server: ServerSettings, flags: str = _FLAGS) -> None:
+        self.url, self.body, self.flags = base_url.rstrip("/") + "/chat/completions", body, flags
+        self.key, self.skip_failed = os.environ.get(server.api_key_env), server.skip_failed
+        url, key = self.url, self.key
         self.headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             self.headers["Authorization"] = f"Bearer {key}"
@@ -72,8 +81,7 @@ class ServerEngine:
         if response.status in _FATAL:
             raise RunError(
                 f"The server at {self.url} answers with HTTP {response.status}: {_FATAL[response.status]} "
-                f"({self._said(response)}). Look at --base_url, --model_name_or_path and the variable that"
-                " --api_key_env names."
+                f"({self._said(response)}). Look at {self.flags} and the variable that --api_key_env names."
             )
         return Answer("", False, f"the server refused the prompt (HTTP {response.status})")
 
@@ -103,8 +111,7 @@ def make(settings: PrepareSettings) -> ServerEngine:
     }
     if generate.top_k:
         body["top_k"] = generate.top_k  # not in OpenAI's own protocol, hence only when asked for
-    url = (server.base_url or "").rstrip("/") + "/chat/completions"
-    return ServerEngine(url, body, os.environ.get(server.api_key_env), settings)
+    return ServerEngine(server.base_url or "", body, server)
 
 
 def _pool(url: str, maxsize: int, timeout: float) -> urllib3.PoolManager:

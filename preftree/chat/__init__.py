@@ -1,0 +1,1 @@
+"""A conversation with a base model and with what training made of it; votes become preference pairs."""
