@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 
+from preftree.config.answers import parse_chat
 from preftree.config.check import parse_check_settings
 from preftree.config.evaluate import parse_evaluate
 from preftree.config.train import parse_settings
@@ -33,7 +34,8 @@ def test_two_that_got_better_and_one_that_did_not(fates: list[tuple[bool, bool]]
 
 
 def test_the_next_commands_are_commands() -> None:
-    evaluate, check, train = (shlex.split(command) for command in next_commands("outputs/the demo"))
+    chat, evaluate, check, train = (shlex.split(command) for command in next_commands("outputs/the demo"))
+    assert parse_chat(chat[2:]).run == "outputs/the demo"
     assert [words[:2] for words in (evaluate, check, train)] == [
         ["preftree", "evaluate"], ["preftree", "check"], ["preftree", "train"]
     ]  # fmt: skip
