@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -248,37 +249,31 @@ class _Stage(TyperCommand):
         return [SimpleNamespace(value=name, type="plain", help=None) for name in names if name.startswith(incomplete)]
 
 
+#: Command -> module and function of its parser; a command that is not here has another's.
+_PARSERS = {
+    "train": "train:parser",
+    "prepare": "prepare:parser",
+    "check": "check:parser",
+    "evaluate": "evaluate:evaluate_parser",
+    "compare": "evaluate:compare_parser",
+    "report": "report:report_parser",
+    "run": "pipeline:run_parser",
+    "init": "pipeline:init_parser",
+    "chat": "answers:chat_parser",
+    "samples": "answers:samples_parser",
+    "winrate": "winrate:parser",
+    "merge": "merge:parser",
+    "export": "export:parser",
+}
+
+
 def _parser(command: str) -> FlagParser | None:
     """The parser of a command, None for those that have another's."""
-    if command == "train":
-        from preftree.config.train import parser
-    elif command == "prepare":
-        from preftree.config.prepare import parser
-    elif command == "check":
-        from preftree.config.check import parser
-    elif command == "evaluate":
-        from preftree.config.evaluate import evaluate_parser as parser
-    elif command == "compare":
-        from preftree.config.evaluate import compare_parser as parser
-    elif command == "run":
-        from preftree.config.pipeline import run_parser as parser
-    elif command == "init":
-        from preftree.config.pipeline import init_parser as parser
-    elif command == "report":
-        from preftree.config.report import report_parser as parser
-    elif command == "merge":
-        from preftree.config.merge import parser
-    elif command == "export":
-        from preftree.config.export import parser
-    elif command == "winrate":
-        from preftree.config.winrate import parser
-    elif command == "chat":
-        from preftree.config.answers import chat_parser as parser
-    elif command == "samples":
-        from preftree.config.answers import samples_parser as parser
-    else:
+    if command not in _PARSERS:
         return None
-    return parser()
+    module, _, function = _PARSERS[command].partition(":")
+    parser: FlagParser = getattr(import_module(f"preftree.config.{module}"), function)()
+    return parser
 
 
 def _add(name: str, stage: Callable[[Sequence[str]], int | None], summary: str) -> None:
