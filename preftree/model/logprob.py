@@ -12,6 +12,7 @@ Shape suffixes: S scored rows, D hidden size, V vocabulary, C rows of a chunk.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,13 +28,23 @@ from preftree.model.cpu.softmax import exponentiate
 CHUNK_BYTES = 64 * 2**20
 
 
+#: Fields of a config that multiply, divide or cap logits.
+_FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier")
+_DIVISORS = ("logits_scaling",)
+_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+#: Model types that have such a field and do not use it, or multiply where others divide.
+_UNUSED = {"mpt": ("logit_scale",)}
+_INVERTED = ("hyperclovax",)
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """How a model turns hidden states into logits: `softcap(scale · module(h))`.
 
     Args:
         module: the output embedding.
-        scale: factor on the logits (Cohere's `logit_scale`, the inverse of Granite's `logits_scaling`).
+        scale: factor on the logits (Cohere's `logit_scale`, Falcon-H1's `lm_head_multiplier`, the inverse of Granite's
+            `logits_scaling`).
         softcap: logits become `softcap · tanh(logits / softcap)` (Gemma 2).
     """
 
@@ -45,13 +56,16 @@ class Head:
     def of(cls, model: nn.Module) -> Head:
         """Read the head of a transformers causal language model off its config."""
         config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-        scale = getattr(config, "logit_scale", None) if config.model_type != "mpt" else None
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            scale = 1.0 / divisor
+        values = {name: getattr(config, name, None) for name in (*_FACTORS, *_DIVISORS, *_CAPS)}
+        known = {name: float(value) for name, value in values.items() if isinstance(value, int | float) and value}
+        for name in _UNUSED.get(config.model_type, ()):
+            known.pop(name, None)
+        scale = math.prod(known.get(name, 1.0) for name in _FACTORS)
+        divisor = math.prod(known.get(name, 1.0) for name in _DIVISORS)
         return cls(
             module=model.get_output_embeddings(),  # type: ignore[operator]
-            scale=float(scale) if isinstance(scale, int | float) else 1.0,
-            softcap=getattr(config, "final_logit_softcapping", None),
+            scale=scale * divisor if config.model_type in _INVERTED else scale / divisor,
+            softcap=next((known[name] for name in _CAPS if name in known), None),
         )
 
     @property

@@ -46,13 +46,16 @@ def stateful_part(causal: PreTrainedModel) -> str | None:
         if any(word in kind for word in _STATE_LAYERS):
             return f"layers of type {kind}"
     for name, module in causal.named_modules():
-        own = {each for each, _ in module.named_parameters(recurse=False)} | {
-            each for each, _ in module.named_buffers(recurse=False)
-        }
         convolution = isinstance(module, nn.Conv1d) and module.kernel_size != (1,)
-        if convolution or own & _STATE_PARAMETERS or isinstance(module, nn.RNNBase):
+        if convolution or is_recurrent(module):
             return f"modules like {name} ({type(module).__name__})"
     return None
+
+
+def is_recurrent(module: nn.Module) -> bool:
+    """Does a module itself hold the weights of a recurrence over tokens?"""
+    own = {name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))}
+    return bool(own & _STATE_PARAMETERS) or isinstance(module, nn.RNNBase)
 
 
 def selects_keys(causal: PreTrainedModel) -> bool:

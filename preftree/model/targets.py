@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from preftree.model.structure import is_recurrent
+
 LINEAR = (nn.Linear, Conv1D)
 #: Model types whose layers of these names PEFT refuses: fused kernels read their weights (`peft.tuners.tuners_utils`).
 _REFUSED_BY_PEFT = dict.fromkeys(("falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"), ("out_proj", "conv1d"))
@@ -76,7 +78,9 @@ def all_linear(model: PreTrainedModel, dropout: float = 0.0) -> Targets:
         else:
             found.modules.append(name)
     for name, weight in _stacked_experts(model):
-        if dropout:
+        if is_recurrent(model.get_submodule(name.rpartition(".")[0])):
+            found.skip(name, weight.numel(), "it is part of a recurrence, whose state PEFT would hide")
+        elif dropout:
             found.skip(name, weight.numel(), "PEFT cannot apply --lora_dropout to stacked experts")
         else:
             found.parameters.append(name)

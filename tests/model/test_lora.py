@@ -92,6 +92,7 @@ def trainable(family: str) -> tuple[PeftModel, Targets]:
         ("llama4_text", 8, {"model.layers.*.feed_forward.router": "returns more than its product"}),
         ("phimoe", 8, {"model.layers.*.mlp.router": "returns more than its product"}),
         ("deepseek_v32", 4, {"layers.*.self_attn.indexer.": "no gradient reaches it"}),
+        ("recurrent_gemma", 0, {"temporal_block.rg_lru.recurrent_gate_weight": "part of a recurrence"}),
         ("gemma3n_text", 0, {}),  # modifies what a LoRA layer returns in place
         (
             "mamba",

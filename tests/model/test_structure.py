@@ -226,3 +226,22 @@ def test_selected_keys_are_scored_plainly(family: str, path: str) -> None:
         assert scorer.name == "plain", scorer.reason
         found_S, expected_S = scorer(forest).token_S, tiny.plain_logprobs(model, forest)
     torch.testing.assert_close(found_S.double(), expected_S, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("recurrent_gemma", {"logits_soft_cap": 3.0}),
+        ("falcon_h1", {"lm_head_multiplier": 0.5}),
+        ("hyperclovax", {"logits_scaling": 0.5}),  # multiplies
+        ("granite", {"logits_scaling": 4.0}),  # divides
+        ("cohere", {"logit_scale": 0.5}),
+        ("xlstm", {"output_logit_soft_cap": 3.0}),
+    ],
+)
+def test_what_is_done_to_logits_behind_the_head(
+    family: str, fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(families.VARIANTS, "other head", (family, fields))
+    with attach(families.tiny_model("other head").requires_grad_(False)) as scorer:
+        assert scorer.name != "plain", scorer.reason
