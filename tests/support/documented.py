@@ -23,6 +23,7 @@ from preftree.config.pipeline import parse_init, parse_run
 from preftree.config.prepare import parse_settings as parse_prepare
 from preftree.config.report import parse_report
 from preftree.config.train import parse_settings as parse_train
+from preftree.config.watch import parse_watch
 from preftree.config.winrate import parse_winrate
 
 ROOT = Path(__file__).parents[2]
@@ -41,6 +42,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "compare": parse_compare,
     "report": parse_report,
     "run": parse_run,
+    "watch": parse_watch,
     "init": parse_init,
     "chat": parse_chat,
     "samples": parse_samples,
