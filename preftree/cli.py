@@ -149,6 +149,15 @@ def _init(argv: Sequence[str]) -> None:
     init(settings)
 
 
+def _sweep(argv: Sequence[str]) -> int:
+    from preftree.config.sweep import parse_sweep
+
+    settings = parse_sweep(argv)
+    from preftree.sweep.run import sweep
+
+    return sweep(settings)
+
+
 def _report(argv: Sequence[str]) -> None:
     from preftree.config.report import parse_report
 
@@ -237,6 +246,7 @@ _STAGES: dict[str, tuple[Callable[[Sequence[str]], int | None], str]] = {
     "train": (_train, "Train a model by DPO."),
     "evaluate": (_evaluate, "Score a model on lm-eval's tasks and on held-out preference pairs."),
     "compare": (_compare, "Put evaluations side by side."),
+    "sweep": (_sweep, "Train a grid of settings with one tokenization and one reference pass, and compare."),
     "report": (_report, "Say in plain words how training went: findings, curves, pairs, answers, in one file."),
     "chat": (_chat, "Talk to a base model and what training made of it, side by side."),
     "samples": (_samples, "Answers before and after training, differences marked."),
@@ -268,6 +278,7 @@ _PARSERS = {
     "compare": "evaluate:compare_parser",
     "report": "report:report_parser",
     "run": "pipeline:run_parser",
+    "sweep": "sweep:sweep_parser",
     "watch": "watch:watch_parser",
     "init": "pipeline:init_parser",
     "chat": "answers:chat_parser",

@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": STAGE | {"train", "evaluate", "prepare", "report"},
     "health": BASE,
     "pipeline": STAGE,
+    "sweep": STAGE | {"train", "report", "pipeline", "sweep"},
     "report": BASE | {"io", "config", "health", "text"},
     "merge": STAGE | {"evaluate", "publish"},
     "samples": STAGE,
@@ -48,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": STAGE | {"merge"},
     "winrate": STAGE | {"samples", "prepare", "evaluate"},
     "cli": STAGE
-    | {"prepare", "check", "train", "evaluate", "demo", "report", "pipeline"}
+    | {"prepare", "check", "train", "evaluate", "demo", "report", "pipeline", "sweep"}
     | {"merge", "samples", "chat", "winrate", "export"},
     "api": STAGE | {"prepare", "check", "evaluate"},
     "__main__": {"cli"},

@@ -57,16 +57,7 @@ class Pipeline:
 
 def read_pipeline(path: Path) -> Pipeline:
     """Read and check a file. Raises SettingsError with every problem found."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as problem:
-        raise SettingsError(f"{path} cannot be read: {problem.strerror}. preftree init writes a pipeline.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
-        mark = getattr(problem, "problem_mark", None)
-        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise SettingsError(f"{path} is not YAML{where}.") from None
-    if not isinstance(content, dict):
-        raise SettingsError(f"{path} must hold 'output', 'model', 'data' and a section per stage.")
+    content = read_mapping(path, "'output', 'model', 'data' and a section per stage")
     problems = _key_problems(content)
     flags: dict[str, list[str]] = {}
     launch: list[str] = []
@@ -79,7 +70,7 @@ def read_pipeline(path: Path) -> Pipeline:
             continue
         section = dict(section or {})
         launch += str(section.pop("launch", "")).split() if stage == "train" else []
-        flags[stage] = _words(section)
+        flags[stage] = words_of(section)
         problems += _section_problems(stage, section, flags[stage])
     if "train" not in flags:
         problems.append("train: the section is missing; 'train:' alone trains with the defaults.")
@@ -88,6 +79,21 @@ def read_pipeline(path: Path) -> Pipeline:
     heldout = content.get("heldout")
     return Pipeline(Path(content["output"]), str(content["model"]), str(content["data"]),
                     str(heldout) if heldout else None, flags, launch)  # fmt: skip
+
+
+def read_mapping(path: Path, what: str) -> dict[Any, Any]:
+    """The mapping in a YAML file. Raises SettingsError where there is none; `what` says what it should hold."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as problem:
+        raise SettingsError(f"{path} cannot be read: {problem.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
+        raise SettingsError(f"{path} is not YAML{where}.") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold {what}.")
+    return content
 
 
 def _key_problems(content: Mapping[Any, Any]) -> list[str]:
@@ -113,7 +119,7 @@ def _section_problems(stage: str, section: Mapping[str, Any], words: list[str]) 
     return problems
 
 
-def _words(section: Mapping[str, Any]) -> list[str]:
+def words_of(section: Mapping[str, Any]) -> list[str]:
     """A section as words of a command line."""
     words = []
     for name, value in section.items():

@@ -347,6 +347,8 @@ class DPOTrainer(ResumableTrainer):
             pairs += len(batch["pairs"])
             if predictions is not None:
                 predictions.add(batch["pairs"])
+        if self.reference is not None:
+            self.reference.flush()  # later runs find what the evaluation paid for
         self.ranks.add_up([meter.total])
         meter.pairs = pairs
         means = meter.means()

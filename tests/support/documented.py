@@ -22,6 +22,7 @@ from preftree.config.merge import parse_merge
 from preftree.config.pipeline import parse_init, parse_run
 from preftree.config.prepare import parse_settings as parse_prepare
 from preftree.config.report import parse_report
+from preftree.config.sweep import parse_sweep
 from preftree.config.train import parse_settings as parse_train
 from preftree.config.watch import parse_watch
 from preftree.config.winrate import parse_winrate
@@ -42,6 +43,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "compare": parse_compare,
     "report": parse_report,
     "run": parse_run,
+    "sweep": parse_sweep,
     "watch": parse_watch,
     "init": parse_init,
     "chat": parse_chat,
