@@ -40,6 +40,8 @@ _WRITTEN = re.compile(
 )
 _WEIGHTS = re.compile(r"(adapter_)?model.*\.safetensors")
 _LOCK = ".lock"
+#: Bytes that an output folder's disk must have: a little more than the files of settings.
+_LEAST_ROOM = 1 << 16
 
 
 class RunFolder:
@@ -217,13 +219,16 @@ class RunFolder:
         return RunError(f"--output_dir {self.output_dir} holds {what} ({shown}); nothing is overwritten. {advice}")
 
     def _check_writable(self) -> None:
-        """Make a file without a name where the folder is or would be."""
+        """Make a file without a name where the folder is or would be, as large as the settings."""
         place = next(path for path in (self.output_dir, *self.output_dir.absolute().parents) if path.is_dir())
         try:
-            tempfile.TemporaryFile(dir=place).close()
+            with tempfile.TemporaryFile(dir=place) as file:
+                file.write(bytes(_LEAST_ROOM))
+                file.flush()
         except OSError as error:
             raise RunError(
-                f"--output_dir {self.output_dir} cannot be written ({error.strerror or error}). Give another folder."
+                f"--output_dir {self.output_dir} cannot be written ({error.strerror or error}). Make room there, or "
+                "give another folder."
             ) from None
 
     def _delete_earlier(self) -> None:

@@ -14,6 +14,7 @@ from rich.text import Text
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preftree.hardware.memory import peak_memory
+from preftree.io.optional import OptionalWrites
 from preftree.io.progress import clock
 from preftree.io.run_folder import RunFolder
 from preftree.train.metrics import LiveMetrics, SpeedMeter
@@ -168,15 +169,15 @@ class RunLog(TrainerCallback):
     """
 
     def __init__(self, folder: RunFolder, say: Callable[[str], object]) -> None:
-        self.folder, self.say, self.failed = folder, say, False
+        self.folder = folder
+        self.write = OptionalWrites(say, "training goes on, and trainer_state.json will hold all records")
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
         """Begin with the records of the checkpoint that the run goes on from: later steps are logged again."""
         if state.is_world_process_zero:
-            records = [{"step": record["step"], **record} for record in state.log_history]
-            self._write(lambda: self.folder.reset_metrics(records))
+            self._rewrite(state)
 
     def on_log(
         self,
@@ -188,15 +189,15 @@ class RunLog(TrainerCallback):
     ) -> None:
         if state.is_world_process_zero and logs:
             record = {"step": state.global_step, **logs}
-            self._write(lambda: self.folder.log(record))
+            self.write(self.folder.metrics_path, lambda: self.folder.log(record))
 
-    def _write(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except OSError as problem:
-            if not self.failed:
-                self.say(
-                    f"WARNING    {self.folder.metrics_path} cannot be written ({problem.strerror or problem}); "
-                    "training goes on, and trainer_state.json will hold all records"
-                )
-            self.failed = True
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        """Write the records that could not be written, if there is room by now."""
+        if state.is_world_process_zero and self.write.failed:
+            self._rewrite(state)
+
+    def _rewrite(self, state: TrainerState) -> None:
+        records = [{"step": record["step"], **record} for record in state.log_history]
+        self.write(self.folder.metrics_path, lambda: self.folder.reset_metrics(records))

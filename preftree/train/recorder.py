@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from preftree.data.encode import EncodedPair
 from preftree.io.atomic import atomic_file, write_json
 from preftree.io.jsonl import append_jsonl, read_jsonl
+from preftree.io.optional import OptionalWrites
 from preftree.io.run_folder import RunFolder
 from preftree.train.health import answer_lengths, end_tokens, objective_facts
 from preftree.train.inputs import EncodedSplits
@@ -36,11 +37,13 @@ class RunRecorder(TrainerCallback):
         self.log: PairLog | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.objective: dict[str, Any] = {}
+        self.write = OptionalWrites(lambda text: None, "")
 
     def follow(self, trainer: DPOTrainer) -> None:
         """Record the runs of a trainer."""
         self.log = trainer.pair_log = PairLog(self.sets, trainer.ranks)
         self.tokenizer = trainer.processing_class
+        self.write = OptionalWrites(trainer.say, "training goes on, and the report will lack what it holds")
         self.objective = objective_facts(trainer.step.objective, trainer.args, trainer.ranks.count)
         trainer.add_callback(self)
 
@@ -50,21 +53,38 @@ class RunRecorder(TrainerCallback):
         """Begin with the records of the checkpoint that the run goes on from."""
         if not state.is_world_process_zero:
             return
-        self.folder.write_data(self.data)
+        self.write(self.folder.folder, lambda: self.folder.write_data(self.data))
+        self.write(self.folder.facts_path, self._write_facts)
+        self.write(self.folder.pairs_path, lambda: self._forget_later(state.global_step))
+
+    def _write_facts(self) -> None:
         lengths = {name: vars(answer_lengths(pairs, self._ends())) for name, pairs in self.sets.items() if pairs}
         with atomic_file(self.folder.facts_path, "w") as file:  # compact: it holds a number per answer
             json.dump({"objective": self.objective, "lengths": lengths, "said": self.said}, file, ensure_ascii=False)
-        kept = [record for record in read_jsonl(self.folder.pairs_path) if record["step"] <= state.global_step]
+
+    def _forget_later(self, step: int) -> None:
+        """Leave out records of steps after `step`, which are done again."""
+        kept = [record for record in read_jsonl(self.folder.pairs_path) if record["step"] <= step]
         with atomic_file(self.folder.pairs_path, "w") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
 
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        if control.should_save:  # a run that goes on from this checkpoint does not know the records of before
+            self._drain(state)
+
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
+        self._drain(state)
+
+    def _drain(self, state: TrainerState) -> None:
         if self.log is None:
             return
         records = self.log.drain()  # all ranks together
         if state.is_world_process_zero:
-            for record in records:
-                append_jsonl(self.folder.pairs_path, {"step": state.global_step, **record})
+            self.write(self.folder.pairs_path, lambda: self._append(state.global_step, records))
+
+    def _append(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        for record in records:
+            append_jsonl(self.folder.pairs_path, {"step": step, **record})
 
     def write_examples(self) -> None:
         """The pairs with the smallest and the largest margins of each set, as texts."""

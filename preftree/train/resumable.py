@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from preftree.errors import Stopped
 from preftree.forest import Pair
@@ -38,9 +38,12 @@ class ResumableTrainer(Trainer):
         found = resume.choose_checkpoint(self, resume_from_checkpoint)  # type: ignore[arg-type]
         if found is not None:
             self.say(f"resume     from {found.path}")
+        restore = RestoreProgress(self, found.path if found else None)
+        self.add_callback(restore)
         try:
             result = super().train(str(found.path) if found else None, *args, **kwargs)
         finally:
+            self.remove_callback(restore)
             self.stopper.restore()
         if self.stopper.received and self.state.global_step < self.state.max_steps:
             raise Stopped(self.stopper.received, self.state.global_step, str(self.args.output_dir))
@@ -73,8 +76,18 @@ class ResumableTrainer(Trainer):
                 "the checkpoints before it are unchanged"
             )
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Trainer calls this before the first step after a resume, when its own sums are zero."""
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            resume.restore_progress(self, Path(checkpoint))  # type: ignore[arg-type]
+
+class RestoreProgress(TrainerCallback):
+    """Puts sums back where a checkpoint had them: when Trainer has set its own to zero, and before the first step.
+
+    Also where no step is left, as after a kill between the last checkpoint and the end.
+    """
+
+    def __init__(self, trainer: ResumableTrainer, checkpoint: Path | None) -> None:
+        self.trainer, self.checkpoint = trainer, checkpoint
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        if self.checkpoint is not None:
+            resume.restore_progress(self.trainer, self.checkpoint)  # type: ignore[arg-type]

@@ -81,8 +81,14 @@ def _claim(trainer: DPOTrainer, folder: RunFolder, claim: dict[str, Any]) -> boo
     """Make the output folder this run's; returns on all ranks whether this very run was begun there before."""
     begun = False
     if trainer.args.should_save:
-        begun = folder.claim(**claim, identity=trainer.identity)
-        folder.write_env(environment())
+        try:
+            begun = folder.claim(**claim, identity=trainer.identity)
+            folder.write_env(environment())
+        except OSError as problem:
+            raise RunError(
+                f"--output_dir {folder.output_dir} cannot be written ({problem.strerror or problem}). Make room there, "
+                "or give another folder."
+            ) from problem
     return bool(trainer.ranks.gather([begun])[0][0])
 
 

@@ -146,7 +146,7 @@ def test_a_folder_that_cannot_be_written_is_found_at_once(tmp_path: Path, monkey
 
     monkeypatch.setattr("tempfile.TemporaryFile", refused)
     for place in (tmp_path, tmp_path / "new" / "deep"):
-        with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\). Give another folder"):
+        with pytest.raises(RunError, match=r"cannot be written \(Read-only file system\). Make room there, or"):
             RunFolder(place).check(resume=False, overwrite=False, fingerprint="f")
     assert list(tmp_path.iterdir()) == []
 

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from preftree.cli import main_train
 from preftree.io.run_folder import RunFolder
 from preftree.train import resume
 from preftree.train.trainer import DPOTrainer
-from tests.support.command import command, history, write_inputs
+from tests.support.command import write_inputs
+from tests.support.reruns import Killed, assert_same_run, at_step, flags, interrupted, kill
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
-
-TIMED = ("runtime", "per_second", "mfu", "memory")
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def flags(inputs: Path, output: Path, **more: object) -> list[str]:
-    """Six steps of 4 pairs, checkpoints at 2, 4 and 6, a log line every 3 steps."""
-    return command(inputs, output, **{"max_steps": 6, "logging_steps": 3, **more})
 
 
 @pytest.fixture(scope="module")
@@ -45,54 +35,22 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def assert_same_run(found: Path, expected: Path) -> None:
-    """To the bit, times aside."""
-    name = "adapter_model.safetensors"
-    assert (found / name).read_bytes() == (expected / name).read_bytes()
-    ours, theirs = (
-        [{k: v for k, v in record.items() if not any(word in k for word in TIMED)} for record in history(output)]
-        for output in (found, expected)
-    )
-    assert ours == theirs
-    logged = [json.loads(line)["step"] for line in (found / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert logged == [record["step"] for record in history(found)]
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Call `act` once, in the step of this number."""
-    original, acted = DPOTrainer.training_step, []
-
-    def training_step(self: DPOTrainer, *args: Any, **others: Any) -> Tensor:
-        if self.state.global_step == step - 1 and not acted:
-            acted.append(step)
-            act()
-        return original(self, *args, **others)
-
-    monkeypatch.setattr(DPOTrainer, "training_step", training_step)
-
-
-class Killed(BaseException):
-    """Nothing catches it."""
-
-
-def kill() -> None:
-    raise Killed
-
-
-def interrupted(inputs: Path, output: Path, step: int) -> None:
-    """A run that dies in a step."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step, kill)
-        with pytest.raises(Killed):
-            main_train(flags(inputs, output))
-
-
 # --- The same command again ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [2, 4], ids=["before the first checkpoint", "between two checkpoints"])
 def test_the_same_command_goes_on(inputs: Path, whole: Path, tmp_path: Path, step: int) -> None:
     interrupted(inputs, tmp_path / "O", step)
+    assert main_train(flags(inputs, tmp_path / "O")) == 0
+    assert_same_run(tmp_path / "O", whole)
+
+
+def test_killed_between_the_last_checkpoint_and_the_end(inputs: Path, whole: Path, tmp_path: Path) -> None:
+    """No step is left to compute, and the mean loss of the run is still that of its steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DPOTrainer, "_finalize_training", lambda *args: kill())
+        with pytest.raises(Killed):
+            main_train(flags(inputs, tmp_path / "O"))
     assert main_train(flags(inputs, tmp_path / "O")) == 0
     assert_same_run(tmp_path / "O", whole)
 
