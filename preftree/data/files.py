@@ -136,10 +136,13 @@ def _read_csv(path: Path) -> Iterator[Numbered]:
                 else:
                     yield number, dict(zip(header, cells, strict=True))
         except (csv.Error, UnicodeDecodeError) as error:
-            # The reader has lost its place: what follows cannot be told apart.
+            # The reader has lost its place. A fault of the file and not of one row: --fix would drop all that follows.
             yield (
-                number + 1,
-                RowProblem(f"it cannot be read as CSV in UTF-8 ({error}); the rest was not read."),
+                0,
+                RowProblem(
+                    f"its row {number + 1} cannot be read as CSV in UTF-8 ({error}), and where the rows behind it "
+                    "begin cannot be told. Look for a quote that is not closed, or save the file as UTF-8."
+                ),
             )
 
 

@@ -18,6 +18,7 @@ from preftree.hardware.device import Choice, kind_of
 from preftree.hardware.limits import Limit
 from preftree.hardware.memory import available_memory, ranks_on_host, tightest_limit
 from preftree.model.cpu.linear import promised_bytes
+from preftree.model.logprob import CHUNK_BYTES
 from preftree.model.score import Scorer, leaf_logprobs
 
 #: Tokens per forest above which training is no faster: GEMMs are large enough by then.
@@ -26,8 +27,8 @@ SATURATING_TOKENS = {"cpu": 2048, "cuda": 16384}
 SATURATING_TOKENS_ELSEWHERE = 4096
 #: Share of the memory that is free now which activations may take.
 ACTIVATION_SHARE = 0.6
-#: Of what is free, left to the head's chunks, compiled products, the optimizer and the allocator's gaps.
-RESERVE = 350 * 2**20
+#: Of what is free, left to compiled products, the optimizer and the allocator's gaps, beside the head (`reserved`).
+RESERVE = 160 * 2**20
 #: What lives only for a moment while a layer is worked on, in layers of kept activations.
 TRANSIENT_LAYERS = 1.5
 
@@ -64,7 +65,7 @@ def choose_budget(
     if asked is not None:
         return Budget(asked, checkpointing, "asked for by --tokens_per_forest")
     model, device = policy.causal, str(policy.causal.device)
-    promised = promised_bytes(model) + training_bytes(policy.model)
+    promised = promised_bytes(model) + training_bytes(policy.model) + reserved(model)
     free, word = _room(device, max_memory, promised)
     kept = kept_bytes(policy)
     layers = int(model.config.get_text_config().num_hidden_layers)
@@ -83,7 +84,7 @@ def choose_budget(
             f"largest pair has {largest}. Raise it by {more:.2f} GiB or lower --max_length."
         )
     if fits < largest and (limit := tightest_limit(device)) is not None:
-        _refuse_hopeless(limit, model, largest, per_token, promised)
+        _refuse_hopeless(limit, model, largest, int(largest * per_token) + promised)
     if fits < largest:
         return Budget(
             largest,
@@ -100,30 +101,29 @@ def choose_budget(
 
 def _room(device: str, max_memory: int | None, promised: int) -> tuple[float, str]:
     """Bytes that activations may take beside what is `promised` already, and in words where that comes from."""
-    free = max(0, available_memory(device) - promised - RESERVE)
+    free = max(0, available_memory(device) - promised)
     if max_memory is None:
         part = f" for each of {ranks_on_host()} ranks here" if device == "cpu" and ranks_on_host() > 1 else ""
         limit = tightest_limit(device)
         under = f" under {limit.name}" if limit is not None else ""
         return ACTIVATION_SHARE * free, f"{free / 2**30:.1f} GiB free{under}{part}"
     if device != "cpu":
-        used = torch.get_device_module(device).memory_allocated(device)
+        used = torch.get_device_module(device).memory_allocated(device) + promised
     else:
         used = psutil.Process().memory_info().rss + promised
-    left = max_memory - used - RESERVE
+    left = max_memory - used
     word = f"--max_memory leaves {max(left, 0) / 2**30:.2f} of {max_memory / 2**30:.2f} GiB"
     return min(left, ACTIVATION_SHARE * free), word
 
 
-def _refuse_hopeless(limit: Limit, model: PreTrainedModel, largest: int, per_token: float, promised: int) -> None:
-    """Refuse a run whose largest pair is above a limit even if nothing else needed any memory: it would be killed.
+def _refuse_hopeless(limit: Limit, model: PreTrainedModel, largest: int, needed: int) -> None:
+    """Refuse a run whose largest pair is above a limit with all memory that there is: it would be killed.
 
     Raises:
         SettingsError: with what would be needed.
     """
-    needed = int(largest * per_token) + promised
-    if (free := available_memory(str(model.device))) < needed:
-        more = (needed + RESERVE - free) / 2**30
+    if (free := available_memory(str(model.device))) < needed - reserved(model):
+        more = (needed - free) / 2**30
         raise SettingsError(
             f"The largest pair has {largest} tokens and needs {needed / 2**30:.2f} GiB; {limit.name} "
             f"({limit.size / 2**30:.2f} GiB) leaves {free / 2**30:.2f}. Raise that limit by {more:.2f} GiB or lower "
@@ -151,6 +151,12 @@ def choose_shape(budget: int, pairs: Sequence[Pair], pairs_per_step: int) -> Cho
 
 def _rounded(count: float, multiple: int = 128) -> int:
     return math.ceil(count / multiple) * multiple
+
+
+def reserved(model: PreTrainedModel) -> int:
+    """Bytes that nothing may be planned for: `RESERVE`, and logits of the head's chunks with their gradient."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    return RESERVE + 2 * min(CHUNK_BYTES, 4 * vocabulary * SATURATING_TOKENS["cpu"])
 
 
 def training_bytes(model: nn.Module) -> int:

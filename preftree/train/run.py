@@ -13,10 +13,10 @@ from transformers import BitsAndBytesConfig, PreTrainedTokenizerBase, set_seed
 from preftree.config.shared import ModelSettings
 from preftree.config.train import Settings
 from preftree.data.sources import refuse_inside
-from preftree.errors import RunError
+from preftree.errors import RunError, SettingsError
 from preftree.hardware.device import choose_device
 from preftree.hardware.environment import environment
-from preftree.hardware.memory import keep_freed_memory
+from preftree.hardware.memory import keep_freed_memory, room_for
 from preftree.hardware.precision import choose_dtype
 from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
@@ -107,6 +107,7 @@ def _trainer(
     say = sayer(console)
     device = choose_device("auto" if args.use_habana else settings.train.device, str(args.device))
     dtype = choose_dtype(device.value, settings.model.torch_dtype, bf16=settings.train.bf16, fp16=settings.train.fp16)
+    _check_memory(args, device.value)
     source = resolve(settings.model.model_name_or_path or "")
     say(f"device     {device}")
     say(f"precision  {dtype}")
@@ -160,6 +161,15 @@ def _quantization(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesCo
         bnb_4bit_use_double_quant=settings.use_bnb_nested_quant,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _check_memory(args: DPOConfig, device: str) -> None:
+    """Refuse a limit that this process is above before anything is loaded."""
+    if device == "cpu" and args.max_bytes is not None and (room := room_for(args.max_bytes)) <= 0:
+        raise SettingsError(
+            f"--max_memory {args.max_memory} is too little: torch and transformers alone take "
+            f"{(args.max_bytes - room) / 2**30:.2f} GiB. Give at least 0.4 GiB more than that and the model's weights."
+        )
 
 
 def _run(trainer: DPOTrainer, settings: Settings | None, recorder: RunRecorder, resume: str | bool, say: Say) -> None:

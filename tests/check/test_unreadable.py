@@ -50,6 +50,27 @@ def test_fix_does_not_pass_the_rest_off_as_the_whole(folder: Path, capsys: pytes
     assert [path.name for path in folder.parent.iterdir()] == ["in"]
 
 
+@pytest.mark.parametrize("row", ['"never closed,b,c', 'a,"b"c,d'], ids=["a quote not closed", "words behind a quote"])
+def test_a_csv_that_breaks_in_the_middle_loses_nothing(
+    tmp_path: Path, row: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows behind the break cannot be told apart: --fix writes nothing rather than the first half."""
+    rows = [f'"Question {i}?","right, {i}","wrong, {i}"' for i in range(8)]
+    source, target = tmp_path / "a.csv", tmp_path / "b.csv"
+    source.write_text("\n".join(["prompt,chosen,rejected", *rows[:4], row, *rows[4:]]) + "\n")
+    before = source.read_bytes()
+    assert guarded(lambda: main([str(source), "--fix", str(target)])) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "files that cannot be read" in said
+    assert "a.csv: its row 5 cannot be read as CSV in UTF-8" in said
+    assert "Look for a quote that is not closed" in said
+    assert "nothing: repair or remove what cannot be read first" in said
+    assert not target.exists()
+    assert source.read_bytes() == before
+    with pytest.raises(DataError, match="its row 5 cannot be read as CSV"):
+        load_pairs(str(source))
+
+
 def test_a_file_that_breaks_off_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its first rows are there, and then it is found out."""
     from preftree.data.files import READERS, RowProblem

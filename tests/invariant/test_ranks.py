@@ -127,6 +127,29 @@ def test_three_hosts_of_which_one_is_lost(inputs: Path, alone: Path, tmp_path: P
     assert_same_run(tmp_path / "O", alone)
 
 
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)], ids=["one, then two", "two, then one"])
+def test_a_run_goes_on_with_another_number_of_ranks(
+    inputs: Path, alone: Path, tmp_path: Path, before: int, after: int
+) -> None:
+    """The pairs of a step are the same, so it is the same run; only sums are rounded otherwise."""
+    output = tmp_path / "O"
+    finish(start(flags(inputs, output, before), before, tmp_path / "lost", lose={"LOSE_AT": "7", "LOSE_BY": "SIGKILL"}))
+    printed = together(flags(inputs, output, after), after, tmp_path / "resumed")
+    assert f"resume     from {output / 'checkpoint-4'}" in printed
+    assert_same_run(output, alone)
+
+
+def test_more_pairs_per_step_on_two_ranks_are_another_run(inputs: Path, tmp_path: Path) -> None:
+    words = flags(inputs, tmp_path / "O", 1)
+    finish(start(words, 1, tmp_path / "lost", lose={"LOSE_AT": "7", "LOSE_BY": "SIGKILL"}))
+    before = (tmp_path / "O" / "run" / "metrics.jsonl").read_bytes()
+    assert finish(start(words, 2, tmp_path / "resumed")) == [2, 2]
+    printed = said(tmp_path / "resumed", 2)
+    assert "pairs per step was 6, now 12" in printed[0]
+    assert "Traceback" not in "".join(printed)
+    assert (tmp_path / "O" / "run" / "metrics.jsonl").read_bytes() == before
+
+
 def test_a_rank_that_hangs(inputs: Path, tmp_path: Path) -> None:
     """It is waited for as long as --ddp_timeout says, and no longer."""
     words = flags(inputs, tmp_path / "O", 2, ddp_timeout=3)

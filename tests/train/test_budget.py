@@ -23,12 +23,13 @@ def scorer() -> Scorer:
 
 
 def chosen(free: int, *sizes: int, limit: Limit | None = None, **more) -> Budget:  # type: ignore[no-untyped-def]
-    """The budget where `free` bytes are there beside the reserve."""
+    """The budget where `free` bytes are there, none of them reserved."""
     with (
-        mock.patch.object(budget, "available_memory", return_value=free + budget.RESERVE),
+        mock.patch.object(budget, "available_memory", return_value=free),
         mock.patch.object(budget, "tightest_limit", return_value=limit),
         mock.patch.object(budget, "kept_bytes", return_value=1000.0),  # 4 layers of 32 numbers
         mock.patch.object(budget, "training_bytes", return_value=0),
+        mock.patch.object(budget, "reserved", return_value=0),
     ):
         return choose_budget(scorer(), largest=max(sizes), **more)
 
@@ -99,9 +100,9 @@ def test_too_little_memory_is_said_and_tried() -> None:
 
 def test_a_pair_that_no_limit_has_room_for_is_refused() -> None:
     limit = Limit("memory.max of the control group", 2**30, 2**29)
-    assert chosen(1000, 300, limit=limit).tokens == 300  # the estimate may be too careful: tried
+    assert chosen(400_000, 300, limit=limit).tokens == 300  # the estimate may be too careful: tried
     with pytest.raises(SettingsError, match=r"pair has 3000000 tokens .*; memory.max .* Raise that limit by \d"):
-        chosen(1000, 3_000_000, limit=limit)
+        chosen(400_000, 3_000_000, limit=limit)
 
 
 def test_the_limit_is_named() -> None:
@@ -113,9 +114,25 @@ def test_a_limit_leaves_room_for_the_process_itself() -> None:
     used = 3 * 10**8
     with mock.patch.object(budget.psutil, "Process") as process:
         process().memory_info().rss = used
-        limit = used + budget.RESERVE + int(400 * PLAIN) + 1
+        limit = used + int(400 * PLAIN) + 1
         assert chosen(10**12, 300, max_memory=limit).tokens == 400
         with pytest.raises(
             SettingsError, match=r"--max_memory .* is too little: .* the largest pair has 3000. Raise it by"
         ):
             chosen(10**12, 3000, max_memory=limit)
+
+
+def test_the_reserve_is_kept_with_and_without_a_limit() -> None:
+    """A head of 49,152 tokens holds whole chunks of logits, a tiny one never that much."""
+    small, large = scorer().causal, scorer().causal
+    large.config.vocab_size = 49152
+    assert budget.RESERVE < budget.reserved(small) < budget.RESERVE + 2**21
+    assert budget.reserved(large) == budget.RESERVE + 2 * budget.CHUNK_BYTES
+    free = budget.reserved(small) + int(500 * PLAIN / budget.ACTIVATION_SHARE)
+    with (
+        mock.patch.object(budget, "available_memory", return_value=free),
+        mock.patch.object(budget, "tightest_limit", return_value=None),
+        mock.patch.object(budget, "kept_bytes", return_value=1000.0),
+        mock.patch.object(budget, "training_bytes", return_value=0),
+    ):
+        assert choose_budget(scorer(), largest=300).tokens == pytest.approx(500, abs=1)

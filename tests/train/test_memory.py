@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from preftree.errors import RunError
 from preftree.forest import Forest
+from preftree.hardware.limits import allocations_within
 from preftree.model.score import LeafLogprobs, Scorer
 from preftree.train.trainer import DPOTrainer
 from tests.support.training import PAIRS, make_model, make_trainer, one_step
@@ -65,6 +69,31 @@ def test_a_step_is_computed_again(
     for name, gradient in expected.items():
         # Rounding of the float32 that attention computes in; a pair left out or counted twice changes whole digits.
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of writable memory")
+def test_a_limit_is_kept_by_smaller_forests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real allocation that the kernel refuses in torch's own words, of 2 MiB per token of the forest."""
+    expected_loss, expected = one_step(make_trainer(make_model(), tmp_path / "a", budget=64), PAIRS)
+    trainer, original = make_trainer(make_model(), tmp_path / "b", budget=64), Scorer.__call__
+
+    def score(scorer: Scorer, forest: Forest, *more: Any) -> LeafLogprobs:
+        held = torch.empty(len(forest), 2**21, dtype=torch.uint8)
+        scores = original(scorer, forest, *more)
+        del held
+        return scores
+
+    monkeypatch.setattr(Scorer, "__call__", score)
+    resident = psutil.Process().memory_info().rss
+    trainer.step.within = partial(allocations_within, resident + 80 * 2**20)
+    loss, found = one_step(trainer, PAIRS)
+    assert trainer.step.budget <= 40
+    assert loss == pytest.approx(expected_loss, abs=1e-9)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-8)
+    trainer.step.within = partial(allocations_within, resident)
+    with pytest.raises(RunError, match=r"single pair of \d+ tokens"):
+        one_step(trainer, PAIRS)
 
 
 def test_evaluation_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
