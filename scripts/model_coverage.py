@@ -244,9 +244,11 @@ def train(row: Row, folder: Path) -> None:
     write_inputs(folder)
     shutil.rmtree(folder / "model")
     save(row.family, folder / "model")
-    word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
+    # Not beside the model, whose type would decide the tokenizer's class.
+    word_tokenizer(TEMPLATE).save_pretrained(folder / "tokenizer")
     flags = {
         "model_name_or_path": folder / "model",
+        "tokenizer_name": folder / "tokenizer",
         "dataset_name": folder / "pairs.jsonl",
         "output_dir": folder / "out",
         "max_steps": 2,

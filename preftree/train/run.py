@@ -20,7 +20,7 @@ from preftree.hardware.memory import keep_freed_memory, room_for
 from preftree.hardware.precision import choose_dtype
 from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
-from preftree.model.load import ModelSource, code_note, load_model, load_tokenizer, resolve
+from preftree.model.load import ModelSource, code_note, load_model, load_tokenizer, resolve, resolve_tokenizer
 from preftree.model.lora import lora_config
 from preftree.publish.hub import check_writable
 from preftree.train.arguments import start_arguments
@@ -210,7 +210,7 @@ def _asked_checkpoint(settings: Settings) -> str | bool | None:
 
 def _tokenizer(settings: Settings, source: ModelSource) -> PreTrainedTokenizerBase:
     own = settings.model.tokenizer_name
-    place = resolve(own) if own else source
+    place = resolve_tokenizer(own) if own else source
     model = settings.model
     return load_tokenizer(
         place, use_fast=model.use_fast_tokenizer, remote_code=model.trust_remote_code, **hub_options(settings)

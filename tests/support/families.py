@@ -106,6 +106,18 @@ _INDEXER = {
     "indexer_head_dim": 16,
 }
 
+_DOTS3_WINDOW = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "head_dim": 24,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+_DOTS3 = {"per_layer_config": {1: _DOTS3_WINDOW, 3: _DOTS3_WINDOW}}
+
 #: What these rules cannot know, by family.
 _OWN: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8, "mamba_d_head": 16, "attn_layer_indices": [1, 3]},
@@ -117,8 +129,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "diffllama": {"attention_dropout": 0.0},  # refuses any other value
     "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4, "n_shared_experts": 1, "layer_types": _SLIDING},
-    "dots3_note": {"text_config": {"per_layer_config": {}}},
-    "dots3_note_text": {"per_layer_config": {}},
+    "dots3_note": {"text_config": _DOTS3},
+    "dots3_note_text": _DOTS3,
     "falcon_h1": {"mamba_n_heads": 4, "mamba_d_head": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "hunyuan_v1_dense": {"head_dim": 16},
