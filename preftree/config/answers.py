@@ -105,7 +105,7 @@ CHAT = Command(
     common=("run", "votes", "blind", *_SAMPLING),
     examples=(
         "preftree chat run1",
-        'preftree chat run1 --temperature 0.7 --top_p 0.9 --system "Answer in one sentence."',
+        'preftree chat run1 --temperature 0.7 --top_p 0.9 --system "Be brief."',
         "preftree chat run1 --blind --votes votes.jsonl",
     ),
 )

@@ -61,7 +61,7 @@ EXPORT = Command(
     groups=(ExportSettings,),
     common=("run", "to", "out", "model", "gguf_type", "converter", "pairs", "limit"),
     examples=(
-        "preftree export run1 --to gguf --out run1.gguf --converter llama.cpp/convert_hf_to_gguf.py",
+        "preftree export run1 --to gguf --out run1.gguf",
         "preftree export run1-merged --to openvino --out run1-openvino",
         "preftree export run1 --to ollama --out run1-ollama",
     ),

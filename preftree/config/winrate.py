@@ -97,8 +97,8 @@ WINRATE = Command(
         "seed", "batch_size", "dtype", "device", "use_cpu", "api_key_env", "concurrency",
     ),
     examples=(
-        "preftree winrate run1 smollm2 --prompts prompts.txt --judge Qwen/Qwen3-4B --out wins",
-        "preftree winrate run1 run2 --prompts p.jsonl --judge http://localhost:8000/v1 --judge_model M",
+        "preftree winrate run1 smollm2 --prompts p.txt --judge Qwen/Qwen3-4B",
+        "preftree winrate run1 run2 --prompts p.txt --judge URL --judge_model M",
     ),
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from preftree.config import check, evaluate, prepare, train
+from preftree.config import answers, check, evaluate, export, merge, prepare, train, winrate
 from preftree.config.flags import Kind
 from preftree.config.names import TRAINING, aliases
 from preftree.config.parser import FlagParser
@@ -23,6 +23,11 @@ PARSERS: dict[str, FlagParser] = {
     "check": check.parser(),
     "evaluate": evaluate.evaluate_parser(),
     "compare": evaluate.compare_parser(),
+    "chat": answers.chat_parser(),
+    "samples": answers.samples_parser(),
+    "winrate": winrate.parser(),
+    "merge": merge.parser(),
+    "export": export.parser(),
 }
 TRAIN = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O"]
 EVALUATE = ["--model", "M", "--out", "O"]
@@ -32,7 +37,7 @@ import os, socket, sys, time
 def refused(*_, **__): raise AssertionError("a socket while parsing")
 socket.socket = socket.create_connection = refused
 before, threads = dict(os.environ), time.thread_time()
-from preftree.config import check, evaluate, prepare, train
+from preftree.config import answers, check, evaluate, export, merge, prepare, train, winrate
 flags = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O", "--use_cpu", "--fsdp"]
 train.parse_settings(flags)
 prepare.parse_settings(flags[:6])
