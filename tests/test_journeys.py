@@ -72,11 +72,11 @@ def test_own_data_and_model(place: Path, samples: Path, monkeypatch: pytest.Monk
         "--use_cpu",
     ]
     heldout = ["--preferences", "pairs.jsonl", "--dtype", "float32", "--max_length", "4096"]
-    said = preftree("evaluate", "--model", "run-merged", "--out", "merged-scores", *questions, *heldout)
-    assert "preftree compare merged-scores OTHER" in said
-    said = preftree("evaluate", "--model", "model", "--out", "base-scores", *questions, *heldout)
+    said = preftree("evaluate", "--model", "model", "--adapter", "run", "--out", "scores", *questions, *heldout)
+    assert "preftree compare scores-base scores" in said
+    said = preftree("evaluate", "--model", "model", "--out", "scores-base", *questions, *heldout)
     assert "2 held-out pairs" in said  # --limit
-    said = preftree("compare", "base-scores", "merged-scores", "--out", "table")
+    assert "preftree merge run --out run-merged" in preftree("compare", "scores-base", "scores", "--out", "table")
     assert "held-out" in (place / "table" / "compare.md").read_text().lower()
     said = preftree(
         "export", "run-merged", "--to", "gguf", "--out", "run.gguf", "--converter", CONVERTER, "--gguf_type", "f32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from preftree.evaluate.markdown import markdown
 from preftree.evaluate.results import Run, average, find_results
 from preftree.evaluate.statistics import Difference, average_difference, paired_difference
 from preftree.io.atomic import atomic_file, write_json
+from preftree.io.console import next_steps
 from preftree.io.run_folder import make_folder
 
 #: Fields of a task's config that decide what is asked and what counts.
@@ -74,6 +76,19 @@ def run(folders: Sequence[str], out: str | None) -> None:
         except OSError as problem:
             raise RunError(f"--out {out} cannot be written to: {problem.strerror}. Give another folder.") from problem
         print(f"saved      {out}: compare.md, compare.json")
+    adapters = [_adapter_of(other) for other in runs[1:]]
+    next_steps(print, *(command for each in adapters if each for command in _commands_for(each)))
+
+
+def _adapter_of(run: Run) -> str | None:
+    """The folder of the adapter that was evaluated, None for a whole model."""
+    given = run.results.get("config", {}).get("model_args")
+    return str(given["peft"]) if isinstance(given, Mapping) and given.get("peft") else None
+
+
+def _commands_for(adapter: str) -> list[str]:
+    place = shlex.quote(adapter)
+    return [f"preftree samples {place}", f"preftree merge {place} --out {shlex.quote(f'{adapter}-merged')}"]
 
 
 def compare(base: Run, other: Run) -> Comparison:

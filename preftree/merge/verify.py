@@ -28,8 +28,8 @@ from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.score import attach
 
 #: Dtype of the written weights -> by how many nats per token the log-prob of the worst answer may differ from base +
-#: adapter, both computed in float32. Writing rounds each merged weight once. SmolLM2 in bfloat16: 0.08 for the worst of 16
-#: answers, which are a few tokens long; longer ones average their roundings.
+#: adapter, both computed in float32. Writing rounds each merged weight once. SmolLM2 in bfloat16: 0.08 for the worst of
+#: 16 answers, which are a few tokens long; longer ones average their roundings.
 BOUNDS = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 0.04, torch.bfloat16: 0.3}
 #: Rounding of a weight that two machines may do differently, in units of the dtype's own.
 _ROUNDINGS = 4
