@@ -22,7 +22,7 @@ from preftree import __version__
 from preftree.config.parser import FlagParser
 from preftree.distributed import gaudi, launcher
 from preftree.errors import PreftreeError, SettingsError, Stopped
-from preftree.hardware.limits import importing
+from preftree.hardware.limits import importing, out_of_memory
 from preftree.io.cache import cache_parts, cache_root, clear_cache
 from preftree.io.console import visible
 from preftree.io.secrets import redacted
@@ -53,6 +53,19 @@ def guarded(stage: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as problem:
+        if not _is_out_of_memory(problem):
+            raise
+        print(f"error: {visible(out_of_memory(problem))}", file=sys.stderr)
+        return 2
+
+
+def _is_out_of_memory(problem: Exception) -> bool:
+    if "torch" not in sys.modules:
+        return isinstance(problem, MemoryError)
+    from preftree.model.memory import is_out_of_memory
+
+    return is_out_of_memory(problem)
 
 
 def main_train(argv: Sequence[str]) -> int:

@@ -82,6 +82,18 @@ def _no_room(limit: Limit) -> SettingsError:
     )
 
 
+def out_of_memory(problem: BaseException) -> str:
+    """What to say where memory ran out for something that cannot be done in smaller pieces, as loading a model."""
+    reason = str(problem).strip().partition("\n")[0] or type(problem).__name__
+    limits = sorted(memory_limits(), key=lambda limit: limit.free)
+    if not limits:
+        return f"Memory ran out ({reason}). Take a smaller model or a lower precision, or free memory on this machine."
+    return (
+        f"Memory ran out ({reason}). {limits[0].name} allows {limits[0].size / 2**30:.2f} GiB, of which "
+        f"{limits[0].free / 2**30:.2f} GiB is left: raise it, or take a smaller model or a lower precision."
+    )
+
+
 def control_groups(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> list[Limit]:
     """Each control group above this process that has a limit; versions 1 and 2."""
     try:

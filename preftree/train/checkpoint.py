@@ -38,21 +38,32 @@ class Checkpoint:
         """What is wrong with it, one sentence per file; empty if it is exactly what was saved."""
         try:
             manifest = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))
-            files = dict(manifest["files"])
+            files = {
+                _inner(name): (int(each["bytes"]), str(each["xxh3_128"])) for name, each in manifest["files"].items()
+            }
         except FileNotFoundError:
             return [f"it has no {MANIFEST}, so it was not written to its end or not by preftree"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return [f"{MANIFEST} is damaged"]
+        if not files:
+            return [f"{MANIFEST} lists no file"]
         if manifest.get("version") != VERSION:
             return [f"{MANIFEST} has version {manifest.get('version')!r}; this preftree reads {VERSION}"]
-        return [fault for name, expected in files.items() if (fault := _fault(self.path / name, name, expected))]
+        return [fault for name, known in files.items() if (fault := _fault(self.path / name, name, *known))]
 
 
-def _fault(path: Path, name: str, expected: dict[str, object]) -> str | None:
+def _inner(name: str) -> str:
+    """The name of a file in the folder; raises ValueError for one outside it."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(name)
+    return name
+
+
+def _fault(path: Path, name: str, size: int, digest: str) -> str | None:
     try:
-        if path.stat().st_size != expected["bytes"]:
-            return f"{name} has {path.stat().st_size} of {expected['bytes']} bytes"
-        return None if _hash(path) == expected["xxh3_128"] else f"{name} is damaged: its content has changed"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} of {size} bytes"
+        return None if _hash(path) == digest else f"{name} is damaged: its content has changed"
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as problem:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import preftree.model.memory  # noqa: F401 (torch's words for it are known once torch is imported)
+from preftree.cli import guarded
 from preftree.errors import SettingsError
 from preftree.hardware import limits
 from preftree.hardware.limits import Limit, allocations_within, control_groups, importing, process_limits
@@ -78,6 +80,27 @@ def test_too_little_for_torch_itself_is_one_sentence(monkeypatch: pytest.MonkeyP
         raise ImportError("libtorch_cuda.so: failed to map segment from shared object")
     with pytest.raises(ModuleNotFoundError), importing():
         raise ModuleNotFoundError("torch")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError("Cannot allocate memory (os error 12)"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=["python", "torch"],
+)
+def test_running_out_anywhere_is_one_sentence(
+    problem: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stage() -> int:
+        raise problem
+
+    monkeypatch.setattr(limits, "memory_limits", lambda: [Limit("ulimit -v", 2**31, 2**31 - 2**20)])
+    assert guarded(stage) == 2
+    error = capsys.readouterr().err
+    assert "ulimit -v allows 2.00 GiB, of which 0.00 GiB is left: raise it" in error
+    assert "allocate memory" in error
+    monkeypatch.setattr(limits, "memory_limits", list)
+    assert guarded(stage) == 2
+    assert "free memory on this machine" in capsys.readouterr().err
 
 
 def test_the_command_under_a_small_ulimit(repo_root: Path, tmp_path: Path) -> None:

@@ -143,6 +143,28 @@ def test_a_damaged_checkpoint_is_reported_and_skipped(
     assert name in said[0]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[1]",
+        '{"version": 1, "files": {}}',
+        '{"version": 1, "files": {"optimizer.pt": "x"}}',
+        '{"version": 1, "files": {"optimizer.pt": {"bytes": "many"}}}',
+        '{"version": 1, "files": {"../../secret": {"bytes": 1, "xxh3_128": "a"}}}',
+        '{"version": 1, "files": ["optimizer.pt"]}',
+    ],
+)
+def test_a_manifest_of_another_form_is_damaged(tmp_path: Path, content: str) -> None:
+    write_checkpoint(tmp_path, 5)
+    write_checkpoint(tmp_path, 10)
+    (tmp_path / "checkpoint-10" / MANIFEST).write_text(content)
+    said: list[str] = []
+    found = newest(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 5
+    assert said[0].startswith(f"skipped    checkpoint-10: {MANIFEST} ")
+
+
 def test_folders_of_others_are_no_checkpoints(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-3").write_text("a file")
