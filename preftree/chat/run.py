@@ -131,9 +131,9 @@ class _Terminal:
         return ("left", "right") if self.talk.blind else order
 
     @contextmanager
-    def _growing(self) -> Iterator[_Shown]:
+    def _growing(self) -> Iterator[_GrowingTexts]:
         """Answers as they grow, on a terminal; elsewhere they are printed once they are complete."""
-        shown = _Shown(self._headings(("base", "trained")))
+        shown = _GrowingTexts(self._headings(("base", "trained")))
         if not self.console.is_terminal:
             yield shown
             return
@@ -179,7 +179,7 @@ class _Terminal:
             self.console.print(HELP, markup=False, highlight=False)
 
 
-class _Shown:
+class _GrowingTexts:
     """Both texts so far, drawn again with each token."""
 
     def __init__(self, headings: tuple[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from preftree.export.ollama import write_modelfile
 from preftree.export.openvino_folder import check_openvino
 from preftree.io.atomic import atomic_path
 from preftree.io.console import Say, next_steps, sayer
-from preftree.io.progress import amount
+from preftree.io.progress import amount, clock
 from preftree.merge.run import merge, verification_pairs
 from preftree.merge.verify import Verified, check_template, expected_ends
 from preftree.model.adapted import TrainedRun, find_run
@@ -36,6 +37,7 @@ def run(settings: ExportSettings) -> None:
     """
     console = Console(soft_wrap=True)
     say = sayer(console)
+    started = time.perf_counter()
     found, target = find_run(settings.run, settings.model), Path(settings.out)
     if target.exists():
         raise RunError(f"--out {target} exists and is not overwritten. Give another name.")
@@ -46,7 +48,7 @@ def run(settings: ExportSettings) -> None:
             passed = _EXPORTS[settings.to](settings, found, model, place, converter)
     for each in passed:
         say(f"verified   {each.name}: {each.found}")
-    say(f"done       {target}: {amount(_size(target))}")
+    say(f"done       {target}: {amount(_size(target))}, in {clock(time.perf_counter() - started)}")
     next_steps(say, *_next(settings, target))
 
 

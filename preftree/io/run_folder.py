@@ -9,6 +9,7 @@
     OUTPUT_DIR/run/facts.json      objective, lengths of the pairs in tokens, what was said of the data
     OUTPUT_DIR/run/pairs.jsonl     implicit rewards of single pairs, one record per log line and set
     OUTPUT_DIR/run/examples.json   the pairs with the smallest and the largest margins, as texts
+    OUTPUT_DIR/run/votes.jsonl     preference pairs voted for in `preftree chat`
     OUTPUT_DIR/run/finished.json   the last step, once everything else is there
 
 JSON files are replaced in one piece, so a reader never sees half of one.

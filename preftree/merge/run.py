@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +21,10 @@ from preftree.data.record import PreferencePair, Turn
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, ModelError, RunError
 from preftree.hardware.device import choose_device
+from preftree.hardware.memory import peak_memory
 from preftree.io.atomic import atomic_path, write_json
 from preftree.io.console import next_steps, sayer
-from preftree.io.progress import Progress, amount
+from preftree.io.progress import Progress, amount, clock
 from preftree.merge.layers import MergedLayers, NotByLayer
 from preftree.merge.shards import BaseShards, write_shards
 from preftree.merge.verify import (
@@ -58,9 +60,11 @@ def run(settings: MergeSettings) -> None:
     """
     console = Console(soft_wrap=True)
     say = sayer(console)
+    started = time.perf_counter()
     if settings.push:
         check_writable(settings.push, private=settings.private)
     target = merge(settings, console)
+    say(f"           in {clock(time.perf_counter() - started)}, peak memory {amount(peak_memory())}")
     if settings.verify:
         return
     if settings.push:

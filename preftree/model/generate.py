@@ -87,10 +87,10 @@ def streamed_answer(
     show: Callable[[str], None],
 ) -> Answer:
     """`answer_batch` of one prompt that calls `show` with the text so far after each token."""
-    return _answer(model, tokenizer, [prompt], decoding, [seed], _Shown(tokenizer, len(prompt), show))[0]
+    return _answer(model, tokenizer, [prompt], decoding, [seed], _TextStreamer(tokenizer, len(prompt), show))[0]
 
 
-class _Shown(BaseStreamer):
+class _TextStreamer(BaseStreamer):
     """Passes on the text of one row as it grows."""
 
     def __init__(self, tokenizer: Any, skip: int, show: Callable[[str], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from preftree.errors import RunError
 from preftree.io.atomic import atomic_file
 from preftree.io.console import next_steps, sayer
 from preftree.io.jsonl import json_line
+from preftree.io.progress import clock
 from preftree.model.adapted import find_run
 from preftree.model.generate import Answer
 from preftree.samples.opened import SIDES, OpenRun, open_run
@@ -28,7 +30,7 @@ def run(settings: SamplesSettings, console: Console | None = None) -> None:
         PreftreeError: whatever the user can fix, before a model is loaded.
     """
     console = console or Console()
-    say = sayer(console)
+    say, started = sayer(console), time.perf_counter()
     for flag, name in (("--html", settings.html), ("--jsonl", settings.jsonl)):
         refuse_existing(flag, name)
     if settings.prompts:
@@ -49,7 +51,8 @@ def run(settings: SamplesSettings, console: Console | None = None) -> None:
     if settings.jsonl:
         _write(Path(settings.jsonl), opened, prompts, found)
         say(f"saved      {settings.jsonl}")
-    say(f"done       {sum(row.changed for row in rows)} of {len(rows)} answers changed")
+    seconds = time.perf_counter() - started
+    say(f"done       {sum(row.changed for row in rows)} of {len(rows)} answers changed, in {clock(seconds)}")
     cut = {side: sum(not answer.finished for answer in found[side]) for side in SIDES}
     if any(cut.values()):
         most = settings.max_new_tokens

@@ -43,7 +43,7 @@ _BUDGET = 4096
 
 
 @dataclass(frozen=True)
-class Comparison:
+class JudgedPair:
     """Two answers to one conversation, in the order in which the judge reads them."""
 
     conversation: str
@@ -71,7 +71,7 @@ class Verdict:
 class Judge(Protocol):
     """Judges comparisons, in their order; `progress` is called with (done, in all)."""
 
-    def __call__(self, asked: Sequence[Comparison], progress: Callable[[int, int], None]) -> list[Verdict]: ...
+    def __call__(self, asked: Sequence[JudgedPair], progress: Callable[[int, int], None]) -> list[Verdict]: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class ServerJudge:
     model: str
     server: JudgeServerSettings
 
-    def __call__(self, asked: Sequence[Comparison], progress: Callable[[int, int], None]) -> list[Verdict]:
+    def __call__(self, asked: Sequence[JudgedPair], progress: Callable[[int, int], None]) -> list[Verdict]:
         """Raises RunError where the server cannot be used."""
         body = {"model": self.model, "max_tokens": 512, "temperature": 0.0}
         engine = ServerEngine(self.server.base_url or "", body, self.server, "--judge, --judge_model")
@@ -106,7 +106,7 @@ class LocalJudge:
     scorer: Scorer
     chat: Chat
 
-    def __call__(self, asked: Sequence[Comparison], progress: Callable[[int, int], None]) -> list[Verdict]:
+    def __call__(self, asked: Sequence[JudgedPair], progress: Callable[[int, int], None]) -> list[Verdict]:
         ids = self.chat.tokenize(["A", "B"])
         letters = tuple(ids["A"]), tuple(ids["B"])  # scored as a preference pair is
         pairs = [EncodedPair(self._prompt(each), *letters, row, "") for row, each in enumerate(asked)]
@@ -117,15 +117,15 @@ class LocalJudge:
             for margin in margins
         ]
 
-    def _prompt(self, each: Comparison) -> tuple[int, ...]:
+    def _prompt(self, each: JudgedPair) -> tuple[int, ...]:
         text = self.chat.prompt(self.chat.messages(None, [Turn("user", each.text(ASK_LETTER))]))
         return tuple(self.chat.with_bos(self.chat.tokenize([text])[text]))
 
 
-def both_orders(rows: Sequence[tuple[str, str, str]]) -> list[Comparison]:
+def both_orders(rows: Sequence[tuple[str, str, str]]) -> list[JudgedPair]:
     """(conversation, answer of A, answer of B) -> A first, then B first, of each row."""
     return [
-        Comparison(conversation, *answers)
+        JudgedPair(conversation, *answers)
         for conversation, one, other in rows
         for answers in ((one, other), (other, one))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,11 +20,12 @@ from preftree.data.record import Turn
 from preftree.errors import RunError
 from preftree.evaluate.statistics import RESAMPLES
 from preftree.hardware.device import choose_device
+from preftree.hardware.memory import peak_memory
 from preftree.hardware.precision import choose_dtype
 from preftree.io.atomic import atomic_file, write_json
 from preftree.io.console import Say, next_steps, sayer
 from preftree.io.jsonl import json_line
-from preftree.io.progress import Progress
+from preftree.io.progress import Progress, amount, clock
 from preftree.io.run_folder import make_folder
 from preftree.model.adapted import answers, find_run, open_trained
 from preftree.model.generate import Decoding, Sampling
@@ -45,7 +47,7 @@ def run(settings: WinrateSettings, server: JudgeServerSettings, console: Console
         PreftreeError: whatever the user can fix, before anything is computed.
     """
     console = console or Console()
-    say = sayer(console)
+    say, started = sayer(console), time.perf_counter()
     _check_out(settings.out)
     prompts = read_prompts(settings.prompts, settings.limit)
     for name in [*settings.models, *([] if settings.judge_is_server else [settings.judge])]:
@@ -69,6 +71,7 @@ def run(settings: WinrateSettings, server: JudgeServerSettings, console: Console
     if settings.out:
         _write(Path(settings.out), settings, rate, rows, by_row)
         say(f"saved      {settings.out}: {RESULTS}, {ROWS}")
+    say(f"           in {clock(time.perf_counter() - started)}, peak memory {amount(peak_memory())}")
     one = shlex.quote(settings.models[0])
     next_steps(say, f"preftree samples {one} --prompts {shlex.quote(settings.prompts)}", f"preftree chat {one} --blind")
 
