@@ -51,12 +51,17 @@ def run(settings: ChatSettings, console: Console | None = None) -> None:
         f"done       votes: {given['trained']} for the trained model, {given['base']} for the base, {given['tie']} ties"
     )
     if votes.count:
-        file, base = shlex.quote(str(votes.path)), shlex.quote(found.base_name)
+        file, base, out = (shlex.quote(each) for each in (str(votes.path), found.base_name, f"{settings.run}-votes"))
         say(f"saved      {votes.path}: {votes.count} preference pairs")
         next_steps(
             say,
             f"preftree check {file} --model_name_or_path {base}",
-            f"preftree train --model_name_or_path {base} --dataset_name {file} --output_dir {settings.run}-votes",
+            f"preftree train --model_name_or_path {base} --dataset_name {file} --output_dir {out}",
+        )
+    else:
+        place = shlex.quote(settings.run)
+        next_steps(
+            say, f"preftree samples {place}", f"preftree merge {place} --out {shlex.quote(f'{settings.run}-merged')}"
         )
 
 
