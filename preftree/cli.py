@@ -276,14 +276,14 @@ class _Stage(TyperCommand):
     """A command that reads its flags itself, and lists them to the shell's completion."""
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        parser = _parser(self.name or "")
+        parser = parser_of(self.name or "")
         names = [f"--{name}" for name in sorted(parser.table)] if parser is not None else []
         # Any object with these three attributes; typer brings its own copy of click's class in some versions.
         return [SimpleNamespace(value=name, type="plain", help=None) for name in names if name.startswith(incomplete)]
 
 
 #: Command -> module and function of its parser; a command that is not here has another's.
-_PARSERS = {
+PARSERS = {
     "train": "train:parser",
     "prepare": "prepare:parser",
     "check": "check:parser",
@@ -302,11 +302,11 @@ _PARSERS = {
 }
 
 
-def _parser(command: str) -> FlagParser | None:
+def parser_of(command: str) -> FlagParser | None:
     """The parser of a command, None for those that have another's."""
-    if command not in _PARSERS:
+    if command not in PARSERS:
         return None
-    module, _, function = _PARSERS[command].partition(":")
+    module, _, function = PARSERS[command].partition(":")
     parser: FlagParser = getattr(import_module(f"preftree.config.{module}"), function)()
     return parser
 

@@ -34,7 +34,7 @@ from preftree.io.secrets import REDACTED, redacted
 _WITHOUT_EFFECT = """
     per_device_train_batch_size gradient_accumulation_steps
     output_dir overwrite_output_dir resume_from_checkpoint reference_cache token use_auth_token hub_token cache_dir
-    overwrite_cache tokens_per_forest max_memory profile device use_cpu fsdp fsdp_config deepspeed
+    dry_run overwrite_cache tokens_per_forest max_memory profile device use_cpu fsdp fsdp_config deepspeed
     gradient_checkpointing gradient_checkpointing_kwargs
     activation_checkpointing activation_checkpointing_kwargs attention
     auto_find_batch_size torch_empty_cache_steps run_name project report_to disable_tqdm debug local_rank
@@ -87,6 +87,8 @@ class TrainSettings(LossFields):
     """Steps between two log lines; below 1 a share of all steps."""
     remove_unused_columns: bool = False
     """Kept off: batches are forests and not the columns of a table."""
+    dry_run: bool = False
+    """Train a few steps in a temporary folder, say how long the run will take and how much memory, and stop."""
     sample_prompts: str | None = None
     """Answer these prompts while training, greedily and drawn, into the run folder: N of the data, or a file's."""
     sample_steps: int | None = None
@@ -190,7 +192,7 @@ COMMAND = Command(
         "max_length", "max_prompt_length", "beta", "loss_type", "learning_rate", "lr_scheduler_type", "warmup_steps",
         "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "lora_rank",
         "lora_alpha", "torch_dtype", "device", "max_memory", "save_steps", "eval_strategy", "resume_from_checkpoint",
-        "overwrite_output_dir", "sample_prompts", "seed",
+        "overwrite_output_dir", "sample_prompts", "dry_run", "seed",
     ),
     examples=(
         "preftree train --model smollm2 --dataset_name pairs.jsonl --out run1",

@@ -63,7 +63,7 @@ def _train(run: SweptRun, grid: Grid, number: int, console: Console, say: Say) -
     if grid.launch:
         return subprocess.run([*grid.launch, "-m", "preftree", "train", *run.words]).returncode == 0
     try:
-        train(run.settings, console)
+        train(run.settings, console, commands=False)
     except Stopped:
         raise
     except PreftreeError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,6 +29,7 @@ from preftree.train.arguments import start_arguments
 from preftree.train.closing import check_room, close, hub_repository
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset
+from preftree.train.estimate import TIMED_STEPS, Planned, measure
 from preftree.train.inputs import hub_options, prepare_pairs
 from preftree.train.live import RunLog
 from preftree.train.profile import StepProfile
@@ -47,6 +50,8 @@ def train(settings: Settings, console: Console | None = None, *, commands: bool 
     Raises:
         PreftreeError: whatever the user can fix, before anything is overwritten.
     """
+    if settings.train.dry_run:
+        return _dry_run(settings, console)
     args = start_arguments(settings.train, attention=settings.model.attention)
     console = console or Console(quiet=args.process_index != 0, soft_wrap=True)
     say = sayer(console)
@@ -74,6 +79,26 @@ def train(settings: Settings, console: Console | None = None, *, commands: bool 
                 return 0
             check_room(trainer, say)
             _run(trainer, settings if commands else None, recorder, asked or begun, say)
+    return 0
+
+
+def _dry_run(settings: Settings, console: Console | None) -> int:
+    """A few steps of the run in a temporary folder, and what they say about all of it."""
+    wanted = copy.copy(settings.train)
+    with tempfile.TemporaryDirectory(prefix="preftree-dry-run-") as place:
+        trial = settings.train
+        trial.output_dir, trial.sample_prompts, trial.report_to = place, None, "none"
+        trial.trainer = trial.trainer | {"max_steps": TIMED_STEPS + 1, "save_strategy": "no", "eval_strategy": "no"}
+        trial.trainer |= {"push_to_hub": False, "load_best_model_at_end": False}
+        args = start_arguments(trial, attention=settings.model.attention)
+        console = console or Console(quiet=args.process_index != 0, soft_wrap=True)
+        say = sayer(console)
+        _tell_ranks(args, say)
+        trainer, _ = _trainer(settings, args, RunFolder(place), console)
+        held_out = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
+        planned = Planned.of(wanted, len(trainer.train_dataset), trainer.ranks.count, held_out)
+        for line in measure(trainer, planned, say).lines():
+            say(line)
     return 0
 
 

@@ -1,0 +1,98 @@
+"""--dry-run: the time it predicts is the time that a run takes, on a clock that goes by the work; nothing is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from preftree.cli import main_train
+from preftree.config.train import parse_settings
+from preftree.train import estimate
+from preftree.train.estimate import Estimate, Planned
+from preftree.train.step import Step, StepResult
+from tests.support.command import command, write_inputs
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
+
+
+class Clock:
+    """Seconds of the work done: two units per tree token in training, one in evaluation and by the reference."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def work(self, result: StepResult, passes: int) -> StepResult:
+        self.seconds += passes * result.speed.tree_tokens + result.speed.reference_tokens
+        return result
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    train, evaluate = Step.gradients, Step.evaluate
+    monkeypatch.setattr(Step, "gradients", lambda self, *args: found.work(train(self, *args), 2))
+    monkeypatch.setattr(Step, "evaluate", lambda self, *args: found.work(evaluate(self, *args), 1))
+    monkeypatch.setattr(estimate, "now", lambda: found.seconds)
+    return found
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_inputs(tmp_path_factory.mktemp("inputs"), pairs=60)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"max_steps": 9, "validation_split_percentage": 0},
+        {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 8},
+        {"max_steps": -1, "num_train_epochs": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+    ],
+    ids=["part of an epoch", "two epochs with evaluations", "accumulated"],
+)
+def test_the_time_is_within_15_percent(
+    inputs: Path, tmp_path: Path, clock: Clock, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Estimate] = []
+    real = estimate.measure
+    monkeypatch.setattr("preftree.train.run.measure", lambda *args: found.append(real(*args)) or found[-1])
+    output = tmp_path / "O"
+    given = command(inputs, output, reference_cache="false", **flags)
+    assert main_train([*given, "--dry_run", "true"]) == 0
+    assert not output.exists()
+    clock.seconds = 0.0
+    assert main_train(given) == 0
+    assert found[0].seconds == pytest.approx(clock.seconds, rel=0.15)
+
+
+def test_what_is_planned() -> None:
+    def planned(pairs: int, held_out: int, *flags: str) -> tuple[int, int]:
+        words = ["--model_name_or_path", "M", "--dataset_name", "D", "--output_dir", "O", *flags]
+        found = Planned.of(parse_settings(words).train, pairs, 2, held_out)
+        return found.steps, found.evaluations
+
+    assert planned(100, 10, "--per_device_train_batch_size", "4", "--num_train_epochs", "2") == (26, 1)
+    assert planned(100, 0, "--max_steps", "7") == (7, 0)
+    assert planned(100, 10, "--max_steps", "20", "--eval_strategy", "steps", "--eval_steps", "0.25") == (20, 4)
+    assert planned(64, 10, "--per_device_train_batch_size", "4", "--eval_strategy", "epoch") == (24, 3)
+
+
+def test_settings_that_would_help_are_named() -> None:
+    base = Estimate(
+        planned=Planned(10, 0), pairs=40, steps_seconds=100.0, evaluation_seconds=0.0, memory=2**30, largest=400,
+        largest_pair=400, usual_pair=390, saved=0.4, cached=1.0, checkpointing=False, dtype="bfloat16", device="cuda",
+    )  # fmt: skip
+    assert base.advice() == []
+    for changes, word in (
+        ({"dtype": "float32"}, "--dtype bfloat16"),
+        ({"checkpointing": True}, "recomputed"),
+        ({"cached": 0.0}, "reference"),
+        ({"evaluation_seconds": 50.0}, "evaluations take 33 %"),
+        ({"usual_pair": 200}, "--max_length"),
+        ({"largest": 2048}, "--tokens_per_forest 1024"),
+    ):
+        (said,) = Estimate(**{**vars(base), **changes}).advice()
+        assert word in said
+    assert "1:40 for 10 steps of 10.00 s" in " ".join(base.lines())
