@@ -68,5 +68,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.2f}"
+    environment.filters["p_value"] = lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001"
     environment.filters["as_percent"] = lambda value: f"{100 * value:.2f}"
     return environment
