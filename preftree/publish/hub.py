@@ -43,14 +43,25 @@ def check_writable(
         raise RunError(f"{flag} {repository}: {first}") from problem
 
 
-def upload(repository: str, folder: Path, *, private: bool = True) -> str:
-    """Upload all files of a folder in one commit; returns the address. Raises RunError where that fails."""
+def upload(repository: str, folder: Path, *, private: bool = True, token: str | bool | None = None) -> str:
+    """Upload all files of a folder but checkpoints in one commit; returns the address.
+
+    Args:
+        repository: ORGANIZATION/NAME, or NAME for one of the token's own user.
+
+    Raises:
+        RunError: the upload failed; the folder is complete.
+    """
+    api = HfApi(token=token)
     try:
-        HfApi().create_repo(repository, private=private, exist_ok=True)
-        done = HfApi().upload_folder(
-            repo_id=repository, folder_path=folder, commit_message="Upload by preftree", ignore_patterns=[".*"]
+        made = api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message="Upload by preftree",
+            ignore_patterns=[".*", "checkpoint-*/**", "run/votes.jsonl"],
         )
     except (HfHubHTTPError, OSError) as problem:
         first = str(problem).strip().splitlines()[0]
         raise RunError(f"{folder} is complete, and could not be uploaded to {repository}: {first}") from problem
-    return str(getattr(done, "commit_url", done))
+    return str(done.commit_url)

@@ -66,8 +66,9 @@ def close(trainer: DPOTrainer, settings: Settings | None, seconds: float, say: S
     run_card(folder).save(folder / "README.md")
     say(f"saved      {folder}: adapter, tokenizer, model card (README.md), trainer_state.json, run/")
     if trainer.args.push_to_hub:
-        repository = hub_repository(trainer.args.hub_model_id, folder)
-        say(f"pushed     {upload(repository, folder, private=bool(trainer.args.hub_private_repo))}")
+        args = trainer.args
+        repository, private = hub_repository(args.hub_model_id, folder), bool(args.hub_private_repo)
+        say(f"pushed     {upload(repository, folder, private=private, token=args.hub_token)}")
     if settings is not None:
         next_steps(say, *next_commands(str(folder), settings.model.model_name_or_path or ""))
 

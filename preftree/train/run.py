@@ -208,7 +208,7 @@ def _run(trainer: DPOTrainer, settings: Settings | None, recorder: RunRecorder, 
     if trainer.eval_dataset is not None and trainer.args.eval_strategy == "no":
         trainer.evaluate()
     try:
-        trainer.save_model()
+        trainer.save_model(_internal_call=True)  # else Trainer would upload before the card and the results are there
         trainer.save_state()
         if trainer.args.should_save:
             recorder.write_examples()

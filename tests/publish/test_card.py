@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard, constants
@@ -100,3 +101,30 @@ def test_why_a_repository_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(hub.HfApi, "create_repo", refuse)
     with pytest.raises(RunError, match="--push_to_hub true me/mine: the token may not write there"):
         hub.check_writable("me/mine", flag="--push_to_hub true")
+
+
+def test_an_upload_leaves_checkpoints_and_votes_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[tuple[str, dict[str, object]]] = []
+
+    def create(self: object, repository: str, **options: object) -> SimpleNamespace:
+        calls.append((repository, options))
+        return SimpleNamespace(repo_id=f"me/{repository}")
+
+    def upload_folder(self: object, **options: object) -> SimpleNamespace:
+        calls.append(("upload", options))
+        return SimpleNamespace(commit_url="https://hub/me/run1/commit/1")
+
+    monkeypatch.setattr(hub.HfApi, "create_repo", create)
+    monkeypatch.setattr(hub.HfApi, "upload_folder", upload_folder)
+    assert hub.upload("run1", tmp_path, private=False) == "https://hub/me/run1/commit/1"
+    (name, made), (_, sent) = calls
+    assert (name, made) == ("run1", {"private": False, "exist_ok": True})
+    assert (sent["repo_id"], sent["folder_path"]) == ("me/run1", tmp_path)  # the full name, as the hub gave it
+    assert {"checkpoint-*/**", "run/votes.jsonl", ".*"} == set(sent["ignore_patterns"])  # type: ignore[call-overload]
+
+    def fail(self: object, **options: object) -> None:
+        raise OSError("the connection was lost")
+
+    monkeypatch.setattr(hub.HfApi, "upload_folder", fail)
+    with pytest.raises(RunError, match=r"is complete, and could not be uploaded to run1: the connection was lost"):
+        hub.upload("run1", tmp_path)
