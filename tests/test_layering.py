@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributed": BASE,
     "config": BASE | {"benchmarks", "distributed", "io"},
     "hardware": BASE | {"distributed", "config"},
-    "data": BASE | {"io"},
+    "data": BASE | {"io", "hardware"},
     "text": BASE | {"benchmarks", "data"},
     "model": BASE | {"forest", "io"},
     "check": STAGE,

@@ -14,6 +14,7 @@ from preftree.data.fields import whole_characters
 from preftree.data.record import Turn
 from preftree.data.time_limit import TemplateTimeout, time_limit
 from preftree.errors import ModelError
+from preftree.hardware.limits import growth_within
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +35,8 @@ as Intel's neural-chat models are prompted. Save it with the model, or generatio
 (The 2023 script itself ran system and question together, with nothing between them and no heading.)"""
 
 _SYSTEM, _QUESTION, _ANSWER = "probe-system", "probe-question", "probe-answer"
+#: Bytes that a template may take for a question of one word: one line can ask for all that there is.
+_TEMPLATE_MEMORY = 2**30
 _PROBE: Messages = [{"role": "user", "content": _QUESTION}]
 
 
@@ -45,7 +48,7 @@ class Chat:
         self._ids = _batch_encoder(tokenizer)
         self._plain = not tokenizer.chat_template
         self._in_parts = False
-        with time_limit():
+        with time_limit(), growth_within(_TEMPLATE_MEMORY):
             self._find_out()
 
     def _find_out(self) -> None:
@@ -55,7 +58,7 @@ class Chat:
             lead, self.tail = self._probe_either()
         except TemplateError as error:
             raise ModelError(
-                f"The tokenizer's chat template cannot render one question and its answer: {error}. "
+                f"The tokenizer's chat template cannot render one question and its answer: {str(error).rstrip('.')}. "
                 f"Use a tokenizer with a working chat template, or remove its chat_template."
             ) from error
         self.folds_system = self._loses_system()
@@ -305,12 +308,13 @@ def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
 def refuse_broken_template(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise ModelError where the tokenizer's chat template loops, or cannot render one question."""
     try:
-        with time_limit():
+        with time_limit(), growth_within(_TEMPLATE_MEMORY):
             tokenizer.apply_chat_template(_PROBE, tokenize=False, add_generation_prompt=True)
     except TemplateTimeout:
         raise
     except Exception as error:  # whatever a program can raise
-        raise ModelError(f"The tokenizer's chat template cannot render one question: {error}.") from error
+        reason = str(error).rstrip(".") or type(error).__name__
+        raise ModelError(f"The tokenizer's chat template cannot render one question: {reason}.") from error
 
 
 def _batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[list[int]]]:

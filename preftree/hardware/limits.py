@@ -142,6 +142,14 @@ def _number(path: Path) -> int | None:
 
 
 @contextmanager
+def growth_within(size: int) -> Iterator[None]:
+    """Let allocations in the block fail where the process would take more than `size` bytes beyond what it has."""
+    pages = Path("/proc/self/statm")
+    with allocations_within(int(pages.read_text().split()[1]) * _PAGE + size if pages.exists() else None):
+        yield
+
+
+@contextmanager
 def allocations_within(size: int | None) -> Iterator[None]:
     """Let allocations in the block fail where the process would take more than `size` bytes of memory.
 

@@ -64,7 +64,7 @@ class RunRecorder(TrainerCallback):
 
     def _forget_later(self, step: int) -> None:
         """Leave out records of steps after `step`, which are done again."""
-        kept = [record for record in read_jsonl(self.folder.pairs_path) if record["step"] <= step]
+        kept = [record for record in read_jsonl(self.folder.pairs_path, skip_damaged=True) if record["step"] <= step]
         with atomic_file(self.folder.pairs_path, "w") as file:
             file.writelines(json.dumps(record) + "\n" for record in kept)
 

@@ -177,9 +177,24 @@ def progress_of(trainer: DPOTrainer) -> dict[str, Any]:
     }
 
 
+#: What `progress_of` keeps.
+_KEPT = {
+    "step_loss", "total_loss", "last_logged", "tokens", "window_pairs", "window", "speed", "tokens_per_forest",
+}  # fmt: skip
+
+
 def restore_progress(trainer: DPOTrainer, folder: Path) -> None:
     """Go on where `progress_of` was taken; called when Trainer has set its own sums to zero."""
-    progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    try:
+        progress = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+        missing = _KEPT - progress.keys()
+    except (OSError, ValueError, AttributeError):
+        missing = _KEPT
+    if missing:
+        raise RunError(
+            f"{folder / PROGRESS} lacks {', '.join(sorted(missing)[:4])}: the checkpoint is of another version of "
+            "preftree. Go on from it with that version, or start anew elsewhere."
+        )
     trainer._tr_loss = torch.full_like(trainer._tr_loss, progress["step_loss"])
     trainer._total_loss_scalar = progress["total_loss"]
     trainer._globalstep_last_logged = progress["last_logged"]

@@ -232,8 +232,9 @@ class Step:
         if all(len(places) == 1 for places in plan.places):
             pair = pairs[plan.places[plan.forests.index(largest)][0]]
             raise RunError(
-                f"Out of memory with a single pair of {len(largest)} tokens ({row_of(pair)}). Lower --max_length and "
-                "--max_prompt_length, recompute activations by --gradient_checkpointing true, or drop the row."
+                f"Out of memory with a single pair of {len(largest)} tokens ({row_of(pair)}). Raise --max_memory or "
+                "whatever else limits this process, lower --max_length and --max_prompt_length, recompute activations "
+                "by --gradient_checkpointing true, or drop the row."
             ) from problem
         self.budget = max(1, min(self.budget, len(largest)) // 2)
         self.say(f"memory     ran out; forests of at most {self.budget} tokens from here on, the objective is the same")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -358,3 +359,13 @@ def test_a_system_text_of_the_templates_own_is_told() -> None:
     (note,) = Chat(chat_tokenizer("default system")).notes
     assert note.endswith("where a conversation has none: 'Be Nimbus.'.")
     assert not Chat(chat_tokenizer("ChatML")).notes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's count of writable memory")
+@pytest.mark.parametrize("template", ["{{ 'x' * 10**11 }}", "{{ '%99999999999d' % 1 }}"], ids=["product", "width"])
+def test_a_template_that_asks_for_all_memory(template: str) -> None:
+    """Refused by its size, before the machine swaps or something else is killed."""
+    with pytest.raises(ModelError, match="cannot render one question and its answer: MemoryError"):
+        Chat(chat_tokenizer(template))
+    with pytest.raises(ModelError, match="cannot render one question: MemoryError"):
+        refuse_broken_template(chat_tokenizer(template))

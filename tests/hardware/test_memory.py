@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -35,3 +36,14 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     code = "from preftree.hardware.memory import keep_freed_memory; print(keep_freed_memory())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(platform.libc_ver()[0] == "glibc")]
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "64"), ({"LRU_CACHE_CAPACITY": "9"}, "9")])
+def test_compiled_products_are_bounded_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
+    """Before torch is imported: both caches read their variables at the first product."""
+    code = "import os, sys, preftree.cli; assert 'torch' not in sys.modules; print(os.environ['LRU_CACHE_CAPACITY'])"
+    names = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment | given, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected

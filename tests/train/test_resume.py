@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from preftree.cli import main_train
 from preftree.io.run_folder import RunFolder
 from preftree.train import resume
+from preftree.train.checkpoint import seal
 from preftree.train.trainer import DPOTrainer
 from tests.support.command import write_inputs
 from tests.support.reruns import Killed, assert_same_run, at_step, flags, interrupted, kill
@@ -83,6 +84,26 @@ def test_a_damaged_checkpoint_is_skipped(
     assert "checkpoint-4: optimizer.pt is missing" in said
     assert f"resume     from {tmp_path / 'O' / 'checkpoint-2'}" in said
     assert_same_run(tmp_path / "O", whole)
+
+
+def test_damaged_records_of_the_report_stop_no_run(inputs: Path, whole: Path, tmp_path: Path) -> None:
+    interrupted(inputs, tmp_path / "O", 5)
+    for name in ("metrics.jsonl", "pairs.jsonl"):
+        (tmp_path / "O" / "run" / name).write_bytes(b"\xff\x00 garbage\n{")
+    assert main_train(flags(inputs, tmp_path / "O")) == 0
+    assert_same_run(tmp_path / "O", whole)
+
+
+def test_a_checkpoint_of_another_version(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sealed as it should be, with other sums in it."""
+    interrupted(inputs, tmp_path / "O", 5)
+    newest = tmp_path / "O" / "checkpoint-4"
+    (newest / "progress.json").write_text('{"step_loss": 0.1}')
+    seal(newest, 4)
+    assert main_train(flags(inputs, tmp_path / "O")) == 2
+    error = capsys.readouterr().err
+    assert "progress.json lacks last_logged" in error
+    assert "another version of preftree" in error
 
 
 def test_other_micro_batches_are_the_same_run(inputs: Path, whole: Path, tmp_path: Path) -> None:
