@@ -47,6 +47,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from peft import PeftModel  # noqa: E402
 from torch import Tensor  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 
@@ -180,14 +181,24 @@ def measure(row: Row, folder: Path) -> None:
 Scores = tuple[Tensor, dict[str, Tensor]]
 
 
+class _WideProducts(TorchFunctionMode):
+    """Products with weights in float64, whatever their input is cast to."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.nn.functional.linear:
+            args = [each.double() if isinstance(each, Tensor) else each for each in args]
+        return func(*args, **(kwargs or {}))
+
+
 def truth(model: PeftModel, forest: Forest) -> Scores:
     """Log-probs and gradients in float64."""
     try:
         return oracle(copy.deepcopy(model).double(), forest, "eager")
-    except RuntimeError:  # XGLM makes a constant of the default dtype that is too large for any but its own
+    except RuntimeError:  # XGLM makes constants of the default dtype, Inkling 2 casts to float32 before a product
         torch.set_default_dtype(torch.float64)
         try:
-            return oracle(copy.deepcopy(model).double(), forest, "eager")
+            with _WideProducts():
+                return oracle(copy.deepcopy(model).double(), forest, "eager")
         finally:
             torch.set_default_dtype(torch.float32)
 
