@@ -92,7 +92,7 @@ class Flag:
         if not words:
             raise ValueProblem(f"expects {self.kind.value}")
         if len(words) > 1:
-            several = " (to try several values, run the command once for each)" if self.kind in _NUMERIC else ""
+            several = " (preftree sweep trains with several values)" if self.kind in _NUMERIC else ""
             raise ValueProblem(f"takes one value; {' '.join(words[1:])!r} is left over{several}")
         return self._read_one(words[0])
 

@@ -29,7 +29,7 @@ def hub_rows(name: str, options: dict[str, Any]) -> Iterator[Numbered]:
     import datasets  # here, because it takes seconds and local files do not need it
 
     try:
-        with _offline_if_unreachable():
+        with datasets_offline_if_unreachable():
             rows = datasets.load_dataset(name, **options)
         for number, row in enumerate(rows, start=1):
             yield number, without_nulls(row)
@@ -45,7 +45,7 @@ def hub_rows(name: str, options: dict[str, Any]) -> Iterator[Numbered]:
 
 
 @contextmanager
-def _offline_if_unreachable() -> Iterator[None]:
+def datasets_offline_if_unreachable() -> Iterator[None]:
     """`offline_if_unreachable`, for the switch of datasets too."""
     import datasets
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from preftree.config.evaluate import EvaluateSettings
 from preftree.data.chat import refuse_broken_template
+from preftree.data.hub import datasets_offline_if_unreachable
 from preftree.data.sources import load_pairs
 from preftree.errors import DataError, RunError
 from preftree.evaluate.cache import RequestCache, model_key
@@ -155,7 +156,8 @@ def _run_heldout(asked: EvaluateSettings, lm: PreftreeLM, heldout: HeldOut, cons
 def _downloads() -> Iterator[None]:
     """lm-eval downloads a task's rows while it evaluates; where it cannot, say what can be done about it."""
     try:
-        yield
+        with datasets_offline_if_unreachable():
+            yield
     except (ConnectionError, DatasetNotFoundError) as problem:
         raise DataError(
             f"--data hub: the questions could not be downloaded from the hub: {problem}. Without a network give local "

@@ -117,6 +117,14 @@ def test_one_vocabulary() -> None:
     assert train.parse_settings([*TRAIN, "--use_cpu"]).train.device == "cpu"
 
 
+def test_several_values_of_a_number_are_a_sweep(tmp_path: Path) -> None:
+    file = tmp_path / "several.yaml"
+    file.write_text("learning_rate: [1e-5, 2e-5]\n")
+    said = "takes one value; '2e-5' is left over (preftree sweep trains with several values)"
+    for words in ([*TRAIN, "--learning_rate", "1e-5", "2e-5"], [str(file), *TRAIN]):
+        assert said in refusals(train.parse_settings, words)
+
+
 def test_no_alias_hides_a_flag() -> None:
     for parser in PARSERS.values():
         assert not set(parser.aliases) & set(parser.table)
