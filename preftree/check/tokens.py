@@ -126,7 +126,7 @@ class Tokens:
             **sampling_error(np.array(self._used), pairs),
             "answers end with": report.terminator,
             **padded_over_tree(self.kept),
-            **suggestions(sizes, encoder.max_length or 0, encoder.max_prompt_length or 0),
+            **suggestions(sizes, encoder.lengths.max_length or 0, encoder.lengths.max_prompt_length or 0),
         }
 
     def histograms(self) -> list[Histogram]:

@@ -90,6 +90,8 @@ class LossFields:
         problems: list[str] = []
         if isinstance(self.loss_type, str):
             self.loss_type = [self.loss_type]
+        if not self.loss_type:
+            problems.append("--loss_type must name at least one loss.")
         for name in self.loss_type:
             one_of(problems, "loss_type", name, self.known_losses())
         if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
@@ -97,6 +99,8 @@ class LossFields:
                 "`loss_weights` must have the same length as `loss_type` when combining multiple losses. Got "
                 f"{len(self.loss_weights)} weights for {len(self.loss_type)} loss types."
             )
+        for weight in self.loss_weights or ():
+            within(problems, "loss_weights", weight, -LARGEST_BETA, LARGEST_BETA)
         one_of(problems, "f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
         within(problems, "beta", self.beta, 0, LARGEST_BETA, above=True)
         within(problems, "label_smoothing", self.label_smoothing, 0, 0.5, below=True)
@@ -206,6 +210,9 @@ class DPOFields(LossFields):
     def problems(self) -> list[str]:
         """Everything that is wrong with the fields of DPO, each as a sentence."""
         problems = self.loss_problems()
+        within(problems, "learning_rate", self.learning_rate, 0)
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            within(problems, name, getattr(self, name, 1), 1)
         one_of(problems, "truncation_mode", self.truncation_mode, TRUNCATION_MODES)
         within(problems, "ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0, 1)
         within(problems, "ref_model_sync_steps", self.ref_model_sync_steps, 1)

@@ -125,7 +125,7 @@ class RowPairs(Iterable["PreferencePair | EncodedPair"]):
             try:
                 if isinstance(row, RowProblem):
                     raise row
-                prompt, chosen, rejected = (_ids(row, name) for name in IDS)
+                prompt, chosen, rejected = (token_ids(row, name) for name in IDS)
             except RowProblem as problem:
                 yield f"{self.name} row {number}: {problem}"
                 continue
@@ -159,7 +159,8 @@ def _matched(record: PreferenceRecord, alone: dict[Hashable, list[PreferenceReco
     return pair
 
 
-def _ids(row: Mapping[str, Any], column: str) -> tuple[int, ...]:
+def token_ids(row: Mapping[str, Any], column: str) -> tuple[int, ...]:
+    """A column of token ids. Raises RowProblem where it holds anything else."""
     value: Any = row.get(column)
     value = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(value, list | tuple) or not all(type(item) is int and item >= 0 for item in value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset
@@ -12,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from preftree.config.choices import LIST_RULE, PAIR_RULES
 from preftree.data.encode import EncodedPair, PairEncoder
 from preftree.data.record import PreferencePair
-from preftree.data.rows import encode_stream, pairs_from_rows
-from preftree.errors import DataError
+from preftree.data.rows import IDS, encode_stream, pairs_from_rows
+from preftree.errors import DataError, SettingsError
 from preftree.forest import Pair
-from preftree.train.rows import ID_COLUMNS, VISION, RowEncoder, is_trl_row
+from preftree.train.rows import VISION, RowEncoder, is_trl_row
 
 
 class PairDataset(Dataset[dict[str, Any]]):
@@ -26,7 +27,7 @@ class PairDataset(Dataset[dict[str, Any]]):
         by_prompt: keep the pairs of a prompt together while training (see `order`).
     """
 
-    column_names = ID_COLUMNS
+    column_names = IDS
 
     def __init__(self, pairs: Sequence[Pair], by_prompt: bool = False) -> None:
         self.pairs, self.by_prompt = pairs, by_prompt
@@ -52,12 +53,14 @@ class Encoding:
         max_length: of prompt and answer together; None for no limit.
         truncation_mode: keep_start cuts answers at their end, keep_end prompts at their start.
         lists: rows with ranked answers are lists of all of them, else pairs of the best and the worst.
+        vocabulary: tokens that the model has an embedding for, which rows of token ids must keep to.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     truncation_mode: str
     lists: bool = False
+    vocabulary: int | None = None
 
     def encode(self, rows: Iterable[Any], name: str, report: list[str]) -> Iterator[EncodedPair]:
         """The pairs of rows of any format, in order; reads no further ahead than a batch.
@@ -70,9 +73,9 @@ class Encoding:
         """
         first = next(iter(rows), None)
         if isinstance(first, Mapping) and (is_trl_row(first) or not VISION.isdisjoint(first)):
-            encoder = RowEncoder(self.tokenizer, self.max_length, self.truncation_mode)
+            encoder = RowEncoder(self.tokenizer, self.max_length, self.truncation_mode, self.vocabulary, name)
             yield from encoder.encode(rows)
-            report += encoder.report.lines()
+            report += encoder.report.summary()
             return
         rule = LIST_RULE if self.lists else PAIR_RULES[0]
         pairs = rows if isinstance(first, PreferencePair) else pairs_from_rows(rows, name=name, pair_rule=rule)
@@ -89,7 +92,7 @@ class StreamedPairs(IterableDataset[EncodedPair]):
         name: for messages.
     """
 
-    column_names = ID_COLUMNS
+    column_names = IDS
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], encoding: Encoding, name: str) -> None:
         self.rows, self.encoding, self.name = rows, encoding, name
@@ -131,6 +134,7 @@ def encode_dataset(
             f"preftree.load_pairs returns. Got `{type(data).__name__}` instead."
         )
     if is_stream(data):
+        list(encoding.encode(list(islice(data, 1)), name, []))  # a stream of something else is refused at once
         return StreamedPairs(data, encoding, name)
     if isinstance(next(iter(data), None), EncodedPair):
         return PairDataset(data)  # type: ignore[arg-type]
@@ -147,3 +151,12 @@ def encode_dataset(
 def collate(pairs: list[Pair]) -> dict[str, list[Pair]]:
     """A batch stays a list of pairs; forests are planted in the step, where the budget is known."""
     return {"pairs": pairs}
+
+
+def named_set(sets: Any, name: str) -> Any:
+    """One of several evaluation sets. Raises SettingsError where there is none of this name."""
+    known = sets if isinstance(sets, Mapping) else {}
+    if name not in known:
+        those = f"those that were given are {', '.join(known)}" if known else "`eval_dataset` is not several by name"
+        raise SettingsError(f"There is no evaluation set named {name!r}: {those}.")
+    return known[name]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch.utils.data import Sampler
 
 from preftree.forest import Pair
+from preftree.train.dataset import PairDataset
 
 
 class PromptOrder(Sampler[int]):
@@ -35,3 +37,8 @@ class PromptOrder(Sampler[int]):
         groups = self._groups.copy()
         random.Random(f"{self._seed}/{self._epoch}").shuffle(groups)
         return (index for group in groups for index in group)
+
+
+def prompt_order(data: Any, seed: int) -> PromptOrder | None:
+    """Keeps the pairs of a prompt together where the data set asks for it."""
+    return PromptOrder(data.pairs, seed) if isinstance(data, PairDataset) and data.by_prompt else None

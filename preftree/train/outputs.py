@@ -11,12 +11,12 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import EvalPrediction, PreTrainedModel
 
+from preftree.data.rows import IDS
 from preftree.forest import Pair
 from preftree.io.run_folder import RunFolder
 from preftree.publish.card import CardFacts, model_card, run_card
 from preftree.train.collator import DataCollatorForPreference
 from preftree.train.reference_models import REF_ADAPTER
-from preftree.train.rows import ID_COLUMNS
 
 if TYPE_CHECKING:
     from preftree.train.trainer import DPOTrainer
@@ -78,7 +78,7 @@ class Predictions:
     def add(self, pairs: Sequence[Pair]) -> None:
         """One batch."""
         trainer = self.trainer
-        rows = [{name: list(getattr(pair, name)) for name in ID_COLUMNS} for pair in pairs]
+        rows = [{name: list(getattr(pair, name)) for name in IDS} for pair in pairs]
         batch = self.collator(rows)
         ids = batch["input_ids"].to(trainer.args.device)
         with trainer.precision.autocast():

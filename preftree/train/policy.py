@@ -55,7 +55,11 @@ def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any, s
                 "You passed `quantization_config` to the trainer, but your model is already instantiated. Quantization "
                 "can only be applied when the model is loaded: pass its name, or leave `quantization_config` out."
             )
-        causal_model(model)  # says what is wrong with anything else
+        inner = causal_model(model)  # says what is wrong with anything else
+        if inner.get_output_embeddings() is None and not inner.can_generate():
+            raise ModelError(f"{type(inner).__name__} has no language-model head, so no answer has a log-prob under it")
+        if _init_options(args):
+            say("note       `model_init_kwargs` is not used: the model is given as an instance, not by its name")
         return model
     options = _init_options(args)
     if quantization_config is not None:
@@ -66,11 +70,18 @@ def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any, s
         options["quantization_config"] = quantization_config
     dtype = options.pop("dtype", options.pop("torch_dtype", torch.float32))
     if isinstance(dtype, str) and dtype != "auto":
-        dtype = getattr(torch, dtype.removeprefix("torch."))
+        dtype = getattr(torch, dtype.removeprefix("torch."), dtype)
+    if not isinstance(dtype, torch.dtype) and dtype != "auto":
+        raise SettingsError(
+            f"`model_init_kwargs`: dtype must be auto or a torch.dtype, as float32. Got {dtype!r} instead."
+        )
     source = resolve(model)
     if args.trust_remote_code and (note := code_note(source)):
         say(f"code       {note}")
-    return load_model(source, dtype, remote_code=args.trust_remote_code, **options)
+    try:
+        return load_model(source, dtype, remote_code=args.trust_remote_code, **options)
+    except TypeError as problem:
+        raise SettingsError(f"`model_init_kwargs` cannot be used with {model}: {problem}") from problem
 
 
 def _init_options(args: DPOConfig) -> dict[str, Any]:
@@ -127,6 +138,11 @@ def adapt(model: Model, peft_config: PeftConfig | None, say: Say, *, reference: 
             raise SettingsError(
                 "A quantized model cannot be fine-tuned in full: its weights have no gradients. Train an adapter on it "
                 "(`peft_config`, such as peft.LoraConfig), or load the model without quantization."
+            )
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise SettingsError(
+                "No weight of the model is trained: all are frozen (requires_grad is False), and there is no "
+                "`peft_config`. Give one, or unfreeze what is to be trained."
             )
         return Policy(model)
     _check_trained(model)

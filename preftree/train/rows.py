@@ -5,6 +5,11 @@
     conversational   the same as lists of messages, with `tools` and `chat_template_kwargs` where a row has them
     implicit         chosen and rejected alone: what they have in common is the prompt
 
+Every other format goes through `data.encode.PairEncoder`. These layouts have an encoder of their own because TRL means
+something else by them, and a script that changes one import must train on the same token ids: texts get no chat
+template, and what a template writes behind an answer's end token is trained on. How pairs are cut, dropped and counted
+is one piece of code for both (`data.encoded`).
+
 The ids are TRL's, but for one thing: where prompt ids are not a prefix of prompt + answer (a token merges across the
 boundary, a template writes the prompt another way) TRL cuts the prompt; here the answer is encoded on its own, so that
 training sees the prompt that generation will see. Both are counted.
@@ -13,50 +18,25 @@ training sees the prompt that generation will see. Both are counted.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import islice, takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from preftree.data.chat import PLAIN_CHAT_TEMPLATE
-from preftree.data.encode import EncodedPair
-from preftree.data.render import IDENTICAL
+from preftree.data.encode import BATCH
+from preftree.data.encoded import EncodedPair, EncodeReport, Lengths
+from preftree.data.messages import RowProblem
+from preftree.data.rows import IDS, token_ids
 from preftree.errors import DataError
 
-#: Rows that are tokenized in one call.
-BATCH = 256
-ID_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-NO_PROMPT = "the prompt is empty, so nothing predicts the answers' first tokens"
-TOO_LONG = "the prompt alone fills max_length"
-NO_ANSWER = "an answer is empty"
+SIDES = ("chosen", "rejected")
 VISION = frozenset({"image", "images"})
 
 Row = Mapping[str, Any]
 Messages = list[dict[str, Any]]
-
-
-@dataclass
-class RowReport:
-    """What became of rows."""
-
-    read: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    answers_cut: int = 0
-    prompts_cut: int = 0
-    repaired: int = 0
-
-    def lines(self) -> list[str]:
-        """Sentences for people; nothing is said of what did not happen."""
-        said = [f"{count} pairs dropped: {reason}" for reason, count in self.dropped.items()]
-        counts = {
-            "answers were cut to max_length": self.answers_cut,
-            "prompts were cut to max_length, keeping their end": self.prompts_cut,
-            "answers were encoded on their own, as the prompt's tokens are no prefix of the whole": self.repaired,
-        }
-        return said + [f"{count} {what}" for what, count in counts.items() if count]
 
 
 class RowEncoder:
@@ -65,11 +45,21 @@ class RowEncoder:
     Args:
         max_length: of prompt and answer together; None for no limit.
         truncation_mode: keep_start cuts answers at their end, keep_end prompts at their start.
+        vocabulary: tokens that the model has an embedding for; None if that is not known.
+        name: of the data set, for messages, such as "train_dataset".
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None, truncation_mode: str) -> None:
-        self.tokenizer, self.max_length, self.truncation_mode = tokenizer, max_length, truncation_mode
-        self.report = RowReport()
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int | None,
+        truncation_mode: str,
+        vocabulary: int | None = None,
+        name: str = "train_dataset",
+    ) -> None:
+        self.tokenizer, self.vocabulary, self.name = tokenizer, vocabulary, name
+        self.lengths = Lengths(max_length, None, truncation_mode, lambda ids, length: ids[-length:])
+        self.report = EncodeReport()
 
     def encode(self, rows: Iterable[Row]) -> Iterator[EncodedPair]:
         """The pairs that can be trained on, in order; reads no further ahead than one batch.
@@ -82,22 +72,67 @@ class RowEncoder:
             yield from self._batch(batch)
 
     def _batch(self, rows: Sequence[tuple[int, Row]]) -> Iterator[EncodedPair]:
-        checked = [(number, _checked(number, row)) for number, row in rows]
+        checked = [(number, self._checked(number, row)) for number, row in rows]
         rendered = [self._rendered(number, row) for number, row in checked]
         ids = iter(self._tokenize([text for texts in rendered for text in texts]))
         for (number, row), texts in zip(checked, rendered, strict=True):
-            self.report.read += 1
+            repairs = 0
             if texts:
-                prompt, *whole = [next(ids) for _ in texts]
-                prompt = self._without_eos(prompt, whole)
-                answers = [
-                    self._answer(prompt, full, text.text, texts[0].text, row[side])
+                ids_of_prompt, *whole = [next(ids) for _ in texts]
+                ids_of_prompt = self._without_eos(ids_of_prompt, whole)
+                repairs = sum(full[: len(ids_of_prompt)] != ids_of_prompt for full in whole)
+                prompt = tuple(ids_of_prompt)
+                chosen, rejected = (
+                    self._answer(ids_of_prompt, full, text.text, texts[0].text, row[side])
                     for full, text, side in zip(whole, texts[1:], SIDES, strict=True)
-                ]
+                )
             else:
-                prompt, *answers = (list(row[name]) for name in ID_COLUMNS)
-            if (pair := self._within(number, prompt, *answers)) is not None:
-                yield pair
+                prompt, chosen, rejected = (self._token_ids(number, row, name) for name in IDS)
+            pair = EncodedPair(prompt, chosen, rejected, number, self.name)
+            fate = replace(self.lengths.fate(pair, shortest=1), repairs=repairs)
+            self.report.add(fate)
+            if fate.encoded is not None:
+                yield fate.encoded
+
+    def _token_ids(self, number: int, row: Row, column: str) -> tuple[int, ...]:
+        """Raises DataError for anything but token ids that the model has."""
+        try:
+            ids = token_ids(row, column)
+        except RowProblem as problem:
+            raise DataError(f"{self.name} row {number}: {problem}") from problem
+        if self.vocabulary is not None and (beyond := max(ids, default=0)) >= self.vocabulary:
+            raise DataError(
+                f"{self.name} row {number}: column `{column}` holds the token id {beyond}, and the model's vocabulary "
+                f"ends at {self.vocabulary - 1}. Were the rows encoded with another tokenizer?"
+            )
+        return ids
+
+    def _checked(self, number: int, row: Any) -> Row:
+        """The row as token ids, or with prompt and answers all texts or all messages.
+
+        Raises DataError where it is no pair of text.
+        """
+        where = f"{self.name} row {number}"
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}: it must be an object with named columns. Got {type(row).__name__} instead.")
+        if any(row.get(name) is not None for name in VISION):
+            raise DataError(
+                f"{where} holds an image. Preference pairs with images are not supported: image features are no token "
+                "ids, so a prompt with images cannot be a branch of a token tree. Use TRL for vision-language models."
+            )
+        if any(name in row for name in IDS) and not any(row.get(side) is not None for side in SIDES):
+            if missing := [name for name in IDS if row.get(name) is None]:
+                raise DataError(f"{where} lacks {_and(missing)}: a row of token ids has {_and(IDS)}.")
+            return row
+        if missing := [side for side in SIDES if row.get(side) is None]:
+            raise DataError(f"{where} lacks {_and(missing)}; its columns are {', '.join(row)}.")
+        if row.get("prompt") is None:
+            row = {**row, **_split_prompt(row["chosen"], row["rejected"])}
+        kinds = {name: _kind(row[name]) for name in ("prompt", *SIDES)}
+        if len(set(kinds.values())) > 1 or "" in kinds.values():
+            shown = ", ".join(f"`{name}` is {kind or _shown(row[name])}" for name, kind in kinds.items())
+            raise DataError(f"{where}: prompt and answers must all be texts or all be lists of messages; {shown}.")
+        return row
 
     def _rendered(self, number: int, row: Row) -> tuple[_Text, ...]:
         """Prompt, prompt + chosen, prompt + rejected, as texts; nothing of a pretokenized row."""
@@ -115,7 +150,9 @@ class RowEncoder:
                 self._render(row, row["prompt"] + row["rejected"]),
             )
         except Exception as error:  # Jinja's, a template's own raise_exception, a message of another form
-            raise DataError(f"row {number}: the chat template cannot render this conversation: {error}") from error
+            raise DataError(
+                f"{self.name} row {number}: the chat template cannot render this conversation: {error}"
+            ) from error
 
     def _render(self, row: Row, messages: Messages, **options: Any) -> _Text:
         tools = row.get("tools")
@@ -141,39 +178,19 @@ class RowEncoder:
             return prompt[:-1] if all(ids[: len(prompt)] != prompt for ids in whole) else prompt
         return prompt
 
-    def _answer(self, prompt: list[int], whole: list[int], full: str, before: str, answer: str | Messages) -> list[int]:
+    def _answer(
+        self, prompt: list[int], whole: list[int], full: str, before: str, answer: str | Messages
+    ) -> tuple[int, ...]:
         """The ids behind the prompt's; those of the answer on its own where the prompt's are no prefix."""
         if whole[: len(prompt)] == prompt:
-            return whole[len(prompt) :]
-        self.report.repaired += 1
+            return tuple(whole[len(prompt) :])
         if full.startswith(before):  # a token merges across the boundary
             text = full[len(before) :]
         else:  # the template writes the prompt another way where an answer follows
             own = answer if isinstance(answer, str) else str(answer[0].get("content") or "")
             place = full.rfind(own) if own else -1
             text = full[place if place >= 0 else _shared(full, before) :]
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _within(self, number: int, prompt: list[int], chosen: list[int], rejected: list[int]) -> EncodedPair | None:
-        """The pair cut to its lengths, None where that leaves nothing to prefer."""
-        reason = NO_PROMPT if not prompt else NO_ANSWER if not (chosen and rejected) else ""
-        limit = self.max_length
-        if not reason and limit is not None:
-            if self.truncation_mode == "keep_end":
-                room = max(1, limit - max(len(chosen), len(rejected)))
-                self.report.prompts_cut += len(prompt) > room
-                prompt = prompt[-room:]
-            elif len(prompt) >= limit:
-                reason = TOO_LONG
-            room = max(1, limit - len(prompt))
-            self.report.answers_cut += (len(chosen) > room) + (len(rejected) > room)
-            chosen, rejected = chosen[:room], rejected[:room]
-        if not reason and chosen == rejected:
-            reason = IDENTICAL
-        if reason:
-            self.report.dropped[reason] += 1
-            return None
-        return EncodedPair(tuple(prompt), tuple(chosen), tuple(rejected), number, "")
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,37 +199,9 @@ class _Text:
     special: bool  # does the tokenizer add its special tokens?
 
 
-SIDES = ("chosen", "rejected")
-
-
-def _checked(number: int, row: Row) -> Row:
-    """The row as token ids, or with prompt and answers all texts or all messages.
-
-    Raises DataError where it is no pair of text.
-    """
-    if any(row.get(name) is not None for name in VISION):
-        raise DataError(
-            f"row {number} holds an image. Preference pairs with images are not supported: image features are no token "
-            "ids, so a prompt with images cannot be a branch of a token tree. Use TRL for vision-language models."
-        )
-    if all(row.get(name) is not None for name in ID_COLUMNS):
-        return row
-    if missing := [side for side in SIDES if row.get(side) is None]:
-        raise DataError(
-            f"row {number} lacks {' and '.join(f'`{name}`' for name in missing)}; its columns are {', '.join(row)}."
-        )
-    if row.get("prompt") is None:
-        row = {**row, **_split_prompt(row["chosen"], row["rejected"])}
-    kinds = {name: _kind(row[name]) for name in ("prompt", *SIDES)}
-    if len(set(kinds.values())) > 1 or "" in kinds.values():
-        shown = ", ".join(f"`{name}` is {kind or type(row[name]).__name__}" for name, kind in kinds.items())
-        raise DataError(f"row {number}: prompt and answers must all be texts or all be lists of messages; {shown}.")
-    return row
-
-
 def is_trl_row(row: Row) -> bool:
     """Is it of one of the layouts above, and so not of another format that the command reads?"""
-    if all(name in row for name in ID_COLUMNS):
+    if any(name in row for name in IDS):
         return True
     if not all(side in row for side in SIDES) or {"question", "system"} & row.keys():
         return False
@@ -224,7 +213,18 @@ def _kind(value: Any) -> str:
     if isinstance(value, str):
         return "a text"
     is_messages = isinstance(value, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
-    return "a list of messages" if is_messages else ""
+    return "a list of messages" if is_messages and value else ""
+
+
+def _shown(value: Any) -> str:
+    """What a value is that is neither a text nor messages."""
+    if isinstance(value, list):
+        return "a list of something else" if value else "an empty list"
+    return type(value).__name__
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
 
 
 def _split_prompt(chosen: Any, rejected: Any) -> dict[str, Any]:

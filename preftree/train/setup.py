@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from rich.console import Console
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftree.distributed.ranks import Ranks
@@ -26,6 +28,7 @@ from preftree.model.quantized import is_quantized, keep_differentiable
 from preftree.model.router import RouterLoss
 from preftree.model.score import Scorer, attach, causal_model
 from preftree.model.shard import shard_base
+from preftree.model.weights import refuse_larger_tokenizer
 from preftree.train.arguments import recomputes
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.config import DPOConfig
@@ -130,10 +133,22 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
         )
     if train_dataset is None:
         raise SettingsError("`train_dataset` is required")
+    if is_stream(train_dataset) and args.max_steps <= 0:
+        raise SettingsError(
+            "`train_dataset` is a stream, which does not tell its length: set `max_steps` in the arguments, so that "
+            "the number of training steps is known."
+        )
+    if args.output_dir and os.path.isfile(args.output_dir):
+        raise SettingsError(f"`output_dir` {args.output_dir} is a file: name a folder for what is trained.")
     if data_collator is not None:
         raise SettingsError(
             "`data_collator` cannot be used: a batch is packed into token trees, not collated into padded tensors. "
             "Leave it out; rows that hold `prompt_ids`, `chosen_ids` and `rejected_ids` are trained on as they are."
+        )
+    if given.ref_model is not None and not isinstance(given.ref_model, nn.Module):
+        raise TypeError(
+            "`ref_model` must be a model, such as AutoModelForCausalLM.from_pretrained(name). Got "
+            f"`{type(given.ref_model).__name__}` instead."
         )
     if given.ref_model is not None and given.ref_model is given.model:
         raise SettingsError(
@@ -158,6 +173,19 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
         )
 
 
+def check_hooks(callbacks: Any, *functions: Any) -> None:
+    """Refuse callbacks and functions that could only fail once training has begun.
+
+    Raises:
+        TypeError: which of them.
+    """
+    if not isinstance(callbacks, list | tuple | None):
+        raise TypeError(f"`callbacks` must be a list of callbacks. Got `{type(callbacks).__name__}` instead.")
+    for name, function in zip(("compute_metrics", "preprocess_logits_for_metrics"), functions, strict=True):
+        if function is not None and not callable(function):
+            raise TypeError(f"`{name}` must be a function. Got `{type(function).__name__}` instead.")
+
+
 def build(given: Given, data: Data, args: DPOConfig, say: Say, started: Callable[[], bool]) -> Built:
     """Make everything in order, saying what was chosen and why.
 
@@ -178,7 +206,10 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     model = load_policy(given.model, args, given.quantization_config, say)
     keep_differentiable(causal_model(model))
     tokenizer = load_processing_class(given.processing_class, given.model, model, args)
-    encoding = Encoding(tokenizer, args.max_length, args.truncation_mode, args.ranks_lists)
+    vocabulary = causal_model(model).get_input_embeddings().weight.shape[0]
+    encoding = Encoding(tokenizer, args.max_length, args.truncation_mode, args.ranks_lists, vocabulary)
+    if given.ref_model is not None:
+        refuse_larger_tokenizer(tokenizer, given.ref_model, "`ref_model`")
     data = _encoded(data, encoding, say)
     key = weights_key(causal_model(model))
     ranks.check_same("weights of the model", key)

@@ -38,13 +38,13 @@ from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
 from preftree.train import setup
 from preftree.train.config import DPOConfig
-from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset
+from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset, named_set
 from preftree.train.flops import ModelFlops
 from preftree.train.guard import FiniteGuard, refuse_to_save
 from preftree.train.health import HealthWatch, objective_facts
 from preftree.train.live import LiveLine, LogRows
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
-from preftree.train.order import PromptOrder
+from preftree.train.order import prompt_order
 from preftree.train.outputs import Predictions, save, write_card
 from preftree.train.pair_log import PairLog
 from preftree.train.precompute import precompute
@@ -112,6 +112,7 @@ class DPOTrainer(ResumableTrainer):
         args = args or setup.default_config(model)
         given = setup.Given(model, ref_model, quantization_config, peft_config, processing_class)
         setup.check_arguments(given, args, data_collator, train_dataset)
+        setup.check_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
         self.console = console or setup.console_for(args)
         self.say = sayer(self.console)
         for note in args.without_meaning():
@@ -123,7 +124,7 @@ class DPOTrainer(ResumableTrainer):
         self.scorer, self.reference, self.ranks = built.step.policy, built.step.reference, built.step.ranks
         self.beta, self.loss_types = args.beta, args.loss_type
         self._encoding = built.encoding
-        self._order = _prompt_order(built.data.train, built.args)
+        self._order = prompt_order(built.data.train, _data_seed(built.args))
         self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
         self.flops: ModelFlops | None = None
         self._tokens = 0
@@ -146,9 +147,8 @@ class DPOTrainer(ResumableTrainer):
         )
         self.model.add_model_tags(list(self._tag_names))
         self.ranks.copy_from_first(self._trained())
-        if isinstance(model_ := self._moving_reference(), nn.Module):
-            assert self.reference is not None
-            self.add_callback(MoveReference(self.model, model_, self.reference.forget))
+        if self.reference is not None and self.reference.model.moving and self.ref_model is not None:
+            self.add_callback(MoveReference(self.model, self.ref_model, self.reference.forget))
         self._show_progress()
         self.guard = FiniteGuard(self.say, gradients=self.accelerator.scaler is None)
         self.identity = identity_of(self, built.weights)
@@ -181,9 +181,6 @@ class DPOTrainer(ResumableTrainer):
         """Is the routers' load-balancing loss of a mixture of experts trained on?"""
         return self.step.router is not None
 
-    def _moving_reference(self) -> nn.Module | None:
-        return self.ref_model if self.reference is not None and self.reference.model.moving else None
-
     def _show_progress(self) -> None:
         """On a terminal the live line in place of Trainer's progress bar; a notebook keeps its own."""
         notebook = DEFAULT_PROGRESS_CALLBACK is not ProgressCallback
@@ -214,7 +211,7 @@ class DPOTrainer(ResumableTrainer):
             eval_dataset: prepared pairs or rows; the name of one of several; None for the trainer's own.
         """
         if isinstance(eval_dataset, str):
-            eval_dataset = self.eval_dataset[eval_dataset]
+            eval_dataset = named_set(self.eval_dataset, eval_dataset)
         return self._whole_batches(self._prepared(eval_dataset or self.eval_dataset), self.args.eval_batch_size)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
@@ -364,7 +361,7 @@ class DPOTrainer(ResumableTrainer):
         """Add the pair metrics since the last log line to a training log line."""
         if "train_loss" in logs:  # over the whole run, not since it was resumed
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 1)
-        if "loss" in logs and self.since_log.pairs:
+        if ("loss" in logs or "train_loss" in logs) and self.since_log.pairs:
             means = self.since_log.means()
             means.pop("loss")  # Trainer's own: the mean over steps, the same for steps of one size
             logs.update(means)
@@ -400,13 +397,6 @@ class DPOTrainer(ResumableTrainer):
         if self.is_world_process_zero():
             given = [tags] if isinstance(tags, str) else list(tags or ())
             write_card(self, model_name, dataset_name, [*given, *self._tag_names])
-
-
-def _prompt_order(data: Prepared, args: DPOConfig) -> PromptOrder | None:
-    """Keeps the pairs of a prompt together where the data set asks for it."""
-    if isinstance(data, PairDataset) and data.by_prompt:
-        return PromptOrder(data.pairs, _data_seed(args))
-    return None
 
 
 def _data_seed(args: DPOConfig) -> int:
