@@ -49,6 +49,14 @@ def test_a_stage_is_a_package_and_a_function() -> None:
     assert report.rows == 5
 
 
+def test_every_export_is_in_a_documented_example() -> None:
+    examples = "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / "docs/api.md").read_text(), re.S))
+    imported = {
+        name.strip() for names in re.findall(r"from preftree import (.*)", examples) for name in names.split(",")
+    }
+    assert set(preftree.__all__) - {"__version__"} <= imported
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning", "ignore::DeprecationWarning")
 def test_the_documented_examples_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

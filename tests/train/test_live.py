@@ -1,73 +1,59 @@
-"""What is seen while training: rows in columns, a line that fits, a sparkline, a disk that is too small."""
+"""Which progress is shown: transformers' own in a notebook, one live line on a terminal, a bar or nothing elsewhere."""
 
 from __future__ import annotations
 
-import shutil
-from collections import namedtuple
-from io import StringIO
+import io
 from pathlib import Path
 
 import pytest
+import transformers.trainer
 from rich.console import Console
-from transformers import TrainerControl, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
-from preftree.errors import RunError
-from preftree.train.closing import check_room
-from preftree.train.live import LogRows, fitting, sparkline
-from tests.support.training import make_model, make_trainer
+from preftree import DPOConfig, DPOTrainer
+from preftree.train import trainer as module
+from preftree.train.live import LiveLine
+from tests.support import tiny
+from tests.support.against_trl import TEMPLATE, rows
 
-RECORD = {"rewards/accuracies": 0.75, "rewards/margins": 1.5, "rewards/chosen": 1.0, "rewards/rejected": -0.5}
-
-
-@pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("terminal", [True, False])
-def test_rows_are_aligned_and_fit(width: int, terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_COLOR", "1")
-    out = StringIO()
-    rows = LogRows(Console(file=out, width=width, force_terminal=terminal))
-    state, control = TrainerState(), TrainerControl()
-    state.is_world_process_zero = True
-    for step, logs in (
-        (5, {"loss": 0.6931, "learning_rate": 1e-5, **RECORD}),
-        (10, {"eval_loss": 0.5, **{f"eval_{name}": value for name, value in RECORD.items()}}),
-        (10, {"train_runtime": 3.0}),
-    ):
-        state.global_step = step
-        rows.on_log(None, state, control, logs=logs)  # type: ignore[arg-type]
-    heading, first, second = out.getvalue().replace("\x1b[1m", "").replace("\x1b[0m", "").splitlines()
-    assert "\x1b[3" not in out.getvalue()  # no colour
-    assert first.split() == ["5", "0.6931", "0.750", "+1.5000", "+1.0000", "-0.5000", "1.00e-05"]
-    assert second.split()[:3] == ["eval", "10", "0.5000"]
-    for words in ("step", "loss", "accuracy", "margin"):
-        assert heading.index(words) + len(words) in {i + 1 for i, mark in enumerate(first) if mark != " "}
-    assert max(map(len, (heading, first, second))) <= 79
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
 
-def test_a_line_takes_what_fits() -> None:
-    parts = ["step 1/10", "loss 0.6931", "0:10 left", "x" * 40]
-    assert fitting(parts, 80) == "step 1/10  loss 0.6931  0:10 left  " + "x" * 40
-    assert fitting(parts, 60) == "step 1/10  loss 0.6931  0:10 left"
-    assert fitting(parts, None) == fitting(parts, 200)
+class NotebookProgress(TrainerCallback):
+    """In the place of transformers' NotebookProgressCallback, which imports IPython."""
 
 
-def test_a_sparkline() -> None:
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([2.0, 2.0]) == "▁▁"
-    assert sparkline([float("nan")]) == ""
-    assert len(sparkline(list(range(1000)))) == 40
+def shown(folder: Path, console: Console, **args: bool) -> set[type]:
+    """The callbacks that show progress."""
+    made = DPOTrainer(
+        tiny.llama(num_hidden_layers=1),
+        args=DPOConfig(str(folder), max_steps=1, report_to=[], save_strategy="no", use_cpu=True, **args),
+        train_dataset=rows(3, False),
+        processing_class=tiny.word_tokenizer(TEMPLATE),
+        console=console,
+    )
+    made.train()
+    kinds = {type(callback) for callback in made.callback_handler.callbacks}
+    return kinds & {NotebookProgress, LiveLine, ProgressCallback, PrinterCallback}
 
 
-def test_the_disk_is_looked_at_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = make_trainer(make_model(), tmp_path, save_strategy="steps", save_steps=1, max_steps=50)
-    usage = namedtuple("usage", "total used free")
-    said: list[str] = []
-    weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    for free, refused in ((10, True), (100 * weights, False), (10**12, False)):
-        monkeypatch.setattr(shutil, "disk_usage", lambda place, free=free: usage(0, 0, free))
-        if refused:
-            with pytest.raises(RunError, match="too little for one checkpoint"):
-                check_room(trainer, said.append)
-        else:
-            check_room(trainer, said.append)
-    assert len(said) == 1
-    assert "--save_total_limit" in said[0]
+def terminal() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=200)
+
+
+def test_a_terminal_gets_one_live_line(tmp_path: Path) -> None:
+    console = terminal()
+    assert shown(tmp_path, console) == {LiveLine}
+    assert "step 1/1" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_elsewhere_trainers_bar_or_lines(tmp_path: Path) -> None:
+    assert shown(tmp_path, Console(file=io.StringIO())) == {ProgressCallback}
+    assert shown(tmp_path, Console(file=io.StringIO()), disable_tqdm=True) == {LiveLine}
+    assert shown(tmp_path, Console(quiet=True)) == {ProgressCallback}
+
+
+def test_a_notebook_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for where in (transformers.trainer, module):
+        monkeypatch.setattr(where, "DEFAULT_PROGRESS_CALLBACK", NotebookProgress)
+    assert shown(tmp_path, terminal()) == {NotebookProgress}
