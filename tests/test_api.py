@@ -71,7 +71,7 @@ def test_the_documented_examples_run(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path / "cache"))
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 6
+    assert len(examples) == 7
     for example in examples:
         exec(compile(example, "docs/api.md", "exec"), {})
     assert (tmp_path / "run1" / "adapter_model.safetensors").is_file()

@@ -32,6 +32,11 @@ class PairDataset(Dataset[dict[str, Any]]):
     def __init__(self, pairs: Sequence[Pair], by_prompt: bool = False) -> None:
         self.pairs, self.by_prompt = pairs, by_prompt
 
+    @property
+    def encoded(self) -> Sequence[Pair]:
+        """What a data loader reads."""
+        return self.pairs
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -84,8 +89,8 @@ class Encoding:
         report += other.report.summary()
 
 
-class StreamedPairs(IterableDataset[EncodedPair]):
-    """Pairs of a stream, encoded as they are read: nothing is read further ahead than a batch of rows.
+class StreamedPairs(IterableDataset[dict[str, Any]]):
+    """Pairs of a stream; rows look as in a `datasets.IterableDataset` with TRL's columns.
 
     Args:
         rows: a `datasets.IterableDataset` or anything else that can be iterated anew for each epoch.
@@ -93,6 +98,16 @@ class StreamedPairs(IterableDataset[EncodedPair]):
     """
 
     column_names = IDS
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]], encoding: Encoding, name: str) -> None:
+        self.encoded = PairStream(rows, encoding, name)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return ({name: list(getattr(pair, name)) for name in self.column_names} for pair in self.encoded)
+
+
+class PairStream(IterableDataset[EncodedPair]):
+    """The pairs themselves, as the step takes them, encoded as they are read: no further ahead than a batch of rows."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]], encoding: Encoding, name: str) -> None:
         self.rows, self.encoding, self.name = rows, encoding, name

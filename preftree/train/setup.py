@@ -120,7 +120,7 @@ def console_for(args: DPOConfig) -> Console:
     return Console(quiet=args.process_index != 0, soft_wrap=True)
 
 
-def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dataset: Any) -> None:
+def check_arguments(given: Given, args: DPOConfig, data_collator: Any, data: Data) -> None:
     """Refuse what cannot be used, before anything is loaded.
 
     Raises:
@@ -131,9 +131,10 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
         raise TypeError(
             f"`args` must be a preftree.DPOConfig, which takes the same fields. Got `{type(args).__name__}` instead."
         )
-    if train_dataset is None:
+    if data.train is None:
         raise SettingsError("`train_dataset` is required")
-    if is_stream(train_dataset) and args.max_steps <= 0:
+    refuse_streams(args, data.train, data.evaluation)
+    if is_stream(data.train) and args.max_steps <= 0:
         raise SettingsError(
             "`train_dataset` is a stream, which does not tell its length: set `max_steps` in the arguments, so that "
             "the number of training steps is known."
@@ -155,11 +156,6 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
             "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
             "reference is then the model before training."
         )
-    if args.precompute_ref_log_probs and is_stream(train_dataset):
-        raise SettingsError(
-            "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
-            "`precompute_ref_log_probs=False`."
-        )
     optim = str(getattr(args.optim, "value", args.optim))
     if any(word in optim for word in _UPDATE_IN_BACKWARD):
         raise SettingsError(
@@ -170,6 +166,16 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, train_dat
         raise SettingsError(
             "You passed `sync_ref_model=True` while using a PEFT model, which is not supported: the reference is the "
             "same model with its adapter switched off, so no second one can move. TR-DPO needs full fine-tuning."
+        )
+
+
+def refuse_streams(args: DPOConfig, *data: Any) -> None:
+    """Raise SettingsError where reference log-probs are to be computed beforehand of pairs that nobody knows yet."""
+    sets = [each for given in data for each in (given.values() if isinstance(given, Mapping) else [given])]
+    if args.precompute_ref_log_probs and any(each is not None and is_stream(each) for each in sets):
+        raise SettingsError(
+            "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
+            "`precompute_ref_log_probs=False`."
         )
 
 

@@ -111,7 +111,7 @@ class DPOTrainer(ResumableTrainer):
     ) -> None:
         args = args or setup.default_config(model)
         given = setup.Given(model, ref_model, quantization_config, peft_config, processing_class)
-        setup.check_arguments(given, args, data_collator, train_dataset)
+        setup.check_arguments(given, args, data_collator, setup.Data(train_dataset, eval_dataset))
         setup.check_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
         self.console = console or setup.console_for(args)
         self.say = sayer(self.console)
@@ -161,8 +161,6 @@ class DPOTrainer(ResumableTrainer):
                 f"{cls.__name__} overrides {', '.join(overridden)}, which is never called: a step is computed forest "
                 "by forest. A loss of your own is a function of log-probs and one line in preftree.train.losses.LOSSES."
             )
-
-    # --- Setting up ---
 
     def create_accelerator_and_postprocess(self) -> None:
         """Trainer's accelerator, told to leave the model as it is: gradients are added up here (see `ranks`)."""
@@ -229,7 +227,7 @@ class DPOTrainer(ResumableTrainer):
         streamed = isinstance(dataset, StreamedPairs)
         workers = 0 if streamed else args.dataloader_num_workers  # several would each read the whole stream
         loader = DataLoader(
-            dataset if isinstance(dataset, StreamedPairs) else dataset.pairs,  # type: ignore[arg-type]
+            dataset.encoded,  # type: ignore[arg-type]
             batch_size=batch_size * self.ranks.count,
             sampler=sampler,
             drop_last=drop_last,
@@ -315,6 +313,7 @@ class DPOTrainer(ResumableTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and metrics of the evaluation set, of rows of any form that the trainer takes, or of several by name."""
+        setup.refuse_streams(self.args, eval_dataset)
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {name: self._prepared(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None and not isinstance(eval_dataset, str):

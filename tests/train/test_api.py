@@ -267,6 +267,8 @@ def test_token_ids_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_a_stream_is_read_no_further_than_needed(tmp_path: Path) -> None:
     count = [0]
     made = trainer(tmp_path, data=stream(count), max_steps=2)
+    assert next(iter(made.train_dataset)).keys() == {"prompt_ids", "chosen_ids", "rejected_ids"}
+    count[0] = 0
     made.train()
     assert len(losses(made)) == 2
     assert losses(made)[0] == pytest.approx(LN2, abs=1e-6)
@@ -303,6 +305,22 @@ def test_several_evaluation_sets_and_rows_given_later(tmp_path: Path) -> None:
     assert any("eval_b_loss" in each for each in made.state.log_history)
     assert made.evaluate(rows(5, False))["eval_loss"] < LN2
     assert set(made.evaluate({"c": rows(4, False)})) >= {"eval_c_loss"}
+
+
+@pytest.mark.parametrize("where", ["train", "eval", "one of several", "later"])
+def test_no_reference_beforehand_of_a_stream(tmp_path: Path, where: str) -> None:
+    data = Dataset.from_list(rows(4, False)).to_iterable_dataset()
+    given = {"train": {"data": data}, "eval": {"eval_dataset": data}, "one of several": {"eval_dataset": {"a": data}}}
+    with pytest.raises(ValueError, match="`precompute_ref_log_probs=True` is not supported with IterableDataset"):
+        trainer(tmp_path, precompute_ref_log_probs=True, **given.get(where, {})).evaluate({"b": data})
+
+
+def test_a_run_without_log_lines_has_its_metrics_in_the_last_record(tmp_path: Path) -> None:
+    made = trainer(tmp_path, max_steps=3, logging_steps=10)
+    made.train()
+    (record,) = made.state.log_history
+    assert {"train_loss", "mean_token_accuracy", "rewards/margins", "num_tokens"} <= record.keys()
+    assert record["rewards/margins"] > 0
 
 
 def test_new_rows_after_full_fine_tuning_are_refused_with_the_reason(tmp_path: Path) -> None:
