@@ -94,7 +94,7 @@ def _prepare(pipeline: Pipeline) -> list[Task]:
             lambda folders, own: [
                 "prepare", "--dataset_name", pipeline.data, *model, *flags, "--output_dir", str(own)
             ],
-            "*.jsonl",
+            "train.*",
             goes_on=True,
         )
     ]  # fmt: skip

@@ -179,13 +179,29 @@ def scores(folder: str | None) -> Mapping[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         assert isinstance(content["models"], list)
         assert isinstance(content["differences"], list)
+        return _numbers_again(content)  # type: ignore[no-any-return]
     except FileNotFoundError:
         raise RunError(
             f"--compare {folder}: no compare.json here; preftree compare … --out {folder} writes one."
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AssertionError) as problem:
         raise RunError(f"{path} is damaged ({type(problem).__name__}). Run preftree compare again.") from problem
-    return content  # type: ignore[no-any-return]
+
+
+#: Fields of compare.json that hold a number, or the word for one that is not finite.
+_NUMBERS = {"average", "average_stderr", "score", "stderr", "mean", "low", "high", "p", "accuracy", "margin"}
+
+
+def _numbers_again(value: Any) -> Any:
+    """JSON values with "nan" and "inf" as numbers where a number belongs."""
+    if isinstance(value, list):
+        return [_numbers_again(each) for each in value]
+    if isinstance(value, dict):
+        return {
+            key: float(each) if key in _NUMBERS and isinstance(each, str) else _numbers_again(each)
+            for key, each in value.items()
+        }
+    return value
 
 
 def facts(run: RunView) -> list[tuple[str, str]]:

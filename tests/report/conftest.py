@@ -67,7 +67,7 @@ def scores(tmp_path: Path) -> Path:
     """A folder of `preftree compare`."""
     difference = {"mean": 0.02, "low": -0.01, "high": 0.05, "p": 0.2, "test": "t", "gained": 3, "lost": 1}
     task = {"metric": "acc_norm", "score": 0.31, "stderr": 0.01, "questions": 100}
-    models = [{"name": name, "folder": name, "average": 0.31, "average_stderr": 0.01, "tasks": {HOSTILE: task},
+    models = [{"name": name, "folder": name, "average": 0.31, "average_stderr": "nan", "tasks": {HOSTILE: task},
                "heldout": {"pairs": 40, "accuracy": 0.6, "margin": 1.0}} for name in ("base", HOSTILE)]  # fmt: skip
     differences = [{"base": "base", "other": HOSTILE, "average": difference, "tasks": {HOSTILE: difference},
                     "flipped": {}, "heldout": {"accuracy": difference, "margin": difference}}]  # fmt: skip
