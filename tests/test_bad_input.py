@@ -58,7 +58,7 @@ CASES: dict[str, list[str]] = {
     f"{TRAIN} --lr_scheduler_type cosin": ["--lr_scheduler_type must be one of", "Did you mean cosine?"],
     f"{TRAIN} --optim adamw_bnb_8bit": ["not installed: pip install bitsandbytes"],
     f"{TRAIN} --report_to wandb": ["not installed: pip install wandb"],
-    f"{TRAIN} --trust_remote_code true": ["--trust_remote_code is not supported", "Leave the flag out"],
+    f"{TRAIN} --trust_remote_code perhaps": ["--trust_remote_code must be true or false. Got 'perhaps'"],
     f"{TRAIN} --hub_token": ["--hub_token: no such value"],
     # --- train: contradictions ---
     f"{TRAIN} --eval_strategy steps --validation_split_percentage 0": ["needs validation data: give --validation_file"],
