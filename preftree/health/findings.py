@@ -21,6 +21,8 @@ FEWEST_PAIRS = 40
 LEARNED = 0.65
 #: Rewards closer to 0 than this: β log π/r of 0.02 at β 0.1 is a fifth of a nat for a whole answer.
 UNMOVED = 0.02
+#: Log lines before which rewards near 0 are no finding.
+FEWEST_RECORDS = 8
 #: A loss this many times the first one: worse than not training by more than noise of a window.
 LOSS_JUMP = 1.5
 #: Implicit margins beyond it: σ(15) differs from 1 by 3e-7, so that the sigmoid has no gradient left.
@@ -109,7 +111,9 @@ def margin_exploding(evidence: Evidence) -> Diagnosis | None:
 
 def not_learning(evidence: Evidence) -> Diagnosis | None:
     """Both rewards still at 0 late in the run, though what there is goes in the right direction."""
-    if evidence.progress < 0.5 or not _unmoved(evidence) or accuracy_stuck(evidence) is not None:
+    if evidence.progress < 0.5 or len(evidence.records) < FEWEST_RECORDS:  # a short run is still in its warmup
+        return None
+    if not _unmoved(evidence) or accuracy_stuck(evidence) is not None:
         return None
     rewards = [evidence.late(f"rewards/{side}") for side in ("chosen", "rejected")]
     return Diagnosis(

@@ -87,6 +87,7 @@ def test_each_finding_is_found_by_itself(name: str, evidence: Evidence) -> None:
         replace(HEALTHY, records=records(rewards__accuracies=0.52), progress=0.3),  # too early to say
         replace(HEALTHY, records=records(4, rewards__accuracies=0.52), pairs_per_step=1),  # 20 pairs
         replace(HEALTHY, records=[]),
+        replace(HEALTHY, records=records(6, rewards__chosen=0.01, rewards__rejected=-0.01)),  # too few log lines
         replace(HEALTHY, records=records(rewards__chosen=-0.2)),  # 2 nats of a whole answer
         replace(HEALTHY, records=records(rewards__chosen=-0.4)),  # 4 nats, but on 45 tokens
         replace(HEALTHY, records=records(rewards__chosen=-3.0), reference=False),  # β log π, which is below 0
