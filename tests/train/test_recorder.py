@@ -29,10 +29,9 @@ def records(path: Path) -> list[dict[str, Any]]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     inputs = write_inputs(folder)
-    assert (
-        main_train(command(inputs, folder / "O", max_steps=6, logging_steps=3, max_length=26, max_prompt_length=25))
-        == 0
-    )
+    lengths = {"max_length": 26, "max_prompt_length": 25}
+    flags = command(inputs, folder / "O", max_steps=6, logging_steps=3, save_strategy="no", **lengths)
+    assert main_train(flags) == 0
     return folder / "O"
 
 
