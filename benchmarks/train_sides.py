@@ -15,9 +15,14 @@ from transformers import TrainerCallback
 
 @dataclass
 class Clock(TrainerCallback):
-    """When a run began, when its first step began, and when each step ended, in seconds of `time.perf_counter`."""
+    """When a run began, when its first step began, and when each step ended, in seconds of `time.perf_counter`.
+
+    Here start-up checks are over when `trained` is set, and what follows is the reference pass; TRL's is within its
+    constructor.
+    """
 
     began: float = field(default_factory=time.perf_counter)
+    trained: float | None = None
     first: float | None = None
     ends: list[float] = field(default_factory=list)
 
@@ -32,7 +37,7 @@ class Clock(TrainerCallback):
         """Seconds before the first step, of the first step, and of all later steps together."""
         assert self.first is not None
         return {
-            "before": self.first - self.began,
+            "before": self.first - (self.began if self.trained is None else self.trained),
             "first": self.ends[0] - self.first,
             "later": self.ends[-1] - self.ends[0],
         }
@@ -109,6 +114,7 @@ def _run_preftree(
     trainer = DPOTrainer(
         peft, args=config, train_dataset=pairs, processing_class=tokenizer, console=console, callbacks=[clock]
     )
+    clock.trained = time.perf_counter()
     trainer.train()
     return _losses(trainer), args.full
 
