@@ -168,7 +168,7 @@ def test_a_broken_file_has_a_clear_message(tmp_path: Path, name: str, capsys: py
         ("https://host/pairs.jsonl", "is an address, and only files, folders and hub ids are read: download it"),
         ("{there}/link.jsonl", "is a link to {there}/gone.jsonl, which is not there"),
         ("{there}/none.jsonl", "There is no file or folder"),
-        ("{there}", "holds no file that ends in"),
+        ("{there}", "pairs.jsonl.gz: it is not read: it is compressed: unpack it."),
         ("{there}/pairs.jsonl.gz", "its ending is none of"),
     ],
 )

@@ -160,7 +160,7 @@ def test_bad_value_in_other_files(tmp_path: Path, ending: str) -> None:
         ("e.json", b"[{]", "neither JSON nor one JSON object a line"),
         ("e.json", b"7", "must hold a list of objects. Got int"),
         ("e.csv", b"question,chosen,rejected\na,b\n", "row 1: it has 2 cells where the header has 3"),
-        ("e.csv", b'question,chosen,rejected\na,b,"c\n', "row 1: it cannot be read as CSV"),
+        ("e.csv", b'question,chosen,rejected\na,b,"c\n', "its row 1 cannot be read as CSV"),
         ("e.parquet", b"PAR0", "cannot be read as Parquet"),
         ("e.txt", b"x", "its ending is none of .jsonl"),
         ("e.jsonl", b'{"question": "q", "chosen": "a", "rejectd": "b"}', "Did you mean rejected?"),
