@@ -27,6 +27,7 @@ import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -331,7 +332,7 @@ def table(rows: Sequence[Row]) -> str:
         path = row.path if row.half_path in ("", row.path) else f"{row.path}, bfloat16 {row.half_path}"
         tree = row.path and row.path not in ("padded", "plain") and row.half_path == row.path
         why = "" if tree and row.trains and not row.traceback else row.reason
-        notes = [*row.problems, why.replace("|", "/")]
+        notes = [*row.problems, re.sub(r" in folder \S+", "", why).replace("|", "/")]  # the folder was temporary
         lines.append(
             f"| {row.family} | {path or '-'} | {_short(row.logprob_error)} ({_short(row.logprob_noise)}) | "
             f"{_short(row.gradient_error)} ({_short(row.gradient_noise)}) | "
