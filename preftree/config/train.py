@@ -206,7 +206,7 @@ COMMAND = Command(
 
 #: Help for flags of transformers that people use, shorter than theirs.
 _HELP = {
-    "learning_rate": "Learning rate of the optimizer after warmup.",
+    "learning_rate": "Learning rate after warmup.",
     "lr_scheduler_type": "Schedule: linear, cosine, constant, …",
     "warmup_steps": "Steps of linear warmup; below 1 a share.",
     "num_train_epochs": "Passes over the training pairs.",

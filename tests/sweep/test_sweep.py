@@ -43,6 +43,7 @@ def go(path: Path, *flags: str) -> tuple[int, str]:
 
 
 def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path / "cache"))  # other tests have encoded the same pairs
     grid = write(write_inputs(tmp_path))
     counts: Counter[str] = Counter()
     real_encode, real_remember = tokens.encode_pairs, Reference._remember

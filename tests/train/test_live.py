@@ -27,7 +27,15 @@ def shown(folder: Path, console: Console, **args: bool) -> set[type]:
     """The callbacks that show progress."""
     made = DPOTrainer(
         tiny.llama(num_hidden_layers=1),
-        args=DPOConfig(str(folder), max_steps=1, report_to=[], save_strategy="no", use_cpu=True, **args),
+        args=DPOConfig(
+            # Else it follows transformers' logging level, which other tests have changed.
+            **{"disable_tqdm": False, **args},
+            output_dir=str(folder),
+            max_steps=1,
+            report_to=[],
+            save_strategy="no",
+            use_cpu=True,
+        ),
         train_dataset=rows(3, False),
         processing_class=tiny.word_tokenizer(TEMPLATE),
         console=console,
