@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
 from preftree.config.choices import DEVICES, DTYPES
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 
 @dataclass
@@ -136,15 +136,9 @@ def samples_parser() -> FlagParser:
 
 def parse_chat(argv: Sequence[str]) -> ChatSettings:
     """Read `RUN --flag value …`. Raises SettingsError with every problem found."""
-    parsed = chat_parser().parse(argv)
-    groups = filled((ChatSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(chat_parser(), ChatSettings, argv)
 
 
 def parse_samples(argv: Sequence[str]) -> SamplesSettings:
     """Read `RUN --flag value …`. Raises SettingsError with every problem found."""
-    parsed = samples_parser().parse(argv)
-    groups = filled((SamplesSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(samples_parser(), SamplesSettings, argv)

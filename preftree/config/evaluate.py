@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
 from preftree.config.choices import DTYPES
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 
 @dataclass
@@ -129,15 +129,9 @@ def compare_parser() -> FlagParser:
 
 def parse_evaluate(argv: Sequence[str]) -> EvaluateSettings:
     """Read `[settings.yaml] --flag value …`. Raises SettingsError with every problem found."""
-    parsed = evaluate_parser().parse(argv)
-    groups = filled((EvaluateSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(evaluate_parser(), EvaluateSettings, argv)
 
 
 def parse_compare(argv: Sequence[str]) -> CompareSettings:
     """Read `RUNS … --out FOLDER`. Raises SettingsError with every problem found."""
-    parsed = compare_parser().parse(argv)
-    groups = filled((CompareSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(compare_parser(), CompareSettings, argv)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 FORMATS = ("gguf", "openvino", "ollama")
 #: Precisions of llama.cpp's converter that need no calibration.
@@ -76,7 +76,4 @@ def parser() -> FlagParser:
 
 def parse_export(argv: Sequence[str]) -> ExportSettings:
     """Read `RUN --to FORMAT --out PLACE --flag value …`. Raises SettingsError with every problem found."""
-    parsed = parser().parse(argv)
-    groups = filled((ExportSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(parser(), ExportSettings, argv)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse, within
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 #: Precisions that a merged model can be written in.
 MERGED_DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -77,7 +77,4 @@ def parser() -> FlagParser:
 
 def parse_merge(argv: Sequence[str]) -> MergeSettings:
     """Read `RUN --out FOLDER --flag value …`. Raises SettingsError with every problem found."""
-    parsed = parser().parse(argv)
-    groups = filled((MergeSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(parser(), MergeSettings, argv)

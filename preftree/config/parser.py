@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from preftree.config import usage
+from preftree.config.checks import refuse
 from preftree.config.files import ENDINGS, read_settings
 from preftree.config.flags import Flag, Kind, ValueProblem, flags_of
 from preftree.config.names import Foreign, aliases
@@ -61,6 +62,7 @@ class Command:
         more_flags: flags that are no fields of `groups`.
         old_flags: name of a flag that is gone -> (what it is called now, or None; why).
         foreign: flags of other tools, each with its answer.
+        settings_file: whether the first word may be a .yaml or .json file of flags; not where it is a file of its own.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Command:
     more_flags: Mapping[str, Flag] = dataclasses.field(default_factory=dict)
     old_flags: Mapping[str, tuple[str | None, str]] = dataclasses.field(default_factory=dict)
     foreign: Mapping[str, Foreign] = dataclasses.field(default_factory=dict)
+    settings_file: bool = True
 
     @property
     def group_names(self) -> list[str]:
@@ -102,13 +105,18 @@ class FlagParser:
         """
         parsed = Parsed({name: _copied(flag.default) for name, flag in self.table.items()})
         words = list(argv)
-        if words and words[0].endswith(ENDINGS) and not (self._positional and words[0].endswith(".json")):
+        if self._begins_with_settings(words):
             path = Path(words.pop(0))
             for name, values in read_settings(path, self.command.group_names, parsed.problems):
                 self._take(name.replace("-", "_"), values, f"{path}: {name}", parsed)
         for name, values, shown in self._split(words, parsed.problems):
             self._take(name, values, shown, parsed)
         return parsed
+
+    def _begins_with_settings(self, words: Sequence[str]) -> bool:
+        if not self.command.settings_file or not words or not words[0].endswith(ENDINGS):
+            return False
+        return not (self._positional and words[0].endswith(".json"))
 
     def _split(self, words: Sequence[str], problems: list[str]) -> list[_Group]:
         """Cut a command line at its flags."""
@@ -199,6 +207,14 @@ def filled(groups: Iterable[type[T]], parsed: Parsed) -> list[T]:
         except SettingsError as error:
             parsed.problems += error.problems
     return made
+
+
+def settings_of(parser: FlagParser, group: type[T], argv: Sequence[str]) -> T:
+    """The settings that a command line gives, for a command with one group. Raises SettingsError with every problem."""
+    parsed = parser.parse(argv)
+    found = filled((group,), parsed)
+    refuse(parsed.problems)
+    return found[0]
 
 
 def _copied(value: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 STAGES = ("prepare", "check", "train", "evaluate", "report")
 
@@ -62,6 +62,7 @@ RUN = Command(
     summary="Run a pipeline: prepare, check, train, evaluate, report; what is done already is not done again.",
     groups=(PipelineSettings,),
     common=("pipeline", "dry_run", "from_stage", "only"),
+    settings_file=False,
     examples=(
         "preftree run pipeline.yaml",
         "preftree run pipeline.yaml --dry-run",
@@ -91,18 +92,9 @@ def init_parser() -> FlagParser:
 
 def parse_run(argv: Sequence[str]) -> PipelineSettings:
     """Read `FILE --flag value …`. Raises SettingsError with every problem found."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):  # else a .yaml would be read as a file of flags
-        words = ["--pipeline", *words]
-    parsed = run_parser().parse(words)
-    groups = filled((PipelineSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(run_parser(), PipelineSettings, argv)
 
 
 def parse_init(argv: Sequence[str]) -> InitSettings:
     """Read `--flag value …`. Raises SettingsError with every problem found."""
-    parsed = init_parser().parse(argv)
-    groups = filled((InitSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(init_parser(), InitSettings, argv)

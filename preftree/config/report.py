@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import one_of, refuse
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 REPORT_FORMATS = ("html", "md")
 
@@ -59,7 +59,4 @@ def report_parser() -> FlagParser:
 
 def parse_report(argv: Sequence[str]) -> ReportSettings:
     """Read `RUN … --flag value …`. Raises SettingsError with every problem found."""
-    parsed = report_parser().parse(argv)
-    groups = filled((ReportSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(report_parser(), ReportSettings, argv)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import refuse
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 
 @dataclass
@@ -31,6 +31,7 @@ COMMAND = Command(
     summary="Train every combination of a grid with one tokenization and one reference pass, and compare them.",
     groups=(SweepSettings,),
     common=("grid", "dry_run"),
+    settings_file=False,
     examples=("preftree sweep grid.yaml", "preftree sweep grid.yaml --dry-run"),
 )
 
@@ -43,10 +44,4 @@ def sweep_parser() -> FlagParser:
 
 def parse_sweep(argv: Sequence[str]) -> SweepSettings:
     """Read `FILE --flag value …`. Raises SettingsError with every problem found."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):  # else a .yaml would be read as a file of flags
-        words = ["--grid", *words]
-    parsed = sweep_parser().parse(words)
-    groups = filled((SweepSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(sweep_parser(), SweepSettings, argv)

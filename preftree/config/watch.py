@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from preftree.config.checks import refuse, within
-from preftree.config.parser import Command, FlagParser, filled
+from preftree.config.parser import Command, FlagParser, settings_of
 
 
 @dataclass
@@ -47,7 +47,4 @@ def watch_parser() -> FlagParser:
 
 def parse_watch(argv: Sequence[str]) -> WatchSettings:
     """Read `RUN … --flag value …`. Raises SettingsError with every problem found."""
-    parsed = watch_parser().parse(argv)
-    groups = filled((WatchSettings,), parsed)
-    refuse(parsed.problems)
-    return groups[0]
+    return settings_of(watch_parser(), WatchSettings, argv)
