@@ -33,7 +33,7 @@ from preftree.hardware.precision import choose_dtype
 from preftree.io.console import next_steps, sayer
 from preftree.io.progress import Progress
 from preftree.io.run_folder import RunFolder
-from preftree.model.generate import greedy_answers
+from preftree.model.generate import Decoding, answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.lora import load_adapter
 from preftree.model.score import attach
@@ -142,21 +142,18 @@ def _judge(
     texts = [chat.prompt(chat.messages(row["system"] or None, [Turn("user", row["question"])])) for row in rows]
     ids = chat.tokenize(texts)
     with attach(model) as scorer:  # for generation too: on a CPU its modules are faster while it is attached
-        answers = [
-            answer.text
-            for answer in greedy_answers(
-                model,
-                tokenizer,
-                [chat.with_bos(ids[text]) for text in texts],
-                max_new_tokens=40,
-                batch_size=26,
-                stops=[chat.terminator_id],
-                progress=Progress(console, "           answering ", "prompts"),
-            )
-        ]
+        found = answers(
+            model,
+            tokenizer,
+            [chat.with_bos(ids[text]) for text in texts],
+            Decoding(40, stops=(chat.terminator_id,)),
+            batch_size=26,
+            progress=Progress(console, "           answering ", "prompts"),
+        )
         scores = score_pairs(scorer, pairs, progress=Progress(console, "           scoring ", "pairs"))
-    passed = [passes(row["check"], answer) for row, answer in zip(rows, answers, strict=True)]
-    return HeldoutResult(scores, answers, passed)
+    answered = [answer.text for answer in found]
+    passed = [passes(row["check"], answer) for row, answer in zip(rows, answered, strict=True)]
+    return HeldoutResult(scores, answered, passed)
 
 
 def _show(console: Console, rows: list[dict[str, str]], before: HeldoutResult, after: HeldoutResult) -> None:

@@ -7,7 +7,7 @@ settings in `run/config.json` do.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,6 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftree.errors import ModelError, did_you_mean
-from preftree.model.generate import Answer, Decoding, answer_batch, by_length
 from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve, resolve_tokenizer
 from preftree.model.lora import load_adapter
 
@@ -168,29 +167,3 @@ def open_trained(run: TrainedRun, device: str, dtype: torch.dtype) -> PreTrained
     if not run.adapter:
         return load_model(resolve(str(run.folder)), dtype).to(device)
     return load_adapter(load_model(run.base_source, dtype, **run.hub_options).to(device), str(run.folder))
-
-
-def answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    decoding: Decoding,
-    seed: int = 0,
-    batch_size: int = 8,
-) -> list[Answer]:
-    """One answer per prompt (token ids), in the order of the prompts; a prompt's random stream is its own."""
-    found: dict[int, Answer] = {}
-    order = by_length([len(ids) for ids in prompts])
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        batch = answer_batch(
-            model,
-            tokenizer,
-            [prompts[row] for row in rows],
-            decoding.max_new_tokens,
-            decoding.sampling,
-            [seed + row for row in rows],
-            decoding.stops,
-        )
-        found.update(zip(rows, batch, strict=True))
-    return [found[row] for row in range(len(prompts))]

@@ -136,27 +136,29 @@ def _answer(
     return [_read(tokenizer, ids, ends) for ids in output_BL[:, width:].tolist()]
 
 
-def greedy_answers(
+def answers(
     model: Any,
     tokenizer: Any,
     prompts: Sequence[Sequence[int]],
-    max_new_tokens: int,
+    decoding: Decoding,
+    seed: int = 0,
     batch_size: int = 16,
-    stops: Sequence[int] = (),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Answer]:
-    """Greedy answers, in the order of the prompts; prompts of similar length share a batch.
+    """An answer to each prompt (token ids), in the order of the prompts; prompts of similar length share a batch.
 
-    `progress` is called with (prompts done, total prompts); everything else is as in `answer_batch`.
+    Args:
+        seed: of the first prompt; each prompt has a random stream of its own.
+        progress: called with (prompts done, total prompts).
     """
-    answers: dict[int, Answer] = {}
+    found: dict[int, Answer] = {}
     order = by_length([len(ids) for ids in prompts])
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = answer_batch(model, tokenizer, [prompts[row] for row in rows], max_new_tokens, stops=stops)
-        answers.update(zip(rows, batch, strict=True))
-        progress(len(answers), len(prompts))
-    return [answers[row] for row in range(len(prompts))]
+        seeds = [seed + row for row in rows]
+        found.update(zip(rows, _answer(model, tokenizer, [prompts[row] for row in rows], decoding, seeds), strict=True))
+        progress(len(found), len(prompts))
+    return [found[row] for row in range(len(prompts))]
 
 
 def uniforms(seeds: Sequence[int], count: int) -> Tensor:

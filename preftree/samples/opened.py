@@ -14,8 +14,8 @@ from preftree.errors import ModelError
 from preftree.hardware.device import choose_device
 from preftree.hardware.precision import choose_dtype
 from preftree.io.console import Say
-from preftree.model.adapted import ModelPair, TrainedRun, answers, find_run, open_pair
-from preftree.model.generate import Answer, Decoding, Sampling, streamed_answer
+from preftree.model.adapted import ModelPair, TrainedRun, find_run, open_pair
+from preftree.model.generate import Answer, Decoding, Sampling, answers, streamed_answer
 
 Side = str
 """`base` or `trained`."""

@@ -25,13 +25,11 @@ from preftree.data.sources import Source, load_pairs
 from preftree.errors import DataError
 from preftree.health.evidence import SampledAnswers
 from preftree.io.run_folder import RunFolder
-from preftree.model.generate import Answer, Sampling, answer_batch, by_length
+from preftree.model.generate import Answer, Decoding, Sampling, answers
 from preftree.model.score import evaluating, leaf_logprobs
 from preftree.train.inputs import EncodedSplits
 from preftree.train.trainer import DPOTrainer
 
-#: Prompts that are answered in one batch.
-_BATCH = 16
 #: Rounds of answers where --sample_steps does not say.
 _ROUNDS = 4
 _MODES = {"greedy": Sampling(), "sampled": Sampling(temperature=1.0)}
@@ -123,17 +121,17 @@ class PromptSampler(TrainerCallback):
             return
         started = time.perf_counter()
         for mode, sampling in _MODES.items():
-            answers = self._answers(trainer, model, sampling)
-            ratios = self._log_ratios(trainer, answers) if (mode, model) == ("sampled", "policy") else None
+            found = self._answers(trainer, model, sampling)
+            ratios = self._log_ratios(trainer, found) if (mode, model) == ("sampled", "policy") else None
             if not state.is_world_process_zero:
                 continue
             if mode == "greedy":
-                self.greedy_tokens[model] = [len(answer.ids) for answer in answers]
+                self.greedy_tokens[model] = [len(answer.ids) for answer in found]
             if ratios is not None:
                 trainer.health.answers = SampledAnswers(
                     self.greedy_tokens["reference"], self.greedy_tokens["policy"], ratios
                 )
-            for number, (prompt, answer) in enumerate(zip(self.prompts, answers, strict=True)):
+            for number, (prompt, answer) in enumerate(zip(self.prompts, found, strict=True)):
                 ratio = {} if ratios is None else {"log_ratio": round(ratios[number], 4)}
                 self.folder.sample({"step": state.global_step, "model": model, "mode": mode, "prompt": prompt.text,
                                     "answer": answer.text, "tokens": len(answer.ids), "finished": answer.finished,
@@ -143,25 +141,17 @@ class PromptSampler(TrainerCallback):
 
     def _answers(self, trainer: DPOTrainer, model: str, sampling: Sampling) -> list[Answer]:
         tokenizer = trainer.processing_class
-        stops = [Chat(tokenizer).terminator_id]
-        found: dict[int, Answer] = {}
-        order = by_length([len(prompt.ids) for prompt in self.prompts])
+        decoding = Decoding(self.max_new_tokens, sampling, (Chat(tokenizer).terminator_id,))
+        ids = [prompt.ids for prompt in self.prompts]
         with _adapter_off(trainer) if model == "reference" else nullcontext(), trainer.step.autocast():
-            for start in range(0, len(order), _BATCH):
-                rows = order[start : start + _BATCH]
-                ids = [self.prompts[row].ids for row in rows]
-                answers = answer_batch(
-                    trainer.model, tokenizer, ids, self.max_new_tokens, sampling, seeds=rows, stops=stops
-                )
-                found.update(zip(rows, answers, strict=True))
-        return [found[row] for row in range(len(self.prompts))]
+            return answers(trainer.model, tokenizer, ids, decoding)
 
     @torch.no_grad()
-    def _log_ratios(self, trainer: DPOTrainer, answers: Sequence[Answer]) -> list[float]:
+    def _log_ratios(self, trainer: DPOTrainer, found: Sequence[Answer]) -> list[float]:
         """log π(y)/r(y) of each answer."""
         pairs = [
             EncodedPair(prompt.ids, answer.ids, answer.ids, number, "")
-            for number, (prompt, answer) in enumerate(zip(self.prompts, answers, strict=True))
+            for number, (prompt, answer) in enumerate(zip(self.prompts, found, strict=True))
         ]
         ratios: dict[int, float] = {}
         with evaluating(trainer.model), trainer.step.autocast():
@@ -171,7 +161,7 @@ class PromptSampler(TrainerCallback):
                     reference = leaf_logprobs(trainer.scorer, forest).by_leaf()
                 for leaf, token_S in policy.items():
                     ratios[leaf // 2] = float((token_S.double() - reference[leaf].double()).sum())
-        return [ratios[number] for number in range(len(answers))]
+        return [ratios[number] for number in range(len(found))]
 
 
 def _adapter_off(trainer: DPOTrainer) -> AbstractContextManager[object]:

@@ -27,8 +27,8 @@ from preftree.io.console import Say, next_steps, sayer
 from preftree.io.jsonl import json_line
 from preftree.io.progress import Progress, amount, clock
 from preftree.io.run_folder import make_folder
-from preftree.model.adapted import answers, find_run, open_trained
-from preftree.model.generate import Decoding, Sampling
+from preftree.model.adapted import find_run, open_trained
+from preftree.model.generate import Decoding, Sampling, answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.score import attach
 from preftree.samples.prompts import AskedPrompt, read_prompts

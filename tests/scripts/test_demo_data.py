@@ -16,7 +16,7 @@ from preftree.data.chat import Chat
 from preftree.data.record import Turn
 from preftree.demo.checks import passes
 from preftree.demo.rows import SPLITS, Split, read_split
-from preftree.model.generate import Answer, greedy_answers
+from preftree.model.generate import Answer, Decoding, answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.prepare.engines.local import RenderTokens
 from preftree.prepare.generate import Request, seed_of
@@ -188,8 +188,9 @@ def test_the_bundled_model_answers_alike_alone_and_in_a_batch(bundled: build_mod
     render = RenderTokens(chat)
     asked = [(None, "Echo the following sentence. Nobody saw the fox."), ("Be brief.", "Say yes.")]
     ids = [render(chat.messages(system, [Turn("user", question)]))[0] for system, question in asked]
-    batched = greedy_answers(model, chat.tokenizer, ids, 4, stops=[chat.terminator_id])
-    alone = [greedy_answers(model, chat.tokenizer, [one], 4, stops=[chat.terminator_id])[0] for one in ids]
+    decoding = Decoding(4, stops=(chat.terminator_id,))
+    batched = answers(model, chat.tokenizer, ids, decoding)
+    alone = [answers(model, chat.tokenizer, [one], decoding)[0] for one in ids]
     assert batched == alone
     assert batched[0] == Answer("Nobody saw the fox", False)
 
