@@ -194,6 +194,10 @@ class Chat:
             ids = ids[1:]
         return ids
 
+    def prompt_ids(self, text: str) -> list[int]:
+        """A rendered prompt as token ids, with its BOS."""
+        return self.with_bos(self.tokenize([text])[text])
+
     def cut_prompt(self, ids: tuple[int, ...], length: int) -> tuple[int, ...]:
         """The last `length` tokens; a BOS at the start stays and takes one of the places."""
         if len(ids) <= length:
@@ -217,7 +221,7 @@ class Chat:
         """How many tokens the generation prompt adds to the conversation, with a BOS if there is one."""
         prompt, bare = self.prompt(_PROBE), self.prompt(_PROBE, generation=False)
         added = prompt[len(bare) :] if prompt.startswith(bare) else ""
-        ids = self.with_bos(self.tokenize([prompt])[prompt])
+        ids = self.prompt_ids(prompt)
         return len(self.tokenize([added])[added]) + (ids[:1] == [self.tokenizer.bos_token_id])
 
     def _probe_either(self) -> tuple[str, str]:

@@ -38,16 +38,8 @@ class OpenRun:
         return self.chat.messages(system, turns)
 
     def ids(self, messages: Messages) -> list[int]:
-        """The conversation as token ids, up to where the assistant's turn begins; as training encodes a prompt.
-
-        Raises ModelError where the template does not render it.
-        """
-        try:
-            text = self.chat.prompt(messages)
-        except TemplateError as problem:
-            shown = str(messages[-1].get("content"))[:60]
-            raise ModelError(f"the chat template cannot render {shown!r}: {problem}") from problem
-        return self.chat.with_bos(self.chat.tokenize([text])[text])
+        """The conversation as token ids (see `conversation_ids`)."""
+        return conversation_ids(self.chat, messages)
 
     def answers(self, side: Side, prompts: Sequence[Sequence[int]], batch_size: int) -> list[Answer]:
         """One answer of a side to each prompt; both sides draw a prompt's tokens with the same seed."""
@@ -58,6 +50,20 @@ class OpenRun:
         """An answer of a side, shown as it grows."""
         with self.models.side(side) as model:
             return streamed_answer(model, self.chat.tokenizer, prompt, self.decoding, seed, show)
+
+
+def conversation_ids(chat: Chat, messages: Messages) -> list[int]:
+    """A conversation as token ids, up to where the assistant's turn begins; as training encodes a prompt.
+
+    Raises:
+        ModelError: the template does not render it.
+    """
+    try:
+        text = chat.prompt(messages)
+    except TemplateError as problem:
+        shown = str(messages[-1].get("content"))[:60]
+        raise ModelError(f"the chat template cannot render {shown!r}: {problem}") from problem
+    return chat.prompt_ids(text)
 
 
 def open_run(settings: AnswerSettings, say: Say) -> OpenRun:

@@ -10,15 +10,16 @@ from rich.console import Console
 
 from preftree.config.answers import SamplesSettings
 from preftree.data.chat import Messages
-from preftree.errors import RunError
+from preftree.data.prompts import AskedPrompt, prompts_of_pairs, read_prompts
+from preftree.data.sources import Source
+from preftree.errors import DataError, RunError
 from preftree.io.atomic import atomic_file
 from preftree.io.console import next_steps, sayer
 from preftree.io.jsonl import json_line
 from preftree.io.progress import clock
-from preftree.model.adapted import find_run
+from preftree.model.adapted import TrainedRun, find_run
 from preftree.model.generate import Answer
 from preftree.samples.opened import SIDES, OpenRun, open_run
-from preftree.samples.prompts import AskedPrompt, prompts_of_run, read_prompts
 from preftree.samples.show import show_rows, write_rows_html
 from preftree.text.differences import answer_rows
 
@@ -62,6 +63,19 @@ def run(settings: SamplesSettings, console: Console | None = None) -> None:
     place = shlex.quote(settings.run)
     base = shlex.quote(opened.run.base_name)
     next_steps(say, f"preftree chat {place}", f"preftree winrate {place} {base} --prompts FILE --judge MODEL")
+
+
+def prompts_of_run(run: TrainedRun, limit: int) -> tuple[list[AskedPrompt], str]:
+    """Prompts that a run was validated on or, where it has no file of these, trained on; and where they are from.
+
+    Raises:
+        DataError: the run does not say, or its data is gone.
+    """
+    data = run.group("data")
+    for name, what in ((data.get("validation_file"), "held out"), (data.get("dataset_name"), "the data of the run")):
+        if name:
+            return prompts_of_pairs(Source(str(name), config=data.get("dataset_config_name")), limit), f"{name}, {what}"
+    raise DataError(f"{run.folder} does not say what it was trained on: name a file of prompts by --prompts.")
 
 
 def refuse_existing(flag: str, name: str | None) -> None:

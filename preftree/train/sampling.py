@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerContro
 from preftree.config.train import Settings
 from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair
-from preftree.data.record import Turn
-from preftree.data.sources import Source, load_pairs
+from preftree.data.prompts import read_prompts
 from preftree.errors import DataError
 from preftree.health.evidence import SampledAnswers
 from preftree.io.run_folder import RunFolder
@@ -54,29 +52,16 @@ def sample_prompts(settings: Settings, splits: EncodedSplits, tokenizer: PreTrai
         ids = dict.fromkeys(pair.prompt_ids for pair in (*splits.validation, *splits.train))
         chosen = list(ids)[: int(asked)]
         return [SamplePrompt(str(tokenizer.decode(list(each))), each) for each in chosen]
+    try:
+        found = read_prompts(asked, None)
+    except DataError as problem:
+        raise DataError(f"--sample_prompts {problem}") from problem
     chat = Chat(tokenizer)
-    texts = [chat.prompt(chat.messages(system, turns)) for system, turns in _conversations(asked)]
+    texts = [chat.prompt(chat.messages(prompt.system, prompt.turns)) for prompt in found]
     ids_of = chat.tokenize(texts)
     longest = settings.data.max_prompt_length
     cut = [chat.cut_prompt(tuple(chat.with_bos(ids_of[text])), longest) for text in texts]
-    shown = (turns[-1].content for _, turns in _conversations(asked))
-    return [SamplePrompt(text, tuple(each)) for text, each in zip(shown, cut, strict=True)]
-
-
-def _conversations(name: str) -> list[tuple[str | None, tuple[Turn, ...]]]:
-    """A prompt per line of a .txt file, or the prompts of preference data, each once."""
-    path = Path(name)
-    if path.suffix != ".txt":
-        found = {repr((pair.system, pair.turns)): (pair.system, pair.turns) for pair in load_pairs(Source(name))}
-        return list(found.values())
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as problem:
-        why = getattr(problem, "strerror", None) or "it is not UTF-8 text"
-        raise DataError(f"--sample_prompts {name} cannot be read: {why}.") from None
-    if not any(lines):
-        raise DataError(f"--sample_prompts {name}: there is no prompt in it. Write one per line.")
-    return [(None, (Turn("user", line),)) for line in lines if line]
+    return [SamplePrompt(prompt.shown, ids) for prompt, ids in zip(found, cut, strict=True)]
 
 
 class PromptSampler(TrainerCallback):

@@ -119,7 +119,7 @@ class LocalJudge:
 
     def _prompt(self, each: JudgedPair) -> tuple[int, ...]:
         text = self.chat.prompt(self.chat.messages(None, [Turn("user", each.text(ASK_LETTER))]))
-        return tuple(self.chat.with_bos(self.chat.tokenize([text])[text]))
+        return tuple(self.chat.prompt_ids(text))
 
 
 def both_orders(rows: Sequence[tuple[str, str, str]]) -> list[JudgedPair]:

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from preftree.config.winrate import JudgeServerSettings, WinrateSettings
 from preftree.data.chat import Chat
+from preftree.data.prompts import AskedPrompt, read_prompts
 from preftree.data.record import Turn
 from preftree.errors import RunError
 from preftree.evaluate.statistics import RESAMPLES
@@ -31,7 +32,7 @@ from preftree.model.adapted import find_run, open_trained
 from preftree.model.generate import Decoding, Sampling, answers
 from preftree.model.load import load_model, load_tokenizer, resolve
 from preftree.model.score import attach
-from preftree.samples.prompts import AskedPrompt, read_prompts
+from preftree.samples.opened import conversation_ids
 from preftree.winrate.judges import LocalJudge, ServerJudge, Verdict, both_orders, shares
 from preftree.winrate.rates import WinRate, win_rate
 
@@ -114,8 +115,7 @@ def _answers(
 
 
 def _ids(chat: Chat, system: str | None, prompt: AskedPrompt) -> list[int]:
-    text = chat.prompt(chat.messages(system if system is not None else prompt.system, prompt.turns))
-    return chat.with_bos(chat.tokenize([text])[text])
+    return conversation_ids(chat, chat.messages(system if system is not None else prompt.system, prompt.turns))
 
 
 def _conversation(prompt: AskedPrompt) -> str:

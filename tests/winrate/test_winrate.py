@@ -150,3 +150,15 @@ def test_wrong_input_is_one_sentence(
     code, said = command(*words)
     assert (code, message in said) == (2, True), said
     assert sorted(path.name for path in models.iterdir()) == ["a", "b", "prompts.txt"]
+
+
+def test_a_prompt_that_a_template_refuses_is_one_sentence(models: Path, tmp_path: Path) -> None:
+    tiny.llama(num_hidden_layers=1).save_pretrained(tmp_path / "model")
+    refusing = TEMPLATE.replace("{% for m in messages %}", "{% for m in messages %}{% if 'w99' in m['content'] %}"
+                                "{{ raise_exception('not this') }}{% endif %}")  # fmt: skip
+    tiny.word_tokenizer(refusing).save_pretrained(tmp_path / "model")
+    (tmp_path / "prompts.txt").write_text("w99 w20\n")
+    words = ["winrate", str(tmp_path / "model"), str(models / "b"), "--prompts", str(tmp_path / "prompts.txt")]
+    result = CliRunner().invoke(app, [*words, "--judge", str(models / "a"), *SHORT])
+    assert result.exit_code == 2
+    assert "the chat template cannot render 'w99 w20': not this" in result.output + result.stderr

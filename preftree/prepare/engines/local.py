@@ -44,7 +44,7 @@ class RenderTokens:
 
     def __call__(self, messages: Messages) -> tuple[list[int], int]:
         text = self.chat.prompt(messages)
-        ids = self.chat.with_bos(self.chat.tokenize([text])[text])
+        ids = self.chat.prompt_ids(text)
         return ids, len(ids)
 
 

@@ -1,4 +1,4 @@
-"""Prompts to answer: from a file of lines, from preference data in any format, or from a run's own data."""
+"""Prompts to answer: from a file of lines, of rows that hold a prompt alone, or from preference data in any format."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 from preftree.data.record import Turn
 from preftree.data.sources import Source, load_pairs
 from preftree.errors import DataError
-from preftree.model.adapted import TrainedRun
 
 #: Columns of a row that hold a prompt alone, the first that is there.
 _COLUMNS = ("prompt", "question", "instruction", "messages")
@@ -41,33 +40,21 @@ def read_prompts(file: str, limit: int | None) -> list[AskedPrompt]:
     """
     path = Path(file)
     if path.is_dir() or not path.exists():
-        return _of_pairs(Source(file), limit)
+        return prompts_of_pairs(Source(file), limit)
     if path.suffix == ".txt":
         lines = _text(path).splitlines()
         found = [AskedPrompt(None, (Turn("user", line.strip()),)) for line in lines if line.strip()]
     elif path.suffix == ".jsonl" and (rows := _prompt_rows(path)):
         found = [_of_row(row, f"{file}:{number}") for number, row in enumerate(rows[:limit], start=1)]
     else:
-        return _of_pairs(Source(file), limit)
+        return prompts_of_pairs(Source(file), limit)
     if not found:
         raise DataError(f"{file}: there is no prompt in it. Write one per line.")
     return found[:limit]
 
 
-def prompts_of_run(run: TrainedRun, limit: int) -> tuple[list[AskedPrompt], str]:
-    """Prompts that a run was validated on or, where it has no file of these, trained on; and where they are from.
-
-    Raises:
-        DataError: the run does not say, or its data is gone.
-    """
-    data = run.group("data")
-    for name, what in ((data.get("validation_file"), "held out"), (data.get("dataset_name"), "the data of the run")):
-        if name:
-            return _of_pairs(Source(str(name), config=data.get("dataset_config_name")), limit), f"{name}, {what}"
-    raise DataError(f"{run.folder} does not say what it was trained on: name a file of prompts by --prompts.")
-
-
-def _of_pairs(source: Source, limit: int | None) -> list[AskedPrompt]:
+def prompts_of_pairs(source: Source, limit: int | None) -> list[AskedPrompt]:
+    """The prompts of preference data, each once."""
     seen: dict[str, AskedPrompt] = {}
     for pair in load_pairs(source, limit=None if limit is None else 4 * limit):
         seen.setdefault(repr(pair.prompt_parts), AskedPrompt(pair.system, pair.turns))
