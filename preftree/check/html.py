@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from preftree.check.report import FINE, NOTE, SPOILS, Histogram, Report
 from preftree.check.views import counted, percent, row_list, token_count
 from preftree.io.atomic import atomic_file
-from preftree.io.console import visible
+from preftree.io.html import html_templates
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _TICK = 640, 220, 8, 26, 8, 100
 
@@ -47,14 +45,7 @@ class Picture:
 
 def write_html(report: Report, path: Path) -> None:
     """Write the report."""
-    environment = Environment(
-        loader=PackageLoader("preftree.check"),
-        autoescape=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_templates("preftree.check")
     environment.filters["percent"] = percent
     environment.filters["counted"] = counted
     environment.filters["row_list"] = row_list

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 
 from preftree import __version__
 from preftree.health.findings import FINDINGS, verdict
-from preftree.io.console import visible
+from preftree.io.html import html_templates
 from preftree.report import content
 from preftree.report.read import RunView
 from preftree.report.repeat import changed_settings, train_command
@@ -59,14 +59,7 @@ def _values(runs: Sequence[RunView], scores: Mapping[str, Any] | None, title: st
 
 
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("preftree.report"),
-        autoescape=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_templates("preftree.report")
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.2f}"
     environment.filters["p_value"] = lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001"
     environment.filters["as_percent"] = lambda value: f"{100 * value:.2f}"

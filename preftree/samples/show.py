@@ -6,13 +6,13 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from preftree.io.atomic import atomic_file
 from preftree.io.console import visible
+from preftree.io.html import html_templates
 from preftree.samples.opened import OpenRun
 from preftree.text.differences import AnswerRow, Piece
 
@@ -42,21 +42,17 @@ def styled(pieces: Sequence[Piece], side: str) -> Text:
 
 def write_rows_html(path: Path, opened: OpenRun, rows: Sequence[AnswerRow]) -> None:
     """Write the table as an HTML file."""
-    environment = Environment(
-        loader=PackageLoader("preftree.samples"),
-        autoescape=True,
-        finalize=lambda value: visible(value) if isinstance(value, str) else value,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("samples.html.j2").render(
-        run=str(opened.run.folder),
-        base=opened.run.base_name,
-        rows=rows,
-        changed=sum(row.changed for row in rows),
-        drawn=how_drawn(opened),
-        date=datetime.date.today().isoformat(),
+    text = (
+        html_templates("preftree.samples")
+        .get_template("samples.html.j2")
+        .render(
+            run=str(opened.run.folder),
+            base=opened.run.base_name,
+            rows=rows,
+            changed=sum(row.changed for row in rows),
+            drawn=how_drawn(opened),
+            date=datetime.date.today().isoformat(),
+        )
     )
     with atomic_file(path, "w") as file:
         file.write(text)
