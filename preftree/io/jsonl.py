@@ -62,6 +62,15 @@ def append_jsonl(path: str | os.PathLike[str], record: Any, *, durable: bool = F
             raise
 
 
+def read_object(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file; an empty one where there is no file, or something else in it."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def json_line(record: Any) -> str:
     """A record as one line of text; a lone surrogate, which UTF-8 cannot write, becomes an escape."""
     return json.dumps(to_json(record), ensure_ascii=False).encode("utf-8", "backslashreplace").decode() + "\n"

@@ -29,7 +29,7 @@ from typing import Any
 
 from preftree.errors import RunError
 from preftree.io.atomic import atomic_file, write_json
-from preftree.io.jsonl import append_jsonl, read_jsonl, to_json
+from preftree.io.jsonl import append_jsonl, json_line, read_jsonl, read_object, to_json
 from preftree.io.lock import folder_lock, removed_if_unused
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -124,7 +124,7 @@ class RunFolder:
         """
         self.check(resume=resume, overwrite=overwrite, fingerprint=fingerprint, config=config)
         earlier = self._earlier()
-        known = _read_json(self.identity_path)
+        known = read_object(self.identity_path)
         differing = fact_differences(known, identity or {}) if known else []
         if not overwrite and differing and self._has_results():
             raise self._other_run(differing)
@@ -142,7 +142,7 @@ class RunFolder:
 
     def finished(self) -> int | None:
         """The last step of a run that is complete here, else None."""
-        step = _read_json(self.finished_path).get("step")
+        step = read_object(self.finished_path).get("step")
         whole = any(_WEIGHTS.fullmatch(name) for name in self._contents())
         return step if isinstance(step, int) and whole else None
 
@@ -154,10 +154,14 @@ class RunFolder:
         """Replace samples.jsonl by the records of the checkpoint that the run goes on from."""
         self._replace(self.samples_path, samples)
 
+    def reset_pairs(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace pairs.jsonl by the records of the checkpoint that the run goes on from."""
+        self._replace(self.pairs_path, records)
+
     def _replace(self, path: Path, records: Iterable[Mapping[str, Any]]) -> None:
         with atomic_file(path, "w") as file:
             for record in records:
-                file.write(json.dumps(to_json(record), ensure_ascii=False) + "\n")
+                file.write(json_line(record))
 
     def write_env(self, environment: Mapping[str, Any]) -> None:
         """Write env.json."""
@@ -169,7 +173,7 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         """The content of data.json, empty where there is none."""
-        return _read_json(self.data_path)
+        return read_object(self.data_path)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Append one record to metrics.jsonl."""
@@ -201,7 +205,7 @@ class RunFolder:
 
     def _earlier(self) -> dict[str, Any]:
         """config.json of the run that is there, or an empty dict."""
-        return _read_json(self.config_path)
+        return read_object(self.config_path)
 
     def _has_results(self) -> bool:
         logged = any(path.exists() and path.stat().st_size for path in (self.metrics_path, self.samples_path))
@@ -274,14 +278,6 @@ def _setting_differences(earlier: Any, config: Mapping[str, Any] | None) -> list
 def _groups(settings: Any) -> list[Mapping[str, Any]]:
     values = settings.values() if isinstance(settings, Mapping) else ()
     return [group for group in values if isinstance(group, Mapping)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def make_folder(flag: str, folder: str) -> Path:

@@ -6,7 +6,6 @@ settings in `run/config.json` do.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from preftree.errors import ModelError, did_you_mean
+from preftree.io.jsonl import read_object
 from preftree.model.load import ModelSource, load_model, load_tokenizer, resolve, resolve_tokenizer
 from preftree.model.lora import load_adapter
 
@@ -106,20 +106,13 @@ def find_run(name: str, base: str | None = None) -> TrainedRun:
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads((folder / "run" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    settings = content.get("settings") if isinstance(content, dict) else None
+    settings = read_object(folder / "run" / "config.json").get("settings")
     return settings if isinstance(settings, dict) else {}
 
 
 def _base_of(folder: Path, settings: Mapping[str, Any]) -> str | None:
     """The base that an adapter's config records, or the one that its run's settings name where that is gone."""
-    try:
-        recorded = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, LookupError, TypeError):
-        recorded = None
+    recorded = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
     model = settings.get("model")
     named = model.get("model_name_or_path") if isinstance(model, dict) else None
     if recorded and (Path(recorded).is_dir() or not Path(recorded).is_absolute()):

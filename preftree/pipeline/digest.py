@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
 from preftree.io.atomic import write_json
+from preftree.io.jsonl import read_object
 
 _BLOCK = 1 << 22
 
@@ -23,11 +22,7 @@ class Digests:
 
     def __init__(self, store: Path) -> None:
         self.store = store
-        try:
-            known = json.loads(store.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        self.known: dict[str, Any] = known if isinstance(known, dict) else {}
+        self.known = read_object(store)
 
     def of(self, name: str) -> str:
         """The hash of a file, or of all files of a folder with their names; for anything else "named NAME"."""

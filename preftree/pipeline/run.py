@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
@@ -18,6 +17,7 @@ from preftree.config.pipeline import STAGES, PipelineSettings
 from preftree.errors import RunError
 from preftree.io.atomic import write_json
 from preftree.io.console import sayer
+from preftree.io.jsonl import read_object
 from preftree.io.lock import folder_lock
 from preftree.io.run_folder import fact_differences, make_folder
 from preftree.pipeline.digest import Digests
@@ -59,7 +59,7 @@ class Runner:
     def __init__(self, pipeline: Pipeline, settings: PipelineSettings, console: Console) -> None:
         self.pipeline, self.settings, self.say = pipeline, settings, sayer(console)
         self.digests = Digests(pipeline.output / ".digests.json")
-        self.record = _read_record(pipeline.output / _RECORD)
+        self.record = read_object(pipeline.output / _RECORD)
         self.folders: dict[str, Path] = {}
 
     def run(self) -> int:
@@ -171,11 +171,3 @@ class Runner:
 
     def _show(self, task: Task, text: str) -> None:
         self.say(f"{task.name:10} {text}")
-
-
-def _read_record(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -64,9 +64,8 @@ class RunRecorder(TrainerCallback):
 
     def _forget_later(self, step: int) -> None:
         """Leave out records of steps after `step`, which are done again."""
-        kept = [record for record in read_jsonl(self.folder.pairs_path, skip_damaged=True) if record["step"] <= step]
-        with atomic_file(self.folder.pairs_path, "w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in kept)
+        records = read_jsonl(self.folder.pairs_path, skip_damaged=True)
+        self.folder.reset_pairs([record for record in records if record["step"] <= step])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
         if control.should_save:  # a run that goes on from this checkpoint does not know the records of before
