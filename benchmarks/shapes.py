@@ -20,6 +20,18 @@ LENGTHS = (
 # fmt: on
 #: Prompt, chosen and rejected tokens of the shapes named "long".
 LONG = (4096, 256, 256)
+_TINY: tuple[str, dict[str, Any]] = (
+    "Llama",
+    {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+    },
+)
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm2-135m": (
         "Llama",
@@ -60,31 +72,9 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mpt-7b": ("Mpt", {"vocab_size": 50432, "d_model": 4096, "n_heads": 32, "n_layers": 32, "max_seq_len": 2048}),
-    "tiny-long": (
-        "Llama",
-        {
-            "vocab_size": 300,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-        },
-    ),
+    "tiny-long": _TINY,
     "tiny-mpt": ("Mpt", {"vocab_size": 300, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 2048}),
-    "tiny": (
-        "Llama",
-        {
-            "vocab_size": 300,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 2048,
-        },
-    ),
+    "tiny": _TINY,
 }  # fmt: skip
 
 

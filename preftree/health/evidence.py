@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -26,13 +27,21 @@ class AnswerLengths:
     chosen_cut: int = 0
     rejected_cut: int = 0
 
-    @property
+    # Asked at every log line of a run, whose pairs do not change.
+
+    @cached_property
     def mean_chosen(self) -> float:
         return fmean(self.chosen) if self.chosen else math.nan
 
-    @property
+    @cached_property
     def mean_rejected(self) -> float:
         return fmean(self.rejected) if self.rejected else math.nan
+
+    @cached_property
+    def unequal(self) -> tuple[int, int]:
+        """Pairs whose answers differ in length, and those of them whose chosen answer is the longer one."""
+        both = [(c, r) for c, r in zip(self.chosen, self.rejected, strict=True) if c != r]
+        return len(both), sum(c > r for c, r in both)
 
 
 @dataclass(frozen=True)

@@ -232,10 +232,10 @@ def length_bias(evidence: Evidence) -> Diagnosis | None:
     lengths = evidence.lengths
     if lengths is None:
         return None
-    both = [(c, r) for c, r in zip(lengths.chosen, lengths.rejected, strict=True) if c != r]
-    if len(both) < FEWEST_PAIRS:
+    unequal, with_longer = lengths.unequal
+    if unequal < FEWEST_PAIRS:
         return None
-    longer = sum(c > r for c, r in both) / len(both)
+    longer = with_longer / unequal
     ratio = lengths.mean_chosen / lengths.mean_rejected
     word = "longer" if longer >= LENGTH_SHARE and ratio >= LENGTH_RATIO else ""
     word = "shorter" if 1 - longer >= LENGTH_SHARE and 1 / ratio >= LENGTH_RATIO else word

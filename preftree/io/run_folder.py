@@ -280,6 +280,12 @@ def _groups(settings: Any) -> list[Mapping[str, Any]]:
     return [group for group in values if isinstance(group, Mapping)]
 
 
+def free_space(path: str | Path) -> int:
+    """Bytes that are free where `path` is, or would be made."""
+    place = Path(path).absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.is_dir())).free
+
+
 def make_folder(flag: str, folder: str) -> Path:
     """Make the folder that `flag` names, where there is none. Raises RunError where that cannot be."""
     path = Path(folder)

@@ -25,6 +25,7 @@ from preftree.hardware.memory import peak_memory
 from preftree.io.atomic import atomic_path, write_json
 from preftree.io.console import next_steps, sayer
 from preftree.io.progress import Progress, amount, clock
+from preftree.io.run_folder import free_space
 from preftree.merge.layers import MergedLayers, NotByLayer
 from preftree.merge.shards import BaseShards, write_shards
 from preftree.merge.verify import (
@@ -242,8 +243,7 @@ def _check_target(settings: MergeSettings, target: Path) -> None:
 
 
 def _check_room(merger: _Merger, target: Path) -> None:
-    place = next(path for path in (target, *target.absolute().parents) if path.is_dir())
-    free, needed = shutil.disk_usage(place).free, merger.size()
+    free, needed = free_space(target), merger.size()
     if free < needed:
         raise RunError(f"--out {target}: {amount(needed)} are needed and {amount(free)} are free. Give another place.")
 

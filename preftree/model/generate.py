@@ -102,7 +102,7 @@ class _TextStreamer(BaseStreamer):
         self.ids += value.flatten().tolist()
         if len(self.ids) > self.skip:
             text = self.tokenizer.decode(self.ids[self.skip :], skip_special_tokens=True)
-            self.show(text.rstrip("\ufffd").lstrip())  # half of a character waits for its other half
+            self.show(text.rstrip("\ufffd").lstrip())  # an incomplete character is held back
 
     def end(self) -> None:
         """There is nothing left to pass on."""

@@ -1,4 +1,4 @@
-"""The one opener: `scorer = attach(model)`, then `scorer(forest)`, in training, the reference pass and evaluation.
+"""The one entry point: `scorer = attach(model)`, then `scorer(forest)`, in training, the reference pass and evaluation.
 
 A model is attached once: a small forest is scored by the path that is likely fastest and by the model's own plain
 forward on single sequences. If they differ, or the path cannot run, the next one is tried (see `paths`).

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,12 +164,12 @@ def run_facts(run: TrainedRun, name: str | None = None) -> CardFacts:
 def run_card(output_dir: str | Path, name: str | None = None, tags: Sequence[str] = ()) -> ModelCard:
     """The card of the run in a folder."""
     facts = run_facts(find_run(str(output_dir)), name)
-    return model_card(CardFacts(**{**vars(facts), "tags": (*facts.tags, *tags)}))
+    return model_card(replace(facts, tags=(*facts.tags, *tags)))
 
 
 def merged_card(run: TrainedRun, verified: Mapping[str, str], name: str) -> ModelCard:
     """The card of a run's merged model, with what it was verified by."""
-    return model_card(CardFacts(**{**vars(run_facts(run, name)), "library": "transformers", "verified": verified}))
+    return model_card(replace(run_facts(run, name), library="transformers", verified=verified))
 
 
 def hub_id(run: TrainedRun) -> str | None:

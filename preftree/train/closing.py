@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from preftree.errors import RunError
 from preftree.hardware.memory import peak_memory
 from preftree.io.console import Say, next_steps
 from preftree.io.progress import amount, clock
+from preftree.io.run_folder import free_space
 from preftree.publish.card import run_card, wilson
 from preftree.publish.hub import upload
 from preftree.train.live import sparkline
@@ -27,9 +27,7 @@ def check_room(trainer: DPOTrainer, say: Say) -> None:
     args = trainer.args
     if not args.should_save:
         return
-    place = Path(args.output_dir or ".").absolute()
-    folder = next(path for path in (place, *place.parents) if path.is_dir())
-    free = shutil.disk_usage(folder).free
+    free = free_space(args.output_dir or ".")
     # An adapter or model, and what most optimizers keep of each of its weights: two moments in float32.
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
     moments = sum(8 * p.numel() for p in trainer.model.parameters() if p.requires_grad)

@@ -177,14 +177,14 @@ def measure(trainer: DPOTrainer, planned: Planned, say: Say) -> Estimate:
         measured.merge(counts)
     per_flop = sum(seconds for seconds, _ in timed) / max(flops.useful(measured), 1)
     reference = measured.reference_tokens / max(measured.tree_tokens, 1)
-    epoch = _scaled(_counted(forests), len(loader) / len(batches))
+    counts = _counted(forests)
+    epoch = _scaled(counts, len(loader) / len(batches))
     training = _all_steps(epoch, planned.steps / len(loader), reference)
     one = _counted([trainer.step.forests(held_out)]) if held_out else SpeedMeter()
     forward = replace(one, tree_tokens=0, scored_tokens=0, reference_tokens=one.tree_tokens,
                       reference_scored=one.scored_tokens)  # fmt: skip
     evaluating = flops.useful(forward) * (planned.evaluations + (min(reference, 1.0) if planned.evaluations else 0))
     sizes = sorted(pair.size if hasattr(pair, "size") else 0 for pair in pairs)
-    counts = _counted(forests)
     return Estimate(
         planned=planned,
         pairs=len(pairs),

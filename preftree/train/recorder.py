@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -58,7 +59,7 @@ class RunRecorder(TrainerCallback):
         self.write(self.folder.pairs_path, lambda: self._forget_later(state.global_step))
 
     def _write_facts(self) -> None:
-        lengths = {name: vars(answer_lengths(pairs, self._ends())) for name, pairs in self.sets.items() if pairs}
+        lengths = {name: asdict(answer_lengths(pairs, self._ends())) for name, pairs in self.sets.items() if pairs}
         with atomic_file(self.folder.facts_path, "w") as file:  # compact: it holds a number per answer
             json.dump({"objective": self.objective, "lengths": lengths, "said": self.said}, file, ensure_ascii=False)
 
