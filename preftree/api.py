@@ -79,23 +79,25 @@ def evaluate(model: str | Path, out: str | Path, **settings: Any) -> Run:
     return find_results(str(out))
 
 
-def compare(base: str | Path, *others: str | Path, out: str | Path | None = None) -> list[Comparison]:
+def compare(
+    base: str | Path, *others: str | Path, out: str | Path | None = None, seeds: bool = False
+) -> list[Comparison]:
     """Put evaluations side by side: scores, differences with 95 % intervals, questions that flipped.
 
     Args:
         base: folder of the evaluation to compare with.
         others: folders of the others.
         out: folder for compare.md and compare.json.
+        seeds: each of the others holds evaluations of one recipe, a folder per seed.
 
     Raises:
         RunError: no evaluation in a folder, or settings that differ.
     """
-    from preftree.evaluate.compare import compare as pair
-    from preftree.evaluate.compare import run
-    from preftree.evaluate.results import find_results
+    from preftree.evaluate.compare import comparisons_of, run
 
-    run([str(base), *map(str, others)], None if out is None else str(out))
-    return [pair(find_results(str(base)), find_results(str(other))) for other in others]
+    folders = [str(base), *map(str, others)]
+    run(folders, None if out is None else str(out), seeds)
+    return comparisons_of(folders, seeds)
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:

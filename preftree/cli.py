@@ -141,7 +141,7 @@ def _compare(argv: Sequence[str]) -> None:
     settings = parse_compare(argv)
     from preftree.evaluate.compare import run
 
-    run(settings.runs, settings.out)
+    run(settings.runs, settings.out, settings.seeds)
 
 
 def _run(argv: Sequence[str]) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from preftree.config.prepare import parse_settings as parse_prepare
 from preftree.config.train import parse_settings
+from preftree.sweep.grid import read_grid
+from tests.support.documented import PARSERS
 
 ROOT = Path(__file__).parents[1]
 SHOW = "#!/bin/sh\nprintf '%s\\n' \"$@\"\n"
@@ -64,3 +67,48 @@ def test_prepare(tmp_path: Path) -> None:
     assert called[:3] == ["-m", "preftree", "prepare"]
     settings = parse_prepare(called[3:])
     assert settings.generate.max_new_tokens == 512
+
+
+#: Writes down what it is called with, and makes what the next step of the script reads.
+STAND_IN = r"""#!/bin/bash
+printf '%s\t' "${@:3}" >>"$CALLS"; echo >>"$CALLS"
+for ((i = 1; i < $#; i++)); do
+    case "${!i}" in --out|--output_dir) j=$((i + 1)); mkdir -p "${!j}" ;; esac
+done
+case "$3" in
+    prepare) for i in {1..10}; do echo "{}"; done >"$OUT/prepared/train.jsonl" ;;
+    sweep) name=$(basename "$4" .yaml); mkdir -p "$OUT/sweep/$name"; echo "seed: 42" >"$OUT/sweep/$name/best.yaml" ;;
+esac
+"""
+
+
+def test_the_small_reproduction(tmp_path: Path) -> None:
+    python, data, out, calls = tmp_path / "python", tmp_path / "D", tmp_path / "O", tmp_path / "calls"
+    python.write_text(STAND_IN)
+    python.chmod(0o755)
+    (data / "pref").mkdir(parents=True)
+    (data / "pref" / "orca_pairs.jsonl").write_text("".join(f'{{"n": {n}}}\n' for n in range(1, 13)))
+    environment = {**os.environ, "PYTHON": str(python), "CALLS": str(calls), "OUT": str(out)}
+
+    def called() -> list[list[str]]:
+        calls.write_text("")
+        subprocess.run(["bash", ROOT / "runs/reproduce_small.sh", data, out], env=environment, check=True, timeout=60)
+        return [line.rstrip("\t").split("\t") for line in calls.read_text().splitlines()]
+
+    first = called()
+    for words in first:
+        PARSERS.get(words[0], lambda words: None)(words[1:])
+    assert Counter(words[0] for words in first) == {
+        "check": 2, "prepare": 1, "sweep": 2, "evaluate": 2 + 6, "train": 6, "compare": 6, "demo": 6
+    }  # fmt: skip
+    assert (out / "data/orca-validation.jsonl").read_text() == '{"n": 5}\n{"n": 10}\n'
+    assert (out / "data/orca-test.jsonl").read_text() == '{"n": 1}\n{"n": 6}\n{"n": 11}\n'
+    assert len((out / "data/orca-train.jsonl").read_text().splitlines()) == 12 - 5
+    grid = read_grid(out / "orca.yaml")
+    assert len(grid.runs) == 4
+    settings = grid.runs[-1].settings
+    assert (settings.train.learning_rate, settings.train.warmup_steps, settings.lora.lora_rank) == (5e-4, 0.1, 16)
+    assert settings.lora.lora_target_modules == ["k_proj", "q_proj", "v_proj"]
+    # Started again: finished evaluations and demos stay; the other commands know by themselves what is done.
+    again = Counter(words[0] for words in called())
+    assert (again["evaluate"], again["prepare"], again["demo"], again["train"]) == (0, 0, 3, 6)

@@ -86,6 +86,9 @@ class CompareSettings:
     """Folders of evaluations, the one to compare with first."""
     out: str | None = None
     """Folder for compare.md and compare.json."""
+    seeds: bool = False
+    """Each folder after the first holds evaluations of one recipe, a folder per seed: questions are averaged over
+    them."""
 
     def __post_init__(self) -> None:
         if len(self.runs) < 2:
@@ -110,8 +113,11 @@ COMPARE = Command(
     name="compare",
     summary="Put evaluations side by side: scores, differences with 95 % intervals, questions that flipped.",
     groups=(CompareSettings,),
-    common=("runs", "out"),
-    examples=("preftree compare eval/base eval/run1 --out comparison",),
+    common=("runs", "out", "seeds"),
+    examples=(
+        "preftree compare eval/base eval/run1 --out comparison",
+        "preftree compare eval/base eval/recipe --seeds --out comparison",
+    ),
 )
 
 

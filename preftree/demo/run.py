@@ -25,6 +25,7 @@ from preftree.data.chat import Chat
 from preftree.data.encode import EncodedPair, encode_pairs
 from preftree.data.record import Turn
 from preftree.data.sources import load_pairs
+from preftree.demo.average import show_average
 from preftree.demo.checks import passes
 from preftree.demo.rows import DATA_FOLDER, read_split
 from preftree.evaluate.preference import PairScores, score_pairs
@@ -65,10 +66,13 @@ class HeldoutResult:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo; flags of `preftree train` override its recipe."""
+    """Run the demo, or average those that are done; flags of `preftree train` override its recipe."""
     options, flags = _options(argv)
     started = time.perf_counter()
     console = Console(soft_wrap=True)
+    if options.average:
+        show_average(options.average, console)
+        return 0
     place = options.output_dir or _free_folder()
     own = ["--dataset_name", str(DATA_FOLDER / "train.jsonl"), "--output_dir", place, "--seed", str(options.seed)]
     settings = parse_settings([*RECIPE, *own, *flags])
@@ -120,6 +124,9 @@ def _options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--output_dir", help="where the adapter goes (outputs/demo, or demo-2 and so on)")
     parser.add_argument("--seed", type=int, default=42, help="of data order and LoRA weights (%(default)s)")
+    parser.add_argument(
+        "--average", nargs="+", metavar="RUN", help="train nothing: average demos of several seeds, with a paired test"
+    )
     return parser.parse_known_args(argv)
 
 

@@ -16,6 +16,7 @@ from rich.markdown import Markdown
 from preftree.errors import RunError, SettingsError
 from preftree.evaluate.markdown import markdown
 from preftree.evaluate.results import Run, average, find_results
+from preftree.evaluate.seeds import find_seeds, over_seeds
 from preftree.evaluate.statistics import Difference, average_difference, paired_difference
 from preftree.io.atomic import atomic_file, write_json
 from preftree.io.console import next_steps
@@ -49,8 +50,11 @@ class Comparison:
     heldout: HeldOutDifference | None
 
 
-def run(folders: Sequence[str], out: str | None) -> None:
+def run(folders: Sequence[str], out: str | None, seeds: bool = False) -> None:
     """Compare, show, and write `compare.md` and `compare.json` into `out`.
+
+    Args:
+        seeds: each folder after the first holds evaluations of one recipe, a folder per seed.
 
     Raises:
         RunError: no evaluation in a folder, settings that differ, or an `out` that cannot be used.
@@ -63,8 +67,7 @@ def run(folders: Sequence[str], out: str | None) -> None:
         raise RunError(f"--out {out} is a file. Give a folder.")
     if taken := [str(path) for path in targets if path.exists()]:
         raise RunError(f"--out: {', '.join(taken)} exists and is not overwritten; give another folder")
-    runs = [find_results(folder) for folder in folders]
-    comparisons = [compare(runs[0], other) for other in runs[1:]]
+    comparisons = comparisons_of(folders, seeds)
     text = markdown(comparisons)
     Console().print(Markdown(text))
     if out:
@@ -76,8 +79,19 @@ def run(folders: Sequence[str], out: str | None) -> None:
         except OSError as problem:
             raise RunError(f"--out {out} cannot be written to: {problem.strerror}. Give another folder.") from problem
         print(f"saved      {out}: compare.md, compare.json")
-    adapters = [_adapter_of(other) for other in runs[1:]]
+    adapters = [_adapter_of(each) for c in comparisons for each in c.other.seeds or (c.other,)]
     next_steps(print, *(command for each in adapters if each for command in _commands_for(each)))
+
+
+def comparisons_of(folders: Sequence[str], seeds: bool = False) -> list[Comparison]:
+    """The first folder's evaluation compared with those of the others. Raises RunError as `run` does."""
+    base = find_results(folders[0])
+    if not seeds:
+        return [compare(base, find_results(folder)) for folder in folders[1:]]
+    recipes = [find_seeds(folder) for folder in folders[1:]]
+    for each in (each for recipe in recipes for each in recipe):
+        _refuse_different(base, each)
+    return [compare(base, over_seeds(recipe)) for recipe in recipes]
 
 
 def _adapter_of(run: Run) -> str | None:
@@ -97,20 +111,25 @@ def compare(base: Run, other: Run) -> Comparison:
     Raises:
         RunError: they did not ask the same questions in the same way; everything that differs is named.
     """
+    _refuse_different(base, other)
+    repeats = max(1, len(other.seeds))
+    pairs = {name: (base.scores[name].value_Q, other.scores[name].value_Q) for name in base.scores}
+    tasks = {name: paired_difference(*values, repeats) for name, values in pairs.items()}
+    heldout = None
+    if base.heldout is not None and other.heldout is not None:
+        heldout = HeldOutDifference(
+            paired_difference(base.heldout.right_P, other.heldout.right_P, repeats),
+            paired_difference(base.heldout.margin_P, other.heldout.margin_P, repeats),
+        )
+    return Comparison(base, other, tasks, average_difference([*pairs.values()]) if len(pairs) > 1 else None, heldout)
+
+
+def _refuse_different(base: Run, other: Run) -> None:
     if problems := differing_settings(base, other):
         raise RunError(
             f"{base.folder} and {other.folder} cannot be compared, their settings differ:\n"
             + "\n".join(f"  - {problem}" for problem in problems)
         )
-    pairs = {name: (base.scores[name].value_Q, other.scores[name].value_Q) for name in base.scores}
-    tasks = {name: paired_difference(*values) for name, values in pairs.items()}
-    heldout = None
-    if base.heldout is not None and other.heldout is not None:
-        heldout = HeldOutDifference(
-            paired_difference(base.heldout.right_P, other.heldout.right_P),
-            paired_difference(base.heldout.margin_P, other.heldout.margin_P),
-        )
-    return Comparison(base, other, tasks, average_difference([*pairs.values()]) if len(pairs) > 1 else None, heldout)
 
 
 def differing_settings(base: Run, other: Run) -> list[str]:
@@ -183,14 +202,22 @@ def _run_json(r: Run) -> dict[str, Any]:
         for name, s in r.scores.items()
     }
     mean, stderr = average(r)
-    found = {"name": r.name, "folder": str(r.folder), "average": mean, "average_stderr": stderr, "tasks": tasks}
+    found: dict[str, Any] = {
+        "name": r.name,
+        "folder": str(r.folder),
+        "average": mean,
+        "average_stderr": stderr,
+        "tasks": tasks,
+    }
     if r.heldout is not None:
         accuracy, margin = float(r.heldout.right_P.mean()), float(r.heldout.margin_P.mean())
         found["heldout"] = {"pairs": len(r.heldout.keys), "accuracy": accuracy, "margin": margin}
+    if r.seeds:
+        found["seeds"] = [_run_json(each) for each in r.seeds]
     return found
 
 
 def _flipped_ids(c: Comparison, name: str) -> dict[str, list[str]]:
     change_Q = c.other.scores[name].value_Q - c.base.scores[name].value_Q
     ids = [f"{task} {number}" for task, number in c.base.scores[name].ids]
-    return {word: [ids[q] for q in np.flatnonzero(change_Q == sign)] for word, sign in (("gained", 1), ("lost", -1))}
+    return {word: [ids[q] for q in np.flatnonzero(change_Q * sign > 0)] for word, sign in (("gained", 1), ("lost", -1))}

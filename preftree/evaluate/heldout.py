@@ -194,21 +194,17 @@ def score_heldout(
 
 @dataclass(frozen=True, eq=False)
 class HeldOutScores:
-    """What an evaluation wrote of its held-out pairs, in the file's order; `keys` tell pairs apart by their texts."""
+    """What an evaluation wrote of its held-out pairs, in the file's order.
+
+    Args:
+        keys: tell pairs apart by their texts.
+        right_P: 1 where the chosen answer is the more probable one, else 0.
+        margin_P: log p(chosen) − log p(rejected), in nats.
+    """
 
     keys: tuple[str, ...]
-    chosen_P: np.ndarray
-    rejected_P: np.ndarray
-
-    @property
-    def right_P(self) -> np.ndarray:
-        """1 where the chosen answer is the more probable one, else 0."""
-        return (self.chosen_P > self.rejected_P).astype(float)
-
-    @property
-    def margin_P(self) -> np.ndarray:
-        """log p(chosen) − log p(rejected), in nats."""
-        return self.chosen_P - self.rejected_P
+    right_P: np.ndarray
+    margin_P: np.ndarray
 
 
 def read_heldout(folder: Path) -> HeldOutScores | None:
@@ -223,7 +219,8 @@ def read_heldout(folder: Path) -> HeldOutScores | None:
     chosen_P, rejected_P = (np.array([float(row[name]) for row in rows]) for name in ("chosen", "rejected"))
     if not (np.isfinite(chosen_P).all() and np.isfinite(rejected_P).all()):
         raise ValueError("a log-prob is not a finite number")
-    return HeldOutScores(tuple(str(row["pair"]) for row in rows), chosen_P, rejected_P)
+    right_P = (chosen_P > rejected_P).astype(float)
+    return HeldOutScores(tuple(str(row["pair"]) for row in rows), right_P, chosen_P - rejected_P)
 
 
 def _key(pair: PreferencePair) -> str:

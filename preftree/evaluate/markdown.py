@@ -21,12 +21,13 @@ SHOWN = 5
 def markdown(comparisons: Sequence[Comparison]) -> str:
     """Everything that `preftree compare` shows."""
     base = comparisons[0].base
-    lines = _scores_table([base, *(c.other for c in comparisons)])
+    lines = _scores_table(comparisons)
     for c in comparisons:
         lines += ["", f"## {cell(c.other.name)} minus {cell(base.name)}", ""]
         rows = [("Average", c.average)] if c.average else []
         rows += [(base.scores[name].heading, c.tasks[name]) for name in base.scores]  # type: ignore[misc]
         lines += _differences_table("task", [_row(heading, d, 100, 2) for heading, d in rows if d is not None])
+        lines += _power(rows)
         lines += _flips(c)
         lines += _heldout(c)
     lines += ["", "Intervals are of the difference question by question (paired); one that holds 0 means that these"]
@@ -34,17 +35,37 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _scores_table(runs: Sequence[Run]) -> list[str]:
-    """One row per run: the average where there are several tasks, then each task."""
-    base = runs[0]
+def _scores_table(comparisons: Sequence[Comparison]) -> list[str]:
+    """The base's row, then each other run's with its differences; the average where there are several tasks first."""
+    base = comparisons[0].base
     names, several = list(base.scores), len(base.scores) > 1
     headings = ["Average"] * several + [cell(s.heading) for s in base.scores.values()]
     lines = [f"| Model | {' | '.join(headings)} |", "| --- |" + " ---: |" * len(headings)]
-    for r in runs:
+
+    def add(r: Run) -> None:
         cells = [_score(r.scores[name].mean, r.scores[name].stderr) for name in names]
         lines.append(f"| {cell(r.name)} | {' | '.join([_score(*average(r))] * several + cells)} |")
+
+    add(base)
+    for c in comparisons:
+        add(c.other)
+        differences = [c.average] * several + [c.tasks[name] for name in names]
+        lines.append(f"| difference | {' | '.join(_interval(d, 100, 2) for d in differences if d is not None)} |")
     described = ", ".join(_described(s) for s in base.scores.values())
-    return [*lines, "", f"Percent ± standard error over questions: {described}."]
+    lines += ["", f"Percent ± standard error over questions, differences with 95 % intervals: {described}."]
+    return lines + [line for c in comparisons if c.other.seeds for line in _seeds(c.other)]
+
+
+def _seeds(run: Run) -> list[str]:
+    """What is averaged where runs are of several seeds, and how far these are apart."""
+    found = [average(each)[0] for each in run.seeds]
+    spread = f" (standard deviation {100 * np.std(found, ddof=1):.2f})" if len(found) > 1 else ""
+    listed = ", ".join(f"{100 * value:.2f}" for value in found)
+    return [
+        "",
+        f"{cell(run.name)}: {len(found)} seeds with averages of {listed}{spread}. A question's score is its mean over "
+        "the seeds; the question is the unit of every interval and test, so they are about these trained models.",
+    ]
 
 
 def _described(scores: Scores) -> str:
@@ -65,8 +86,27 @@ def _differences_table(first: str, rows: Sequence[str]) -> list[str]:
 
 def _row(heading: str, d: Difference, scale: float, digits: int) -> str:
     flips = f"{d.gained} | {d.lost}" if d.gained is not None else " | "
-    mean, low, high = (f"{scale * value:+.{digits}f}" for value in (d.mean, d.low, d.high))
-    return f"| {cell(heading)} | {mean} | {low} … {high} | {d.p:.3f} | {d.test} | {flips} |"
+    mean, low, high = _bounds(d, scale, digits)
+    p = f"{d.p:.3f}" if d.p >= 0.001 else f"{d.p:.0e}"
+    return f"| {cell(heading)} | {mean} | {low} … {high} | {p} | {d.test} | {flips} |"
+
+
+def _interval(d: Difference, scale: float, digits: int) -> str:
+    mean, low, high = _bounds(d, scale, digits)
+    return f"**{mean}** ({low} … {high})"
+
+
+def _bounds(d: Difference, scale: float, digits: int) -> tuple[str, ...]:
+    return tuple(f"{scale * value:+.{digits}f}" for value in (d.mean, d.low, d.high))
+
+
+def _power(rows: Sequence[tuple[str, Difference | None]]) -> list[str]:
+    """The smallest differences that the questions could have shown."""
+    known = [(heading, d.detectable) for heading, d in rows if d is not None and d.detectable is not None]
+    if not known:
+        return []
+    listed = ", ".join(f"{cell(heading)} {100 * value:.2f}" for heading, value in known)
+    return ["", f"Smallest true difference that a test at 5 % finds with 80 % probability, in points: {listed}."]
 
 
 def _flips(c: Comparison) -> list[str]:
@@ -77,7 +117,7 @@ def _flips(c: Comparison) -> list[str]:
             continue
         change_Q = c.other.scores[name].value_Q - c.base.scores[name].value_Q
         for word, sign in (("gained", 1), ("lost", -1)):
-            places = np.flatnonzero(change_Q == sign)
+            places = np.flatnonzero(change_Q * sign > 0)
             if len(places):
                 shown = "; ".join(_question(c.base, name, int(q)) for q in places[:SHOWN])
                 more = " …" if len(places) > SHOWN else ""

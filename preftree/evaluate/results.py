@@ -56,7 +56,11 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One evaluation: where it is, lm-eval's results file, scores by task, and held-out pairs if it had some."""
+    """One evaluation: where it is, lm-eval's results file, scores by task, and held-out pairs if it had some.
+
+    Args:
+        seeds: the evaluations whose mean this is (`preftree.evaluate.seeds`), where it is one.
+    """
 
     name: str
     folder: Path
@@ -64,6 +68,7 @@ class Run:
     scores: dict[str, Scores]
     samples: dict[str, list[dict[str, Any]]]
     heldout: HeldOutScores | None = None
+    seeds: tuple[Run, ...] = ()
 
 
 def results_files(folder: Path) -> list[Path]:
@@ -87,7 +92,7 @@ def find_results(folder: str) -> Run:
     if len(files) > 1:
         raise RunError(
             f"{folder} holds {len(files)} evaluations ({', '.join(file.name for file in files[:3])}, …); give the "
-            "folder of one, or move the others away"
+            "folder of one, or preftree compare --seeds where they are one recipe trained with several seeds"
         )
     results = _read_results(files[0])
     stamp = files[0].stem.removeprefix("results_")

@@ -18,10 +18,16 @@ _SHORT = {"learning_rate": "lr", "loss_type": "loss"}
 
 @dataclass(frozen=True)
 class SweptRun:
-    """One combination: its name, its folder, and its settings."""
+    """One combination.
+
+    Args:
+        flags: of `preftree train`, without the output folder.
+        words: the same as a command line, with it.
+    """
 
     name: str
     folder: Path
+    flags: dict[str, Any]
     words: list[str]
     settings: Settings
 
@@ -70,7 +76,8 @@ def _add_run(
     runs: list[SweptRun], output: Path, values: Mapping[str, Any], train: Mapping[str, Any], problems: list[str]
 ) -> None:
     name = ",".join(f"{_SHORT.get(key, key)}={_shown(value)}" for key, value in values.items())
-    words = [*words_of(train), *words_of(values), "--output_dir", str(output / name)]
+    flags = {**train, **values}
+    words = [*words_of(flags), "--output_dir", str(output / name)]
     try:
         settings = parse_settings(words)
     except SettingsError as error:
@@ -80,7 +87,7 @@ def _add_run(
         problems.append("runs are compared by held-out pairs: give a validation_file or a validation_split_percentage.")
     if not settings.train.reference_cache:
         problems.append("reference_cache false would compute the reference for every run: leave it out.")
-    runs.append(SweptRun(name, output / name, words, settings))
+    runs.append(SweptRun(name, output / name, flags, words, settings))
 
 
 def _shown(value: Any) -> str:

@@ -16,33 +16,14 @@ from preftree.errors import RunError
 from preftree.evaluate import compare
 from preftree.evaluate.results import find_results
 from preftree.io.markdown import cell
+from tests.support.evaluations import write_evaluation, write_heldout
 
 HOSTILE = "\x1b[31m<script>alert(1)</script>|*a*\u202e"
 
 
-def sample(number: int, value: float, metric: str = "acc") -> dict[str, Any]:
-    hashes = {"doc_hash": f"d{number}", "prompt_hash": "p", "target_hash": "t"}
-    return {"doc_id": number, "metrics": [metric], metric: value, "doc": {"question": f"Why {number}?"}, **hashes}
-
-
-def write(place: Path, values: list[float], name: str = "model", task: str = "toy", **more: Any) -> Path:
-    """A folder as lm-eval writes it, with one task of questions scored 0 or 1."""
-    place.mkdir(parents=True)
-    results = {"configs": {task: {}}, "config": {"model_args": {"pretrained": name}}, "versions": {task: 1}, **more}
-    (place / "results_2026.json").write_text(json.dumps(results))
-    rows = "".join(json.dumps(sample(number, value)) + "\n" for number, value in enumerate(values))
-    (place / f"samples_{task}_2026.jsonl").write_text(rows)
-    return place
-
-
-def pairs(place: Path, margins: list[float], first: int = 0) -> None:
-    rows = [{"pair": str(first + i), "chosen": -5.0, "rejected": -5.0 - margin} for i, margin in enumerate(margins)]
-    (place / "preferences.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def test_held_out_pairs_are_compared(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a", [0, 1, 1]), write(tmp_path / "b", [1, 1, 1])
-    pairs(a, [1.0, -1.0, -2.0, 3.0]), pairs(b, [2.0, 1.0, 1.0, 4.0])
+    a, b = write_evaluation(tmp_path / "a", [0, 1, 1]), write_evaluation(tmp_path / "b", [1, 1, 1])
+    write_heldout(a, [1.0, -1.0, -2.0, 3.0]), write_heldout(b, [2.0, 1.0, 1.0, 4.0])
     compare.run([str(a), str(b)], str(tmp_path / "out"))
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert [model["heldout"]["accuracy"] for model in content["models"]] == [0.5, 1.0]
@@ -53,17 +34,19 @@ def test_held_out_pairs_are_compared(tmp_path: Path) -> None:
 
 
 def test_held_out_pairs_of_one_run_only(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [1, 1], name="tuned")
-    pairs(b, [1.0])
+    a, b = write_evaluation(tmp_path / "a", [0, 1]), write_evaluation(tmp_path / "b", [1, 1], name="tuned")
+    write_heldout(b, [1.0])
     compare.run([str(a), str(b)], str(tmp_path / "out"))
     assert "scored for tuned only" in (tmp_path / "out" / "compare.md").read_text()
-    pairs(a, [1.0], first=7)
+    write_heldout(a, [1.0], first=7)
     with pytest.raises(RunError, match="held-out pairs: 1 and 1, not all the same"):
         compare.run([str(a), str(b)], None)
 
 
 def test_foreign_names_are_shown_and_not_obeyed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folders = [write(tmp_path / str(i), [0, 1, i], name=HOSTILE, task=f"toy{HOSTILE[1:5]}") for i in range(2)]
+    folders = [
+        write_evaluation(tmp_path / str(i), [0, 1, i], name=HOSTILE, task=f"toy{HOSTILE[1:5]}") for i in range(2)
+    ]
     compare.run([str(folder) for folder in folders], str(tmp_path / "out"))
     written = (tmp_path / "out" / "compare.md").read_text()
     shown = capsys.readouterr().out
@@ -128,7 +111,7 @@ def damaged(place: Path, how: str) -> None:
     ],
 )  # fmt: skip
 def test_damaged_results_are_named(how: str, tmp_path: Path) -> None:
-    good, bad = write(tmp_path / "good", [0, 1, 1]), write(tmp_path / "bad", [1, 1, 1])
+    good, bad = write_evaluation(tmp_path / "good", [0, 1, 1]), write_evaluation(tmp_path / "bad", [1, 1, 1])
     damaged(bad, how)
     for folders in ([good, bad], [bad, good]):
         result = CliRunner().invoke(app, ["compare", *map(str, folders)])
@@ -137,12 +120,12 @@ def test_damaged_results_are_named(how: str, tmp_path: Path) -> None:
 
 
 def test_groups_that_hold_themselves_end(tmp_path: Path) -> None:
-    folder = write(tmp_path / "a", [0, 1], group_subtasks={"g": ["g", "h"], "h": ["g", "toy"]})
+    folder = write_evaluation(tmp_path / "a", [0, 1], group_subtasks={"g": ["g", "h"], "h": ["g", "toy"]})
     assert set(find_results(str(folder)).scores) <= {"g", "h", "toy"}
 
 
 def test_where_a_comparison_cannot_be_written(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a", [0, 1]), write(tmp_path / "b", [1, 1])
+    a, b = write_evaluation(tmp_path / "a", [0, 1]), write_evaluation(tmp_path / "b", [1, 1])
     (tmp_path / "file").write_text("mine")
     for out, said in (("file", "is a file"), ("file/x", "cannot be made")):
         with pytest.raises(RunError, match=said):
@@ -151,6 +134,6 @@ def test_where_a_comparison_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_half_written_is_no_evaluation(tmp_path: Path) -> None:
-    write(tmp_path / "out" / ".writing-abc" / "model", [0, 1])
+    write_evaluation(tmp_path / "out" / ".writing-abc" / "model", [0, 1])
     with pytest.raises(RunError, match="no evaluation here"):
         find_results(str(tmp_path / "out"))

@@ -7,7 +7,14 @@ from itertools import product
 import numpy as np
 import pytest
 
-from preftree.evaluate.statistics import average_difference, bootstrap, mcnemar, paired_difference
+from preftree.evaluate.statistics import (
+    average_difference,
+    bootstrap,
+    detectable,
+    mcnemar,
+    paired_difference,
+    sign_flips,
+)
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (1, 0), (5, 1), (3, 3), (2, 9)])
@@ -63,3 +70,44 @@ def test_pairing_pays() -> None:
 def test_the_average_is_of_tasks_not_of_questions() -> None:
     pairs = [(np.zeros(10), np.ones(10)), (np.zeros(90), np.zeros(90))]
     assert average_difference(pairs).mean == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("steps", [(), (1,), (3, -1, 2), (1, 1, -1, 1, 0), (2, 2, -3, 1, 1, -1)])
+def test_sign_flips_are_all_signs_counted(steps: tuple[int, ...]) -> None:
+    sizes = [abs(step) for step in steps if step]
+    sums = [
+        sum(s * size for s, size in zip(signs, sizes, strict=True)) for signs in product((-1, 1), repeat=len(sizes))
+    ]
+    as_large = sum(abs(total) >= abs(sum(steps)) for total in sums)
+    assert sign_flips(np.array(steps, int)) == pytest.approx(as_large / len(sums))
+
+
+def test_sign_flips_of_whole_questions_are_mcnemars() -> None:
+    assert sign_flips(np.repeat([1, 0, -1], [14, 50, 6])) == pytest.approx(mcnemar(14, 6))
+    assert sign_flips(3 * np.repeat([1, -1], [14, 6])) == pytest.approx(mcnemar(14, 6))
+
+
+def test_means_of_runs_are_tested_in_steps() -> None:
+    base = np.array([0, 0, 1, 1, 0, 1.0])
+    other = np.array([[1, 0, 1, 0, 0, 1], [1, 1, 1, 1, 0, 1.0], [1, 0, 1, 0, 1, 1]]).mean(0)
+    found = paired_difference(base, other, repeats=3)
+    assert (found.gained, found.lost, found.test) == (3, 1, "sign flips, exact")
+    assert found.p == pytest.approx(sign_flips(np.array([3, 1, 1, -2])))
+    # The same numbers are no means of two runs, and probabilities are no means of zeros and ones at all.
+    assert paired_difference(base, other, repeats=2).test == "paired bootstrap"
+    assert paired_difference(base * 0.5, other, repeats=3).test == "paired bootstrap"
+
+
+def test_the_detectable_difference_is_found_four_times_in_five() -> None:
+    random, questions, found = np.random.default_rng(4), 400, 0
+    noise = random.choice([-1.0, 0, 1], size=questions, p=[0.1, 0.8, 0.1])
+    smallest = detectable([noise])
+    assert smallest is not None
+    gained = 0.1 + smallest / 2
+    for _ in range(300):
+        drawn = random.choice([-1, 0, 1], size=questions, p=[0.2 - gained, 0.8, gained])
+        found += mcnemar(int((drawn > 0).sum()), int((drawn < 0).sum())) < 0.05
+    assert 0.70 < found / 300 < 0.87  # McNemar's exact test is a little conservative
+    assert detectable([noise, noise]) == pytest.approx(smallest / 2**0.5)
+    assert detectable([np.zeros(9)]) is None
+    assert detectable([noise[:1]]) is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +14,10 @@ import yaml
 from typer.testing import CliRunner
 
 from preftree.cli import app
+from preftree.config.train import parse_settings
 from preftree.data import tokens
 from preftree.report.read import read_run
+from preftree.sweep.choice import choose
 from preftree.train.reference import Reference
 from tests.support.command import write_inputs
 
@@ -74,6 +78,16 @@ def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypa
     learned = {json.dumps(read_run(path).records[-1]["loss"]) for path in runs}
     assert len(learned) > 4  # settings reach the runs
 
+    found = json.loads((tmp_path / "sweep/sweep.json").read_text("utf-8"))
+    assert (found["pairs"], len(found["runs"])) == (2, 8)
+    best = max(run["held_out"]["accuracy"] for run in found["runs"])
+    chosen = next(run for run in found["runs"] if run["name"] == found["chosen"]["name"])
+    assert chosen["held_out"]["accuracy"] == best
+    assert f"chosen     {chosen['name']}: held-out accuracy {best:.3f}, the highest of 8" in said
+    settings = parse_settings([str(tmp_path / "sweep/best.yaml"), "--output_dir", "O", "--seed", "9"])
+    assert (settings.train.seed, settings.train.max_steps, settings.train.output_dir) == (9, 2, "O")
+    assert f"beta={settings.dpo.beta},lr={settings.train.learning_rate}" in chosen["name"]
+
     before = {path: path.stat().st_mtime_ns for path in runs for path in path.glob("adapter_model.safetensors")}
     code, said = go(grid)
     assert (code, said.count("finished   ")) == (0, 8)
@@ -122,3 +136,37 @@ def test_a_run_that_fails_does_not_end_the_sweep(tmp_path: Path) -> None:
     assert code == 1
     assert "failed     lora_target_modules=nothing" in said
     assert (tmp_path / "sweep/sweep.md").read_text("utf-8").count("| lora\\_target\\_modules=q\\_proj |") == 1
+
+
+def measured(name: str, accuracy: float, controlled: float | None) -> Any:
+    """A run of which only held-out accuracies are known."""
+    evidence = SimpleNamespace(last_evaluation=lambda key: accuracy)
+    return SimpleNamespace(
+        name=name, evidence=evidence, margins=lambda of: SimpleNamespace(length_controlled_accuracy=controlled)
+    )
+
+
+@pytest.mark.parametrize(
+    ("runs", "name", "reason"),
+    [
+        ([("a", 0.5, 0.9), ("b", 0.6, 0.1)], "b", "held-out accuracy 0.600, the highest of 2"),
+        (
+            [("a", 0.6, 0.4), ("b", 0.6, 0.7), ("c", 0.6, None), ("d", math.nan, 0.9)],
+            "b",
+            "held-out accuracy 0.600, the highest of 3; tied with a, c, whose length-controlled accuracy is below its 0.700",
+        ),
+        (
+            [("a", 0.6, None), ("b", 0.6, None)],
+            "a",
+            "held-out accuracy 0.600, the highest of 2; tied in both accuracies with b, later in the grid",
+        ),
+    ],
+)
+def test_a_choice_says_why(runs: list[tuple[str, float, float | None]], name: str, reason: str) -> None:
+    found = choose([measured(*run) for run in runs])
+    assert found is not None
+    assert (found.name, found.reason) == (name, reason)
+
+
+def test_without_held_out_accuracies_nothing_is_chosen() -> None:
+    assert choose([measured("a", math.nan, 0.5)]) is None

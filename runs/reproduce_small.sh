@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# The experiment of 2023 in small, on a CPU and without a network: does DPO with its flags move the leaderboard's four
+# tasks? Two recipes of pairs, three seeds, one evaluation before and one after each, and paired tables.
+#   runs/reproduce_small.sh DATA OUT
+# DATA/pref/orca_pairs.jsonl            pairs in the columns of Intel/orca_dpo_pairs: the recipe `orca`
+# DATA/pref/openorca_questions.jsonl    instructions in OpenOrca's columns; the recipe `prepared` takes their answers as
+#                                       chosen and has the model itself write the rejected ones
+# DATA/eval                             the test sets' local files (docs/evaluation.md)
+# Results: OUT/tables/{orca,prepared}/compare.md and OUT/demo/average.txt, renewed after each seed. Stop it and start it again
+# as you like: what is done is not done again. Sizes from outside: STEPS=… LIMIT=… SEEDS="1 2" runs/reproduce_small.sh …
+set -euo pipefail
+DATA=$(realpath "${1:?name the folder of the data}")
+OUT=$(realpath -m "${2:?name a folder for the results}")
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-.venv/bin/python}
+SEEDS=${SEEDS:-1 2 3}           # of training: order of the pairs, LoRA's first weights, dropout
+STEPS=${STEPS:-24}              # of 2 × 2 pairs
+LENGTH=${LENGTH:-512}           # of prompt and answer together, in tokens; half of it for the prompt
+BETAS=${BETAS:-0.1, 0.3}        # the sweep's grid; 5e-4 is the original's learning rate
+RATES=${RATES:-1e-4, 5e-4}
+LIMIT=${LIMIT:-50}              # questions per task and, of MMLU, per subject
+QUESTIONS=${QUESTIONS:-200}     # to write rejected answers to
+BF16=${BF16:-true}              # as the original; false is faster on a processor without bfloat16
+DEMO=${DEMO:-yes}
+export PREFTREE_CACHE=$OUT/cache
+mkdir -p "$OUT/data"
+
+preftree() { "$PYTHON" -m preftree "$@"; }
+step() { echo "== $(date +%H:%M:%S) $*"; }
+
+# Every fifth pair is for choosing settings, every fifth for measuring what was learned; the rest is trained on.
+split() {
+    awk -v to="$OUT/data/$1" '{ part = NR % 5 == 0 ? "validation" : NR % 5 == 1 ? "test" : "train"
+                                print > (to "-" part ".jsonl") }' "$2"
+}
+
+# Into a folder that appears when it is whole.
+whole() {
+    local folder=$1 flag=$2
+    shift 2
+    [ ! -d "$folder" ] || return 0
+    rm -rf "$OUT/unfinished"
+    preftree "$@" "$flag" "$OUT/unfinished"
+    mkdir -p "$(dirname "$folder")"
+    mv "$OUT/unfinished" "$folder"
+}
+
+evaluate() {
+    local folder=$1 recipe=$2
+    shift 2
+    whole "$folder" --out evaluate --model smollm2 --data "$DATA/eval" --limit "$LIMIT" \
+        --preferences "$OUT/data/$recipe-test.jsonl" "$@"
+}
+
+choose() {
+    cat >"$OUT/$1.yaml" <<END
+output: $OUT/sweep/$1
+grid:
+  beta: [$BETAS]
+  learning_rate: [$RATES]
+train:
+  model_name_or_path: smollm2
+  dataset_name: $OUT/data/$1-train.jsonl
+  validation_file: $OUT/data/$1-validation.jsonl
+  max_steps: $STEPS
+  per_device_train_batch_size: 2
+  gradient_accumulation_steps: 2
+  lr_scheduler_type: cosine
+  warmup_steps: 0.1
+  lora_rank: 16
+  lora_alpha: 16
+  lora_dropout: 0.05
+  lora_all_linear: false
+  lora_target_modules: [k_proj, q_proj, v_proj]
+  max_length: $LENGTH
+  max_prompt_length: $((LENGTH / 2))
+  bf16: $BF16
+  logging_steps: 4
+  save_steps: 8
+END
+    preftree sweep "$OUT/$1.yaml"
+    cat "$OUT/sweep/$1/best.yaml"
+}
+
+recipe() {
+    local name=$1 pairs=$2
+    step "$name: check, split, the model before, the sweep"
+    preftree check "$pairs" --model_name_or_path smollm2 --eval_data "$DATA/eval" --max_length "$LENGTH" \
+        --max_prompt_length "$((LENGTH / 2))" --html "$OUT/data/$name-check.html"
+    split "$name" "$pairs"
+    evaluate "$OUT/base/$name" "$name"
+    choose "$name"
+}
+
+recipe orca "$DATA/pref/orca_pairs.jsonl"
+
+step "prepared: rejected answers"
+[ -f "$OUT/prepared/train.jsonl" ] || preftree prepare --dataset_name "$DATA/pref/openorca_questions.jsonl" \
+    --num_samples "$QUESTIONS" --decontaminate "$DATA/eval" --max_prompt_length "$((LENGTH / 2))" \
+    --max_answer_length 128 --max_new_tokens 96 --model_name_or_path smollm2 --output_dir "$OUT/prepared"
+recipe prepared "$OUT/prepared/train.jsonl"
+
+for seed in $SEEDS; do
+    for name in orca prepared; do
+        step "$name, seed $seed"
+        preftree train "$OUT/sweep/$name/best.yaml" --seed "$seed" --output_dir "$OUT/runs/$name/seed-$seed"
+        evaluate "$OUT/scores/$name/seed-$seed" "$name" --adapter "$OUT/runs/$name/seed-$seed"
+        rm -rf "$OUT/tables/$name"
+        preftree compare "$OUT/base/$name" "$OUT/scores/$name" --seeds --out "$OUT/tables/$name"
+    done
+    if [ "$DEMO" = yes ]; then
+        step "checked answers, seed $seed"
+        whole "$OUT/demo/seed-$seed" --output_dir demo --seed "$seed" --torch_dtype float32
+        preftree demo --average "$OUT"/demo/seed-* | tee "$OUT/demo/average.txt"
+    fi
+done
+step "done: $OUT/tables/orca/compare.md, $OUT/tables/prepared/compare.md, $OUT/demo/average.txt"
