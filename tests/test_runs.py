@@ -77,7 +77,10 @@ for ((i = 1; i < $#; i++)); do
 done
 case "$3" in
     prepare) for i in {1..10}; do echo "{}"; done >"$OUT/prepared/train.jsonl" ;;
-    sweep) name=$(basename "$4" .yaml); mkdir -p "$OUT/sweep/$name"; echo "{model_name_or_path: M, dataset_name: D}" >"$OUT/sweep/$name/best.yaml" ;;
+    sweep)
+        folder="$OUT/sweep/$(basename "$4" .yaml)"
+        mkdir -p "$folder"
+        echo "{model_name_or_path: M, dataset_name: D}" >"$folder/best.yaml" ;;
 esac
 """
 

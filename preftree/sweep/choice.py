@@ -46,9 +46,7 @@ def choose(runs: Sequence[RunView]) -> Choice | None:
     equal = [run for run in known if run is not best and accuracy(run) == accuracy(best)]
     later = [run.name for run in equal if _rank(controlled(run)) == _rank(controlled(best))]
     if lower := [run.name for run in equal if run.name not in later]:
-        reason += (
-            f"; tied with {', '.join(lower)}, whose length-controlled accuracy is below its {controlled(best):.3f}"
-        )
+        reason += f"; tied with {', '.join(lower)}, and first by length-controlled accuracy, {controlled(best):.3f}"
     if later:
         reason += f"; tied in both accuracies with {', '.join(later)}, later in the grid"
     return Choice(best.name, reason)

@@ -153,7 +153,7 @@ def measured(name: str, accuracy: float, controlled: float | None) -> Any:
         (
             [("a", 0.6, 0.4), ("b", 0.6, 0.7), ("c", 0.6, None), ("d", math.nan, 0.9)],
             "b",
-            "held-out accuracy 0.600, the highest of 3; tied with a, c, above them by length-controlled accuracy, 0.700",
+            "held-out accuracy 0.600, the highest of 3; tied with a, c, and first by length-controlled accuracy, 0.700",
         ),
         (
             [("a", 0.6, None), ("b", 0.6, None)],
