@@ -86,7 +86,7 @@ def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypa
     assert f"chosen     {chosen['name']}: held-out accuracy {best:.3f}, the highest of 8" in said
     settings = parse_settings([str(tmp_path / "sweep/best.yaml"), "--output_dir", "O", "--seed", "9"])
     assert (settings.train.seed, settings.train.max_steps, settings.train.output_dir) == (9, 2, "O")
-    assert f"beta={settings.dpo.beta},lr={settings.train.learning_rate}" in chosen["name"]
+    assert f"beta={settings.train.beta},lr={settings.train.learning_rate}" in chosen["name"]
 
     before = {path: path.stat().st_mtime_ns for path in runs for path in path.glob("adapter_model.safetensors")}
     code, said = go(grid)
