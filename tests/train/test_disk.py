@@ -13,23 +13,10 @@ import pytest
 from preftree.cli import main_train
 from preftree.io.cache import cache_root
 from preftree.train.checkpoint import checkpoints, newest
-from tests.support.command import history, write_inputs
+from tests.support.command import history
 from tests.support.reruns import assert_same_run, at_step, flags
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on a disk with room."""
-    output = tmp_path_factory.mktemp("whole") / "O"
-    assert main_train(flags(inputs, output)) == 0
-    return output
 
 
 class Disk:

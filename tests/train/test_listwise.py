@@ -24,7 +24,7 @@ from preftree.train.losses import LOSSES, LossSettings, PairLogps, join
 from preftree.train.metrics import PairMeter
 from preftree.train.objective import Objective
 from tests.support import tiny
-from tests.support.command import command, history, losses, write_inputs
+from tests.support.command import command, history, losses
 from tests.support.training import PAIRS, Step, make_model, make_trainer, one_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
@@ -259,11 +259,6 @@ def rows(count: int = 10) -> list[dict[str, Any]]:
 def write(path: Path, content: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def test_the_command_trains_on_lists_and_goes_on_to_the_same_bits(inputs: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from preftree.cli import main_train
 from tests.support import tiny
-from tests.support.command import command, history, losses, write_inputs
+from tests.support.command import command, history, losses
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
@@ -44,11 +44,6 @@ def written_out(rule: str) -> Iterator[dict[str, str]]:
 def write(path: Path, content: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
     return path
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.mark.parametrize(("rule", "count"), [("best_each", 8), ("all", 14)])

@@ -17,23 +17,9 @@ from preftree.io.run_folder import RunFolder
 from preftree.train import resume
 from preftree.train.checkpoint import seal
 from preftree.train.trainer import DPOTrainer
-from tests.support.command import write_inputs
 from tests.support.reruns import Killed, assert_same_run, at_step, flags, interrupted, kill
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run from start to end."""
-    output = tmp_path_factory.mktemp("whole") / "O"
-    assert main_train(flags(inputs, output)) == 0
-    return output
 
 
 # --- The same command again ----------------------------------------------------------------------
