@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -96,6 +97,16 @@ def test_every_command_of_the_readme_is_in_the_journey() -> None:
     assert len(named) >= 5
     steps = set(re.findall(r"step preftree ([\w-]+)", (ROOT / ".ci" / "journey").read_text("utf-8")))
     assert named <= steps
+
+
+def test_make_keeps_what_python_compiles() -> None:
+    """Though the shell forbids it, as containers do: every command would compile torch, transformers and peft again."""
+    rule = 'asked: ; @echo "kept$$PYTHONDONTWRITEBYTECODE"'
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        ["make", "--eval", rule, "asked"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "kept\n", done.stderr
 
 
 @pytest.mark.parametrize("form", sorted((GITHUB / "ISSUE_TEMPLATE").glob("*_*.yml")), ids=lambda path: path.stem)
