@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import sys
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ os.environ["PREFTREE_TEST_MODELS"] = str(MODELS)
 for name, folder in (("kernels", KERNELS), ("models", MODELS)):
     folder.mkdir(parents=True, exist_ok=True)
     Path(os.environ["PREFTREE_CACHE"], name).symlink_to(folder, target_is_directory=True)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so garbage is no longer looked for there: every training run has it collected."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    """A killed process loses nothing that the system holds; syncing guards against power cuts, and no test is one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from preftree.errors import did_you_mean
@@ -137,6 +138,7 @@ def flags_of(cls: type) -> dict[str, Flag]:
     return flags
 
 
+@cache
 def _field_docs(cls: type) -> dict[str, str]:
     """The docstring below each field of `cls` and of the dataclasses it inherits from, as one line each."""
     docs: dict[str, str] = {}

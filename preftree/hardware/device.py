@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Generic, TypeVar
 
 import torch
@@ -76,13 +76,14 @@ def require_device(asked: str) -> None:
         ) from problem
 
 
+@cache
 def gemm_peak(
     device: str,
     dtype: torch.dtype,
     seconds: float = 0.3,
     ready: Callable[[torch.Tensor], Callable[[torch.Tensor], torch.Tensor]] | None = None,
 ) -> float:
-    """FLOP/s of a large matrix product, the best of several: what this device can do at all.
+    """FLOP/s of a large matrix product, the best of several: what this device can do at all. Measured once per process.
 
     Args:
         ready: of a weight (M, K): what makes (N, M) out of (N, K) with it; the fastest product that is at hand, so

@@ -70,12 +70,15 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield partial
         sync(partial)
+        renamed = {target}
         for path in sorted(partial.rglob("*")):
             if path.is_file():
                 place = target / path.relative_to(partial)
                 place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, place)
-        sync(target)
+                renamed.update(folder for folder in place.parents if folder.is_relative_to(target))
+        for folder in sorted(renamed, reverse=True):  # not what else is in `target`, checkpoints for instance
+            _sync_one(folder)
     finally:
         _remove(partial)
 

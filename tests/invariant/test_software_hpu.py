@@ -3,7 +3,6 @@ device inside a step. The device is a stand-in (`tests/support/fakes/software_hp
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from preftree.forest import Shape
 from preftree.train.losses import PairLogps
 from preftree.train.objective import Objective
 from preftree.train.trainer import DPOTrainer
+from tests.support.ranks import server
 from tests.support.training import PAIRS, make_model, make_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:accelerate.*")
@@ -134,7 +134,7 @@ def plant(folder: Path, objective: Objective) -> list[str]:
 
 @pytest.fixture(scope="module")
 def process() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), start) as pool:
+    with ProcessPoolExecutor(1, server(), start) as pool:
         yield pool
 
 

@@ -63,6 +63,26 @@ def test_content_and_name_are_synced_in_order(tmp_path: Path, monkeypatch: pytes
     assert calls == ["sync inner", "sync ", "rename", f"sync {tmp_path.name}"]
 
 
+def test_files_and_names_of_a_folder_are_synced_and_nothing_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An output folder holds checkpoints of many gigabytes."""
+    make_folder_of_one(tmp_path / "checkpoint-5")
+    calls: list[str] = []
+
+    def recorded(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path)
+        calls.append("/".join("hidden" if part.endswith(".partial") else part for part in path.parts))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    with atomic_files(tmp_path) as partial:
+        (partial / "a").write_text("x")
+        (partial / "new" / "sub").mkdir(parents=True)
+        (partial / "new" / "sub" / "b").write_text("x")
+    assert sorted(calls[:5]) == ["hidden", "hidden/a", "hidden/new", "hidden/new/sub", "hidden/new/sub/b"]
+    assert calls[5:] == ["new/sub", "new", ""]  # the names that files got
+
+
 def test_a_folder_is_not_replaced_while_it_holds_something(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "first").touch()

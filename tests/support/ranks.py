@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from preftree.train.trainer import DPOTrainer
 from tests.chaos import phases
 
 ROOT = Path(__file__).parents[2]
+
+gc.freeze()  # in the server: no process forked from it looks for garbage in what is imported, or copies it for that
 
 
 def free_port() -> int:
@@ -55,6 +59,14 @@ def as_srun(rank: int, count: int) -> dict[str, str]:
     }
 
 
+def server() -> ForkServerContext:
+    """Starts processes by forking one that has imported everything, once for all tests in this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    os.environ["PYTHONPATH"] = str(ROOT)  # where the server looks for this module
+    return context
+
+
 def start(
     argv: Sequence[str],
     count: int,
@@ -70,9 +82,7 @@ def start(
         lose: variables of the last rank, which ends (LOSE_BY, a signal's name) before its step LOSE_AT.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    os.environ["PYTHONPATH"] = str(ROOT)  # where the server looks for this module
+    context = server()
     common = {
         "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
@@ -117,6 +127,7 @@ def together(
 
 def _rank(argv: list[str], environment: dict[str, str], output: Path) -> None:
     os.environ.update(environment)
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]  # as in conftest: no rank dies by a power cut
     with open(output, "w") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

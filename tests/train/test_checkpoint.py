@@ -39,12 +39,6 @@ def is_whole(checkpoint: Checkpoint) -> bool:
     return all((checkpoint.path / name).read_bytes() == content(checkpoint.step, name) for name in FILES)
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A killed process loses nothing that the system holds; syncing guards against power cuts."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
-
-
 # --- kills ---------------------------------------------------------------------------------------
 
 
