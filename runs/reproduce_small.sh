@@ -16,6 +16,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SEEDS=${SEEDS:-1 2 3}           # of training: order of the pairs, LoRA's first weights, dropout
 STEPS=${STEPS:-12}              # of 2 × 2 pairs
+SWEEP_STEPS=${SWEEP_STEPS:-6}   # of each of the sweep's runs
 LENGTH=${LENGTH:-512}           # of prompt and answer together, in tokens; half of it for the prompt
 BETAS=${BETAS:-0.1, 0.3}        # the sweep's grid; 5e-4 is the original's learning rate
 RATES=${RATES:-1e-4, 5e-4}
@@ -63,7 +64,7 @@ train:
   model_name_or_path: smollm2
   dataset_name: $OUT/data/$1-train.jsonl
   validation_file: $OUT/data/$1-validation.jsonl
-  max_steps: $STEPS
+  max_steps: $SWEEP_STEPS
   per_device_train_batch_size: 2
   gradient_accumulation_steps: 2
   lr_scheduler_type: cosine
@@ -106,7 +107,8 @@ recipe prepared "$OUT/prepared/train.jsonl"
 for seed in $SEEDS; do
     for name in orca prepared; do
         step "$name, seed $seed"
-        preftree train "$OUT/sweep/$name/best.yaml" --seed "$seed" --output_dir "$OUT/runs/$name/seed-$seed"
+        preftree train "$OUT/sweep/$name/best.yaml" --max_steps "$STEPS" --seed "$seed" \
+            --output_dir "$OUT/runs/$name/seed-$seed"
         evaluate "$OUT/scores/$name/seed-$seed" "$name" --adapter "$OUT/runs/$name/seed-$seed"
         rm -rf "$OUT/tables/$name"
         preftree compare "$OUT/base/$name" "$OUT/scores/$name" --seeds --out "$OUT/tables/$name"
