@@ -89,8 +89,9 @@ recipe() {
     step "$name: check, split, the model before, the sweep"
     # It ends with 1 where something would spoil training, such as a length bias, which the original's pairs have: the
     # experiment takes them as they are. Anything else ends the script.
-    [ -f "$OUT/data/$name-check.html" ] || preftree check "$pairs" --model_name_or_path smollm2 --eval_data "$DATA/eval" --max_length "$LENGTH" \
-        --max_prompt_length "$((LENGTH / 2))" --html "$OUT/data/$name-check.html" || [ $? = 1 ]
+    [ -f "$OUT/data/$name-check.html" ] ||
+        preftree check "$pairs" --model_name_or_path smollm2 --eval_data "$DATA/eval" --max_length "$LENGTH" \
+            --max_prompt_length "$((LENGTH / 2))" --html "$OUT/data/$name-check.html" || [ $? = 1 ]
     split "$name" "$pairs"
     evaluate "$OUT/base/$name" "$name"
     choose "$name"
