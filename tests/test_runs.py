@@ -113,5 +113,5 @@ def test_the_small_reproduction(tmp_path: Path) -> None:
     settings = grid.runs[-1].settings
     assert (settings.train.learning_rate, settings.train.warmup_steps, settings.lora.lora_rank) == (5e-4, 0.1, 16)
     assert settings.lora.lora_target_modules == ["k_proj", "q_proj", "v_proj"]
-    # Started again: what is done stays; sweeps and trainings know it by themselves, and tables are made anew.
-    assert Counter(words[0] for words in called()) == {"sweep": 2, "train": 6, "compare": 6, "demo": 3}
+    # Started again: what is done stays; trainings know it by themselves, and tables are made anew.
+    assert Counter(words[0] for words in called()) == {"train": 6, "compare": 6, "demo": 3}
