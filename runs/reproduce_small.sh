@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 SEEDS=${SEEDS:-1 2 3}           # of training: order of the pairs, LoRA's first weights, dropout
 STEPS=${STEPS:-12}              # of 2 × 2 pairs
-SWEEP_STEPS=${SWEEP_STEPS:-6}   # of each of the sweep's runs
+SWEEP_STEPS=${SWEEP_STEPS:-4}   # of each of the sweep's runs
 LENGTH=${LENGTH:-512}           # of prompt and answer together, in tokens; half of it for the prompt
 BETAS=${BETAS:-0.1, 0.3}        # the sweep's grid; 5e-4 is the original's learning rate
 RATES=${RATES:-1e-4, 5e-4}
