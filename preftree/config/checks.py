@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from preftree.config.sizes import size_in_bytes
 from preftree.errors import SettingsError, did_you_mean
@@ -45,6 +49,69 @@ def memory_size(problems: list[str], name: str, value: str | None) -> None:
         _ = None if value is None else size_in_bytes(value)
     except ValueError:
         problems.append(f"--{name} {value}: write a number and a unit, such as 2GB or 1500MiB.")
+
+
+def json_object(problems: list[str], name: str, value: Mapping[str, Any] | str | None) -> dict[str, Any] | None:
+    """A mapping, or what a JSON object in a string says; adds a problem where the string holds none."""
+    if isinstance(value, str):
+        try:
+            found = json.loads(value)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            problems.append(
+                f"--{name} must be a dict, or a JSON object such as '{{\"key\": 1}}'. Got {value!r} instead."
+            )
+            return None
+        return found
+    return None if value is None else dict(value)
+
+
+#: What values of a type are called in messages.
+_KINDS = {
+    bool: "True, False",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    NoneType: "None",
+    dict: "a dict",
+}
+
+
+def of_declared_types(problems: list[str], settings: object, declared: type) -> None:
+    """Add a problem for each field of a dataclass whose value is not of the type that `declared` annotates it with.
+
+    A command line is converted while it is read; a script, or a YAML file that a script reads, may hold anything.
+    """
+    for name, kind in get_type_hints(declared).items():
+        value = getattr(settings, name)
+        if not _is_a(value, kind):
+            *others, last = _called(kind).split(", ")
+            words = f"{', '.join(others)} or {last}" if others else last
+            problems.append(f"--{name} must be {words}. Got {value!r} instead.")
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(_is_a(value, part) for part in parts)
+    if origin is list:
+        return isinstance(value, list | tuple) and all(_is_a(each, parts[0]) for each in value)
+    if origin is dict:
+        return isinstance(value, Mapping)
+    if kind in (int, float):  # numpy's numbers as well
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _called(kind: Any) -> str:
+    """The kinds in words, joined by commas."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return ", ".join(_called(part) for part in parts)
+    if origin is list:
+        return f"a list of {_called(parts[0]).removeprefix('a ')}s"
+    return _KINDS[origin or kind]
 
 
 def refuse(problems: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from preftree.config.checks import memory_size, one_of, within
+from preftree.config.checks import json_object, memory_size, of_declared_types, one_of, within
 
 LOSS_TYPES = (
     "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
@@ -209,10 +209,20 @@ class DPOFields(LossFields):
 
     def problems(self) -> list[str]:
         """Everything that is wrong with the fields of DPO, each as a sentence."""
-        problems = self.loss_problems()
+        problems: list[str] = []
+        of_declared_types(problems, self, DPOFields)
+        if problems:
+            return problems  # nothing else can be said of a text where a number belongs
+        problems += self.loss_problems()
         within(problems, "learning_rate", self.learning_rate, 0)
+        within(problems, "logging_steps", self.logging_steps, 0)
         for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
             within(problems, name, getattr(self, name, 1), 1)
+        for name in ("dataset_num_proc", "precompute_ref_batch_size"):
+            within(problems, name, getattr(self, name), 1)
+        self._check_padding(problems)
+        self.model_init_kwargs = json_object(problems, "model_init_kwargs", self.model_init_kwargs)
+        within(problems, "router_aux_loss_coef", self.router_aux_loss_coef, 0)
         one_of(problems, "truncation_mode", self.truncation_mode, TRUNCATION_MODES)
         within(problems, "ref_model_mixup_alpha", self.ref_model_mixup_alpha, 0, 1)
         within(problems, "ref_model_sync_steps", self.ref_model_sync_steps, 1)
@@ -225,6 +235,15 @@ class DPOFields(LossFields):
                 "moves makes log-probs computed before stale. Leave one of them out."
             )
         return problems
+
+    def _check_padding(self, problems: list[str]) -> None:
+        """`pad_to_multiple_of` means nothing here, but what TRL cannot read is refused here too."""
+        given = self.pad_to_multiple_of
+        if isinstance(given, str) and given != "auto":
+            absent = given.lower() in ("none", "null")
+            self.pad_to_multiple_of = None if absent else int(given if given.isdecimal() else 0)
+        if isinstance(self.pad_to_multiple_of, int) and self.pad_to_multiple_of < 1:
+            problems.append(f"--pad_to_multiple_of must be at least 1, auto or None. Got {given!r} instead.")
 
     def without_meaning(self) -> list[str]:
         """Notes on fields that were set and have no meaning on trees."""

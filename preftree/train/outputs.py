@@ -1,4 +1,4 @@
-"""What a trainer leaves behind: files of the model, its card, and the predictions that `compute_metrics` gets."""
+"""What a trainer leaves behind: files of the model, its card, and the logits for `compute_metrics` and `predict`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from peft import PeftModel
 from torch import Tensor
-from transformers import EvalPrediction, PreTrainedModel
+from transformers import PreTrainedModel
 
 from preftree.data.rows import IDS
 from preftree.forest import Pair
@@ -62,7 +62,7 @@ def write_card(trainer: DPOTrainer, name: str | None, dataset: str | None, tags:
 
 
 class Predictions:
-    """Logits of padded sequences and their ids, for `compute_metrics`; chosen answers before rejected ones.
+    """Logits of padded sequences and their ids; of each batch chosen answers before rejected ones.
 
     Args:
         trainer: whose model computes them, with an extra forward pass per batch.
@@ -90,10 +90,9 @@ class Predictions:
         self._logits.append(logits.float().cpu().numpy())
         self._labels.append(ids.cpu().numpy())
 
-    def metrics(self) -> dict[str, float]:
-        """What `compute_metrics` makes of all batches."""
-        found = self.trainer.compute_metrics(EvalPrediction(_stacked(self._logits), _stacked(self._labels)))
-        return dict(found)
+    def arrays(self) -> tuple[Any, Any]:
+        """Logits and ids of all batches, (2 · pairs, length, vocabulary) and (2 · pairs, length)."""
+        return _stacked(self._logits), _stacked(self._labels)
 
 
 def _stacked(arrays: Sequence[Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -85,8 +84,8 @@ def load_policy(model: str | Model, args: DPOConfig, quantization_config: Any, s
 
 
 def _init_options(args: DPOConfig) -> dict[str, Any]:
-    given = args.model_init_kwargs or {}
-    options = dict(json.loads(given) if isinstance(given, str) else given)
+    assert not isinstance(args.model_init_kwargs, str)  # read by the configuration
+    options = dict(args.model_init_kwargs or {})
     args.trust_remote_code = bool(options.pop("trust_remote_code", args.trust_remote_code))
     return options
 

@@ -393,5 +393,6 @@ def one_batch_per_step(args: DPOConfig) -> DPOConfig:
     if args.device.type != "cpu":
         args.logging_nan_inf_filter = False  # reads the loss in every step, so the host waits for the device
     args.label_names = []
+    args.use_liger_kernel = False  # Trainer would patch the model once training starts, after it was attached
     args.remove_unused_columns = False
     return args

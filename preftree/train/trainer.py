@@ -37,6 +37,7 @@ from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
 from preftree.train import setup
+from preftree.train.attributes import TrlAttributes
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset, named_set
 from preftree.train.flops import ModelFlops
@@ -48,7 +49,7 @@ from preftree.train.order import prompt_order
 from preftree.train.outputs import Predictions, save, write_card
 from preftree.train.pair_log import PairLog
 from preftree.train.precompute import precompute
-from preftree.train.reference_models import MoveReference, SecondModel
+from preftree.train.reference_models import MoveReference
 from preftree.train.resumable import ResumableTrainer
 from preftree.train.resume import identity_of
 from preftree.train.step import StepResult
@@ -58,10 +59,11 @@ Prepared = PairDataset | StreamedPairs
 #: Methods of TRL's trainers that scripts override, and Trainer's own that a step does not call.
 _NOT_CALLED = (
     "compute_loss", "_compute_loss", "get_batch_loss_metrics", "concatenated_forward", "dpo_loss", "prediction_step",
+    "compute_ref_log_probs", "_precompute_ref_logps", "_prepare_dataset",
 )  # fmt: skip
 
 
-class DPOTrainer(ResumableTrainer):
+class DPOTrainer(TrlAttributes, ResumableTrainer):
     """Trains a causal language model on preference pairs, every prompt computed once.
 
     The arguments are those of TRL's trainer of the same name (docs/from-trl.md says what differs).
@@ -122,7 +124,6 @@ class DPOTrainer(ResumableTrainer):
         built = setup.build(given, setup.Data(train_dataset, eval_dataset), args, self.say, lambda: self._started)
         self.step, self.precision, self.hook = built.step, built.precision, built.hook
         self.scorer, self.reference, self.ranks = built.step.policy, built.step.reference, built.step.ranks
-        self.beta, self.loss_types = args.beta, args.loss_type
         self._encoding = built.encoding
         self._order = prompt_order(built.data.train, _data_seed(built.args))
         self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
@@ -159,7 +160,8 @@ class DPOTrainer(ResumableTrainer):
         if overridden := [name for name in _NOT_CALLED if name in cls.__dict__]:
             raise TypeError(
                 f"{cls.__name__} overrides {', '.join(overridden)}, which is never called: a step is computed forest "
-                "by forest. A loss of your own is a function of log-probs and one line in preftree.train.losses.LOSSES."
+                "by forest. A loss of your own is a function of log-probs and one line in "
+                "preftree.train.losses.LOSSES. Rows of token ids hold `prompt_ids`, `chosen_ids` and `rejected_ids`."
             )
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -167,17 +169,6 @@ class DPOTrainer(ResumableTrainer):
         super().create_accelerator_and_postprocess()
         self.accelerator.prepare_model = partial(self.accelerator.prepare_model, evaluation_mode=True)
         self.accelerator.scaler = self.precision.scaler(self._trained())
-
-    @property
-    def ref_model(self) -> nn.Module | None:
-        """The reference model, where it is a model of its own."""
-        model = self.reference.model if self.reference is not None else None
-        return model.scorer.model if isinstance(model, SecondModel) else None
-
-    @property
-    def aux_loss_enabled(self) -> bool:
-        """Is the routers' load-balancing loss of a mixture of experts trained on?"""
-        return self.step.router is not None
 
     def _show_progress(self) -> None:
         """On a terminal the live line in place of Trainer's progress bar; a notebook keeps its own."""
@@ -329,13 +320,17 @@ class DPOTrainer(ResumableTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Loss and reward metrics over all pairs of `dataloader`, each pair with the same weight."""
+        """Loss and reward metrics over all pairs of `dataloader`, each pair with the same weight.
+
+        Logits as well where `compute_metrics` or `predict` wants them, of all of them at once.
+        """
         training = self.model.training
         self.model.eval()
         if hasattr(self.optimizer, "eval") and callable(self.optimizer.eval):
             self.optimizer.eval()
         meter, pairs = PairMeter.on(self.args.device), 0
-        predictions = Predictions(self) if self.compute_metrics is not None else None
+        only_loss = self.args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
+        predictions = None if only_loss else Predictions(self)
         for batch in dataloader:
             result = self.step.evaluate(batch["pairs"])
             meter.merge(result.meter)
@@ -348,11 +343,12 @@ class DPOTrainer(ResumableTrainer):
         self.ranks.add_up([meter.total])
         meter.pairs = pairs
         means = meter.means()
-        if predictions is not None:
-            means |= predictions.metrics()
+        logits, ids = predictions.arrays() if predictions is not None else ((), None)
+        if predictions is not None and self.compute_metrics is not None:
+            means |= self.compute_metrics(EvalPrediction(logits, ids))
         self.model.train(training)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        return EvalLoopOutput(predictions=(), label_ids=None, metrics=metrics, num_samples=pairs)
+        return EvalLoopOutput(predictions=logits, label_ids=ids, metrics=metrics, num_samples=pairs)
 
     # --- Logs and files ---
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from preftree.cli import main_train
-from tests.support.command import command, history, losses, write_inputs
+from tests.support.command import command, history, losses, ranked_rows, write_inputs, write_rows
 from tests.support.ranks import ROOT, as_srun, as_torchrun, finish, said, start, together
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
@@ -53,7 +53,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     compared = ("rewards/", "logps/", "eval_loss", "eval_rewards", "eval_logps", "grad_norm", "epoch")
     for one, other in zip(history(found), history(expected), strict=True):
         for name, value in other.items():
-            tie = name == "rewards/accuracies" and other["step"] == 1  # policy and reference are one; rounding decides
+            tie = name.endswith("accuracies") and other["step"] == 1  # policy and reference are one; rounding decides
             if name.startswith(compared) and not tie:
                 assert one[name] == pytest.approx(value, abs=2e-5), name
     ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (found, expected))
@@ -67,6 +67,19 @@ def test_two_ranks_are_one(inputs: Path, alone: Path, tmp_path: Path) -> None:
     printed = together(flags(inputs, tmp_path / "O", 2), 2, tmp_path)
     assert "ranks      2" in printed
     assert_same_run(tmp_path / "O", alone)
+
+
+@pytest.mark.parametrize("loss", ["listwise", "listwise aot"])
+def test_ranked_lists_on_two_ranks(inputs: Path, tmp_path: Path, loss: str) -> None:
+    """Lists of 2 to 5 answers, steps of 6 lists and of a single one; with `aot` the ranks exchange their tables."""
+    lists = write_rows(tmp_path / "lists.jsonl", ranked_rows(9))
+    more = {"dataset_name": lists, "loss_type": loss, "max_steps": 4, "eval_steps": 4}
+    assert main_train(flags(inputs, tmp_path / "alone", 1, **more)) == 0
+    records = [record for record in history(tmp_path / "alone") if "loss" in record]
+    assert [record["epoch"] for record in records][1::2] == [1, 2]
+    assert all("rewards/rank_accuracies" in record for record in records)
+    together(flags(inputs, tmp_path / "O", 2, **more), 2, tmp_path)
+    assert_same_run(tmp_path / "O", tmp_path / "alone")
 
 
 def test_srun(inputs: Path, alone: Path, tmp_path: Path) -> None:

@@ -40,6 +40,26 @@ def write_inputs(folder: Path, pairs: int = 12) -> Path:
     return folder
 
 
+def ranked_rows(count: int = 10) -> list[dict[str, Any]]:
+    """Prompts with two to five scored answers each."""
+    random = torch.Generator().manual_seed(2)
+
+    def words(low: int, high: int) -> str:
+        length = int(torch.randint(low, high + 1, (1,), generator=random))
+        return " ".join(f"w{i}" for i in torch.randint(10, tiny.VOCABULARY, (length,), generator=random).tolist())
+
+    return [
+        {"prompt": words(2, 6), "responses": [words(1, 6) for _ in range(k)], "scores": [(7 * j) % k for j in range(k)]}
+        for k in (2 + i % 4 for i in range(count))
+    ]
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A file of JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def command(inputs: Path, output: Path, **flags: object) -> list[str]:
     """The flags of a short run, with others in their place or beside them."""
     settings: dict[str, object] = {

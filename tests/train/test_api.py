@@ -347,6 +347,20 @@ def test_compute_metrics_gets_logits_and_ids(tmp_path: Path) -> None:
     assert logits[2] == tiny.VOCABULARY
 
 
+def test_predict_gives_logits_ids_and_metrics(tmp_path: Path) -> None:
+    made = trainer(tmp_path, per_device_eval_batch_size=2)
+    given = rows(3, False)
+    found = made.predict(given)
+    assert found.metrics["test_loss"] == pytest.approx(LN2, abs=1e-6)
+    assert found.predictions.shape == (*found.label_ids.shape, tiny.VOCABULARY)
+    ids = torch.from_numpy(found.label_ids)[:1]
+    ids = ids[:, ids[0] != -100]
+    expected = made.model(input_ids=ids).logits[0]
+    torch.testing.assert_close(torch.from_numpy(found.predictions[0, : len(expected)]), expected, rtol=1e-4, atol=1e-4)
+    without = trainer(tmp_path, prediction_loss_only=True).predict(given)
+    assert (without.predictions, without.label_ids) == ((), None)
+
+
 # --- Refused, with the reason ---
 
 

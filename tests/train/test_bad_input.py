@@ -137,10 +137,25 @@ def test_arguments(tmp_path: Path, given: Callable[[], dict[str, Any]], words: s
         ({"per_device_train_batch_size": 0}, "--per_device_train_batch_size must be at least 1"),
         ({"loss_type": []}, "must name at least one loss"),
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, math.nan]}, "--loss_weights must be"),
+        ({"beta": "0.1"}, "--beta must be a number. Got '0.1' instead"),
+        ({"beta": None}, "--beta must be a number. Got None"),
+        ({"max_length": 8.5}, "--max_length must be a whole number or None. Got 8.5"),
+        ({"loss_weights": 0.5}, "--loss_weights must be a list of numbers or None. Got 0.5"),
+        ({"loss_type": ["sigmoid", 3]}, "--loss_type must be a string or a list of strings"),
+        (
+            {"disable_dropout": "yes", "bf16": "no"},
+            "--bf16 must be True, False or None.*--disable_dropout must be True or",
+        ),
+        ({"model_init_kwargs": '{"dtype": '}, "--model_init_kwargs must be a dict, or a JSON object"),
+        ({"model_init_kwargs": "[1]"}, "--model_init_kwargs must be a dict, or a JSON object"),
+        ({"pad_to_multiple_of": "eight"}, "--pad_to_multiple_of must be at least 1, auto or None. Got 'eight'"),
+        ({"dataset_num_proc": 0}, "--dataset_num_proc must be at least 1"),
+        ({"precompute_ref_batch_size": -1}, "--precompute_ref_batch_size must be at least 1"),
+        ({"router_aux_loss_coef": -0.1}, "--router_aux_loss_coef must be at least 0"),
     ],
 )
 def test_fields(tmp_path: Path, fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=f"(?s){words}"):
         DPOConfig(str(tmp_path), use_cpu=True, **fields)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from preftree.train.losses import LOSSES, LossSettings, PairLogps, join
 from preftree.train.metrics import PairMeter
 from preftree.train.objective import Objective
 from tests.support import tiny
-from tests.support.command import command, history, losses
+from tests.support.command import command, history, losses, ranked_rows, write_rows
 from tests.support.training import PAIRS, Step, make_model, make_trainer, one_step
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
@@ -243,26 +242,11 @@ def test_other_answers_and_ranks_are_part_of_what_a_run_is() -> None:
 # --- From rows to weights ---
 
 
-def rows(count: int = 10) -> list[dict[str, Any]]:
-    random = torch.Generator().manual_seed(2)
-
-    def words(low: int, high: int) -> str:
-        length = int(torch.randint(low, high + 1, (1,), generator=random))
-        return " ".join(f"w{i}" for i in torch.randint(10, tiny.VOCABULARY, (length,), generator=random).tolist())
-
-    return [
-        {"prompt": words(2, 6), "responses": [words(1, 6) for _ in range(k)], "scores": [(7 * j) % k for j in range(k)]}
-        for k in (2 + i % 4 for i in range(count))
-    ]
-
-
-def write(path: Path, content: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return path
-
-
 def test_the_command_trains_on_lists_and_goes_on_to_the_same_bits(inputs: Path, tmp_path: Path) -> None:
-    flags: dict[str, Any] = {"dataset_name": write(tmp_path / "ranked.jsonl", rows()), "loss_type": "listwise"}
+    flags: dict[str, Any] = {
+        "dataset_name": write_rows(tmp_path / "ranked.jsonl", ranked_rows()),
+        "loss_type": "listwise",
+    }
     flags |= {"save_steps": 2, "save_total_limit": 3}
     assert main_train(command(inputs, tmp_path / "A", max_steps=4, **flags)) == 0
     record = history(tmp_path / "A")[-1]
@@ -287,8 +271,8 @@ def test_a_script_trains_on_rows_and_on_loaded_lists(tmp_path: Path, monkeypatch
     from tests.train.test_api import losses as losses_of
     from tests.train.test_api import trainer
 
-    file = write(tmp_path / "ranked.jsonl", rows())
-    from_rows = trainer(tmp_path, data=rows(), loss_type="listwise")
+    file = write_rows(tmp_path / "ranked.jsonl", ranked_rows())
+    from_rows = trainer(tmp_path, data=ranked_rows(), loss_type="listwise")
     assert [len(pair.answers) for pair in from_rows.train_dataset.pairs] == [2 + i % 4 for i in range(10)]
     from_rows.train()
     from_file = trainer(tmp_path, data=load_pairs(str(file), pair_rule="list"), loss_type="listwise")
@@ -317,7 +301,7 @@ def test_answers_that_are_empty_or_repeated_leave_a_list(tmp_path: Path) -> None
 
 def test_margins_make_ties(tmp_path: Path) -> None:
     row = {"prompt": "a", "responses": ["b", "c", "d", "e"], "scores": [9.0, 8.6, 8.4, 2.0]}
-    (pair,) = load_pairs(str(write(tmp_path / "r.jsonl", [row])), pair_rule="list", min_margin=0.5)
+    (pair,) = load_pairs(str(write_rows(tmp_path / "r.jsonl", [row])), pair_rule="list", min_margin=0.5)
     assert [answer.content for answer in pair.answers] == ["b", "e", "c", "d"]
     assert pair.ranks == (1, 3, 1, 2)
 
