@@ -56,7 +56,7 @@ def json_object(problems: list[str], name: str, value: Mapping[str, Any] | str |
     if isinstance(value, str):
         try:
             found = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             problems.append(

@@ -11,6 +11,11 @@ from preftree.errors import RunError
 from preftree.io.hub import hub_host, hub_reachable
 
 
+def hub_repository(asked: str | None, folder: Path) -> str:
+    """The repository that --hub_model_id names, or the one named after the output folder."""
+    return asked or folder.absolute().name
+
+
 def check_writable(
     repository: str, *, private: bool = True, token: str | bool | None = None, flag: str = "--push"
 ) -> None:

@@ -15,6 +15,12 @@ from preftree.train.reference import Reference
 from preftree.train.reference_models import SecondModel
 from preftree.train.step import Step
 
+#: Methods of TRL's trainers that scripts override, and Trainer's own that a step does not call.
+_NOT_CALLED = (
+    "compute_loss", "_compute_loss", "get_batch_loss_metrics", "concatenated_forward", "dpo_loss", "prediction_step",
+    "compute_ref_log_probs", "_precompute_ref_logps", "_prepare_dataset",
+)  # fmt: skip
+
 
 class LossAttribute:
     """A field of the configuration's loss as an attribute of the trainer; setting it changes the steps that follow.
@@ -26,10 +32,10 @@ class LossAttribute:
     def __init__(self, field: str) -> None:
         self.field = field
 
-    def __get__(self, trainer: TrlAttributes | None, owner: type | None = None) -> Any:
+    def __get__(self, trainer: TrlSurface | None, owner: type | None = None) -> Any:
         return self if trainer is None else getattr(trainer.args, self.field)
 
-    def __set__(self, trainer: TrlAttributes, value: Any) -> None:
+    def __set__(self, trainer: TrlSurface, value: Any) -> None:
         """Raises SettingsError: a value that the configuration would refuse, or that changes what a step computes."""
         changed = copy.copy(trainer.args)
         setattr(changed, self.field, value)
@@ -43,8 +49,8 @@ class LossAttribute:
         trainer.args, trainer.step.objective = changed, objective
 
 
-class TrlAttributes:
-    """Under TRL's names."""
+class TrlSurface:
+    """Attributes by their names in TRL, and which of its methods cannot be overridden."""
 
     args: DPOConfig
     step: Step
@@ -58,6 +64,16 @@ class TrlAttributes:
     f_divergence_type = LossAttribute("f_divergence_type")
     f_alpha_divergence_coef = LossAttribute("f_alpha_divergence_coef")
     use_weighting = LossAttribute("use_weighting")
+
+    def __init_subclass__(cls, **others: Any) -> None:
+        """Refuse overrides of methods that TRL's trainers call and this one does not."""
+        super().__init_subclass__(**others)
+        if overridden := [name for name in _NOT_CALLED if name in cls.__dict__]:
+            raise TypeError(
+                f"{cls.__name__} overrides {', '.join(overridden)}, which is never called: a step is computed forest "
+                "by forest. A loss of your own is a function of log-probs and one line in "
+                "preftree.train.losses.LOSSES. Rows of token ids hold `prompt_ids`, `chosen_ids` and `rejected_ids`."
+            )
 
     @property
     def ref_model(self) -> nn.Module | None:

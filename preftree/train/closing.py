@@ -13,7 +13,7 @@ from preftree.io.console import Say, next_steps
 from preftree.io.progress import amount, clock
 from preftree.io.run_folder import free_space
 from preftree.publish.card import run_card, wilson
-from preftree.publish.hub import upload
+from preftree.publish.hub import hub_repository, upload
 from preftree.train.live import sparkline
 from preftree.train.trainer import DPOTrainer
 
@@ -69,11 +69,6 @@ def close(trainer: DPOTrainer, settings: Settings | None, seconds: float, say: S
         say(f"pushed     {upload(repository, folder, private=private, token=args.hub_token)}")
     if settings is not None:
         next_steps(say, *next_commands(str(folder), settings.model.model_name_or_path or ""))
-
-
-def hub_repository(asked: str | None, folder: Path) -> str:
-    """The repository that --hub_model_id names, or the one named after the output folder."""
-    return asked or folder.absolute().name
 
 
 def next_commands(output_dir: str, model: str) -> list[str]:

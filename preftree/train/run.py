@@ -24,9 +24,9 @@ from preftree.io.console import Say, sayer
 from preftree.io.run_folder import RunFolder
 from preftree.model.load import ModelSource, code_note, load_model, load_tokenizer, resolve, resolve_tokenizer
 from preftree.model.lora import lora_config
-from preftree.publish.hub import check_writable
+from preftree.publish.hub import check_writable, hub_repository
 from preftree.train.arguments import start_arguments
-from preftree.train.closing import check_room, close, hub_repository
+from preftree.train.closing import check_room, close
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset
 from preftree.train.estimate import TIMED_STEPS, Planned, measure

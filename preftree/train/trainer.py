@@ -36,8 +36,9 @@ from preftree.hardware.memory import peak_memory
 from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
+from preftree.publish.hub import check_writable, hub_repository
 from preftree.train import setup
-from preftree.train.attributes import TrlAttributes
+from preftree.train.attributes import TrlSurface
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset, named_set
 from preftree.train.flops import ModelFlops
@@ -56,14 +57,9 @@ from preftree.train.step import StepResult
 from preftree.train.stop import StopOnSignal
 
 Prepared = PairDataset | StreamedPairs
-#: Methods of TRL's trainers that scripts override, and Trainer's own that a step does not call.
-_NOT_CALLED = (
-    "compute_loss", "_compute_loss", "get_batch_loss_metrics", "concatenated_forward", "dpo_loss", "prediction_step",
-    "compute_ref_log_probs", "_precompute_ref_logps", "_prepare_dataset",
-)  # fmt: skip
 
 
-class DPOTrainer(TrlAttributes, ResumableTrainer):
+class DPOTrainer(TrlSurface, ResumableTrainer):
     """Trains a causal language model on preference pairs, every prompt computed once.
 
     The arguments are those of TRL's trainer of the same name (docs/from-trl.md says what differs).
@@ -153,16 +149,6 @@ class DPOTrainer(TrlAttributes, ResumableTrainer):
         self._show_progress()
         self.guard = FiniteGuard(self.say, gradients=self.accelerator.scaler is None)
         self.identity = identity_of(self, built.weights)
-
-    def __init_subclass__(cls, **others: Any) -> None:
-        """Refuse overrides of methods that TRL's trainers call and this one does not."""
-        super().__init_subclass__(**others)
-        if overridden := [name for name in _NOT_CALLED if name in cls.__dict__]:
-            raise TypeError(
-                f"{cls.__name__} overrides {', '.join(overridden)}, which is never called: a step is computed forest "
-                "by forest. A loss of your own is a function of log-probs and one line in "
-                "preftree.train.losses.LOSSES. Rows of token ids hold `prompt_ids`, `chosen_ids` and `rejected_ids`."
-            )
 
     def create_accelerator_and_postprocess(self) -> None:
         """Trainer's accelerator, told to leave the model as it is: gradients are added up here (see `ranks`)."""
@@ -380,6 +366,18 @@ class DPOTrainer(TrlAttributes, ResumableTrainer):
             save(self.model, folder, state_dict)
             if isinstance(self.processing_class, PreTrainedTokenizerBase):
                 self.processing_class.save_pretrained(str(folder))
+
+    def init_hf_repo(self, token: str | None = None, **options: Any) -> None:
+        """Make the repository on the hub; RunError says why that cannot be done, offline at once."""
+        if self.is_world_process_zero():
+            private = options.get("private")
+            check_writable(
+                hub_repository(self.args.hub_model_id, Path(self.args.output_dir or ".")),
+                private=bool(self.args.hub_private_repo if private is None else private),
+                token=token or self.args.hub_token,
+                flag="`push_to_hub`",
+            )
+        super().init_hf_repo(token, **options)
 
     def create_model_card(
         self,
