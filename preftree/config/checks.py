@@ -32,6 +32,9 @@ def within(
     """Add a problem unless low ≤ value ≤ high (`above`, `below`: strictly) and finite; None is always fine."""
     if value is None:
         return
+    if not isinstance(value, Real):
+        problems.append(f"--{name} must be a number. Got {value!r} instead.")
+        return
     fits_low = value > low if above else value >= low
     fits_high = value < high if below or high == float("inf") else value <= high
     if not (fits_low and fits_high):  # written so that NaN does not fit

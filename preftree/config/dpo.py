@@ -36,6 +36,9 @@ TRL_DIFFERENCES = {
     "bf16": "Not set: true where the device is fast in bfloat16 (GPUs that have it natively), else float32.",
     "gradient_checkpointing": "Not set: activations are recomputed where the largest pair needs it, as memory allows.",
     "label_smoothing": "Smooths sigmoid too (conservative DPO), where TRL ignores it; refused for losses without it.",
+    "disable_dropout": "Attention's dropout too, which TRL leaves on. With dropout there, prompts are not shared.",
+    "activation_offloading": "No meaning on a CPU, where activations are in the host's memory. TRL fails there.",
+    "remove_unused_columns": "No meaning: columns that are not needed are not read.",
     "padding_free": "No meaning: trees hold no padding. Accepted with one note.",
     "pad_to_multiple_of": "No meaning: trees hold no padding. Accepted with one note.",
     "use_liger_kernel": "No meaning: log-probs are computed without logits here as well. Accepted with one note.",
@@ -104,6 +107,7 @@ class LossFields:
         one_of(problems, "f_divergence_type", self.f_divergence_type, F_DIVERGENCES)
         within(problems, "beta", self.beta, 0, LARGEST_BETA, above=True)
         within(problems, "label_smoothing", self.label_smoothing, 0, 0.5, below=True)
+        within(problems, "f_alpha_divergence_coef", self.f_alpha_divergence_coef, -LARGEST_BETA, LARGEST_BETA)
         within(problems, "ld_alpha", self.ld_alpha, 0, 1)
         within(problems, "discopop_tau", self.discopop_tau, 0, above=True)
         for name in ("simpo_gamma", "cpo_alpha", "dpop_lambda", "rpo_alpha", "rdpo_alpha"):
@@ -216,8 +220,6 @@ class DPOFields(LossFields):
         problems += self.loss_problems()
         within(problems, "learning_rate", self.learning_rate, 0)
         within(problems, "logging_steps", self.logging_steps, 0)
-        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-            within(problems, name, getattr(self, name, 1), 1)
         for name in ("dataset_num_proc", "precompute_ref_batch_size"):
             within(problems, name, getattr(self, name), 1)
         self._check_padding(problems)
@@ -253,5 +255,6 @@ class DPOFields(LossFields):
             "use_liger_kernel": getattr(self, "use_liger_kernel", False),
             "precompute_ref_batch_size": self.precompute_ref_batch_size is not None,
             "dataset_num_proc": self.dataset_num_proc is not None,
+            "activation_offloading": self.activation_offloading and getattr(self, "use_cpu", False),
         }
         return [f"{name}: {TRL_DIFFERENCES[name].split('. ')[0]}." for name, given in asked.items() if given]

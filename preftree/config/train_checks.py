@@ -65,30 +65,35 @@ _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 def check_training(train: TrainSettings) -> list[str]:
     """Everything that is wrong with the training group itself."""
-    problems = train.loss_problems()
+    problems = [*train.loss_problems(), *check_trainer(train)]
     if not train.output_dir:
         problems.append("--output_dir is missing: name a folder for the adapter, the checkpoints and the logs.")
-    _numbers(train, problems)
+    _samples(train, problems)
     _steps(train, problems)
     _devices(train, problems)
-    _packages(train, problems)
     _contradictions(train, problems)
-    for name in _JSON_FLAGS:
-        _json(name, getattr(train, name, None), problems)
     return problems
 
 
-def _numbers(train: TrainSettings, problems: list[str]) -> None:
+def check_trainer(args: Any) -> list[str]:
+    """What is wrong with fields of TrainingArguments and would show later: when training begins, or never.
+
+    Args:
+        args: the command's training group, or a script's `DPOConfig`.
+    """
+    problems: list[str] = []
+    _numbers(args, problems)
+    _packages(args, problems)
+    _schedule(args, problems)
+    for name in _JSON_FLAGS:
+        _json(name, getattr(args, name, None), problems)
+    return problems
+
+
+def _numbers(train: Any, problems: list[str]) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         within(problems, name, getattr(train, name), 1)
-    for name in (
-        "sample_steps",
-        "sample_tokens",
-        "tokens_per_forest",
-        "ddp_timeout",
-        "save_total_limit",
-        "torch_empty_cache_steps",
-    ):
+    for name in ("tokens_per_forest", "ddp_timeout", "save_total_limit", "torch_empty_cache_steps"):
         within(problems, name, getattr(train, name), 1)
     for name in ("learning_rate", "weight_decay", "warmup_steps", "max_grad_norm", "dataloader_num_workers"):
         within(problems, name, getattr(train, name), 0)
@@ -102,6 +107,12 @@ def _numbers(train: TrainSettings, problems: list[str]) -> None:
     if train.max_steps <= 0:
         within(problems, "num_train_epochs", train.num_train_epochs, 0, above=True)
     memory_size(problems, "max_memory", train.max_memory)
+
+
+def _samples(train: TrainSettings, problems: list[str]) -> None:
+    """Answers to fixed prompts while training."""
+    for name in ("sample_steps", "sample_tokens"):
+        within(problems, name, getattr(train, name), 1)
     if (train.sample_prompts or "1").isdecimal():
         within(problems, "sample_prompts", int(train.sample_prompts or 1), 1)
     elif not os.path.exists(train.sample_prompts or ""):
@@ -145,13 +156,13 @@ def _devices(train: TrainSettings, problems: list[str]) -> None:
         problems.append("--use_hpu_graphs_for_training needs --use_lazy_mode: add it, or leave the graphs out.")
 
 
-def _packages(train: TrainSettings, problems: list[str]) -> None:
+def _packages(train: Any, problems: list[str]) -> None:
     """Optional packages that are asked for and not installed, and a hub that cannot be reached by choice."""
-    optimizer = str(getattr(train, "optim", ""))
+    optimizer = _word(getattr(train, "optim", ""))
     needed = next((need for part, need in reversed(_OPTIMIZER_PACKAGES.items()) if part in optimizer), None)
     if needed and find_spec(needed[0]) is None:
         problems.append(f"--optim {optimizer} needs a package that is not installed: pip install {needed[1]}")
-    asked = train.report_to if isinstance(train.report_to, list) else [train.report_to]
+    asked = train.report_to if isinstance(train.report_to, list) else [train.report_to or "none"]
     for tracker in asked:
         if tracker in ("none", "all"):
             continue
@@ -176,12 +187,21 @@ def _contradictions(train: TrainSettings, problems: list[str]) -> None:
         for name in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
             if getattr(train, name):
                 problems.append(f"--{name} needs --dataloader_num_workers above 0.")
-    keys = _SCHEDULE_KEYS.get(train.lr_scheduler_type, ())
+
+
+def _schedule(train: Any, problems: list[str]) -> None:
+    schedule = _word(train.lr_scheduler_type)
+    keys = _SCHEDULE_KEYS.get(schedule, ())
     if keys and not any(f'"{key}"' in json.dumps(train.lr_scheduler_kwargs or {}).replace("\\", "") for key in keys):
         problems.append(
-            f"--lr_scheduler_type {train.lr_scheduler_type} needs {' or '.join(keys)} in --lr_scheduler_kwargs, as in"
+            f"--lr_scheduler_type {schedule} needs {' or '.join(keys)} in --lr_scheduler_kwargs, as in"
             f""" '{{"{keys[0]}": 1}}'."""
         )
+
+
+def _word(value: Any) -> str:
+    """A choice as a word: scripts give members of transformers' enumerations as well."""
+    return str(getattr(value, "value", value))
 
 
 def _json(name: str, value: Any, problems: list[str]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from transformers import TrainingArguments
+from transformers import TrainingArguments, get_scheduler
 from transformers.utils.import_utils import is_torch_hpu_available
 
 from preftree.config.dpo import DPOFields
 from preftree.config.sizes import size_in_bytes
+from preftree.config.train_checks import check_trainer
 from preftree.distributed.sharding import Sharding, hide_from_accelerate, read_sharding
 from preftree.errors import SettingsError
 from preftree.train.losses import LOSSES
@@ -36,7 +37,7 @@ class DPOConfig(DPOFields, TrainingArguments):
     sharding: Sharding = field(default_factory=Sharding, init=False)
 
     def __post_init__(self) -> None:
-        problems = self.problems()
+        problems = [*dict.fromkeys([*self.problems(), *check_trainer(self)])]
         if self.label_smoothing_factor:
             problems.append("--label_smoothing_factor is for next-token losses; DPO's is --label_smoothing.")
         args: TrainingArguments = self
@@ -53,6 +54,18 @@ class DPOConfig(DPOFields, TrainingArguments):
         with warnings.catch_warnings():  # the names of transformers 4, which TRL's users write
             warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
             super().__post_init__()
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Make the schedule once, so that its arguments are not refused after minutes of preparation."""
+        weights = torch.optim.SGD([torch.zeros(1)], lr=self.learning_rate)
+        try:
+            get_scheduler(self.lr_scheduler_type, weights, 1, 2, self.lr_scheduler_kwargs)
+        except (TypeError, ValueError) as problem:
+            raise SettingsError(
+                f"--lr_scheduler_kwargs {self.lr_scheduler_kwargs} cannot be used with --lr_scheduler_type "
+                f"{self.lr_scheduler_type.value}: {problem}"
+            ) from problem
 
     def known_losses(self) -> tuple[str, ...]:
         """Those of preftree, and those that a script has added to `LOSSES`."""

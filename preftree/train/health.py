@@ -14,9 +14,9 @@ from preftree.health.findings import Level, diagnose
 from preftree.io.console import Say
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset
+from preftree.train.given import Data
 from preftree.train.objective import Objective
 from preftree.train.pair_log import MOST_PAIRS
-from preftree.train.setup import Data
 
 
 class HealthWatch(TrainerCallback):

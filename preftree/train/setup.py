@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,28 +10,28 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from rich.console import Console
-from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from preftree.distributed.ranks import Ranks
-from preftree.errors import SettingsError
-from preftree.forest import Shape, pair_size
+from preftree.errors import ModelError, SettingsError
+from preftree.forest import Shape, idle_forest, pair_size
 from preftree.hardware.device import kind_of
 from preftree.hardware.limits import allocations_within
 from preftree.hardware.memory import room_for
 from preftree.io.cache import cache_folder, cache_root
 from preftree.io.console import Say
 from preftree.model.determinism import check_causal
+from preftree.model.paths import SEQUENCES
 from preftree.model.quantized import is_quantized, keep_differentiable
 from preftree.model.router import RouterLoss
-from preftree.model.score import Scorer, attach, causal_model
+from preftree.model.score import Scorer, attach, causal_model, leaf_logprobs
 from preftree.model.shard import shard_base
 from preftree.model.weights import refuse_larger_tokenizer
 from preftree.train.arguments import recomputes
 from preftree.train.budget import choose_budget, choose_shape
 from preftree.train.config import DPOConfig
-from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset, is_stream
+from preftree.train.dataset import Encoding, PairDataset, StreamedPairs, encode_dataset
+from preftree.train.given import Data, Given
 from preftree.train.hpu import StepHook, optimizer, step_hook
 from preftree.train.noise import EmbeddingNoise
 from preftree.train.objective import Objective
@@ -60,37 +59,6 @@ from preftree.train.store import LogprobStore, scoring_key, weights_key
 
 #: What to do when a rank was lost.
 RESTART = "Start all ranks again; --resume_from_checkpoint true goes on from the last checkpoint."
-#: Optimizers whose update is part of a backward pass; a step here is several backward passes.
-_UPDATE_IN_BACKWARD = ("lomo", "adalomo", "layerwise")
-
-
-@dataclass(frozen=True, eq=False)
-class Given:
-    """The constructor's arguments that make the model."""
-
-    model: str | Model
-    ref_model: PreTrainedModel | None = None
-    quantization_config: Any = None
-    peft_config: Any = None
-    processing_class: Any = None
-
-
-@dataclass(frozen=True, eq=False)
-class Data:
-    """What is trained on and evaluated on: as given, or encoded."""
-
-    train: Any
-    evaluation: Any = None
-
-    def pair_sets(self) -> list[PairDataset]:
-        """The encoded sets that are in memory."""
-        sets = [self.train, *(self.evaluation.values() if isinstance(self.evaluation, dict) else [self.evaluation])]
-        return [each for each in sets if isinstance(each, PairDataset)]
-
-    @property
-    def streamed(self) -> bool:
-        sets = [self.train, *(self.evaluation.values() if isinstance(self.evaluation, dict) else [self.evaluation])]
-        return any(isinstance(each, StreamedPairs) for each in sets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,89 +75,6 @@ class Built:
     hook: StepHook
     optimizer: tuple[Any, dict[str, Any]] | None
     weights: str
-
-
-def default_config(model: str | Model) -> DPOConfig:
-    """The settings where none are given: an output folder named after the model, as in TRL."""
-    name = model if isinstance(model, str) else str(model.config._name_or_path)
-    return DPOConfig(f"{name.rstrip('/').split('/')[-1] or 'model'}-DPO")
-
-
-def console_for(args: DPOConfig) -> Console:
-    """Where choices are explained: the first rank's terminal."""
-    return Console(quiet=args.process_index != 0, soft_wrap=True)
-
-
-def check_arguments(given: Given, args: DPOConfig, data_collator: Any, data: Data) -> None:
-    """Refuse what cannot be used, before anything is loaded.
-
-    Raises:
-        SettingsError: an argument, with the reason and what to do.
-        TypeError: settings of another class.
-    """
-    if not isinstance(args, DPOConfig):
-        raise TypeError(
-            f"`args` must be a preftree.DPOConfig, which takes the same fields. Got `{type(args).__name__}` instead."
-        )
-    if data.train is None:
-        raise SettingsError("`train_dataset` is required")
-    refuse_streams(args, data.train, data.evaluation)
-    if is_stream(data.train) and args.max_steps <= 0:
-        raise SettingsError(
-            "`train_dataset` is a stream, which does not tell its length: set `max_steps` in the arguments, so that "
-            "the number of training steps is known."
-        )
-    if args.output_dir and os.path.isfile(args.output_dir):
-        raise SettingsError(f"`output_dir` {args.output_dir} is a file: name a folder for what is trained.")
-    if data_collator is not None:
-        raise SettingsError(
-            "`data_collator` cannot be used: a batch is packed into token trees, not collated into padded tensors. "
-            "Leave it out; rows that hold `prompt_ids`, `chosen_ids` and `rejected_ids` are trained on as they are."
-        )
-    if given.ref_model is not None and not isinstance(given.ref_model, nn.Module):
-        raise TypeError(
-            "`ref_model` must be a model, such as AutoModelForCausalLM.from_pretrained(name). Got "
-            f"`{type(given.ref_model).__name__}` instead."
-        )
-    if given.ref_model is not None and given.ref_model is given.model:
-        raise SettingsError(
-            "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
-            "reference is then the model before training."
-        )
-    optim = str(getattr(args.optim, "value", args.optim))
-    if any(word in optim for word in _UPDATE_IN_BACKWARD):
-        raise SettingsError(
-            f"--optim {optim} is not supported: it updates weights within a "
-            "backward pass, and a step here is several of them, one per forest. Choose another, such as adamw_torch."
-        )
-    if args.sync_ref_model and (given.peft_config is not None or isinstance(given.model, PeftModel)):
-        raise SettingsError(
-            "You passed `sync_ref_model=True` while using a PEFT model, which is not supported: the reference is the "
-            "same model with its adapter switched off, so no second one can move. TR-DPO needs full fine-tuning."
-        )
-
-
-def refuse_streams(args: DPOConfig, *data: Any) -> None:
-    """Raise SettingsError where reference log-probs are to be computed beforehand of pairs that nobody knows yet."""
-    sets = [each for given in data for each in (given.values() if isinstance(given, Mapping) else [given])]
-    if args.precompute_ref_log_probs and any(each is not None and is_stream(each) for each in sets):
-        raise SettingsError(
-            "`precompute_ref_log_probs=True` is not supported with IterableDataset. Use a map-style Dataset, or set "
-            "`precompute_ref_log_probs=False`."
-        )
-
-
-def check_hooks(callbacks: Any, *functions: Any) -> None:
-    """Refuse callbacks and functions that could only fail once training has begun.
-
-    Raises:
-        TypeError: which of them.
-    """
-    if not isinstance(callbacks, list | tuple | None):
-        raise TypeError(f"`callbacks` must be a list of callbacks. Got `{type(callbacks).__name__}` instead.")
-    for name, function in zip(("compute_metrics", "preprocess_logits_for_metrics"), functions, strict=True):
-        if function is not None and not callable(function):
-            raise TypeError(f"`{name}` must be a function. Got `{type(function).__name__}` instead.")
 
 
 def build(given: Given, data: Data, args: DPOConfig, say: Say, started: Callable[[], bool]) -> Built:
@@ -235,7 +120,7 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     if precision.autocast_to is not None and kind_of(device) == "cpu" and args.attention == "auto":
         args.attention = "tiles"  # compiled kernels take a module's whole forward, which autocast cannot look into
     ask_for_router_loss(causal_model(policy.model), args.router_aux_loss_coef)
-    scorer = attach(policy.model, args.attention, fixed_shapes=args.pad_max, room=room_for(args.max_bytes))
+    scorer = _attached(policy.model, args, say)
     what = "token trees, every prompt once" if scorer.shares_prompts else "single sequences, prompts not shared"
     say(f"attention  {scorer.name} ({what}): {scorer.reason}")
     args.bf16 = args.fp16 = False  # passes are autocast here; Trainer would wrap a forward that is never called
@@ -270,6 +155,30 @@ def _built(given: Given, data: Data, args: DPOConfig, ranks: Ranks, say: Say, st
     return Built(
         policy.model, tokenizer, data, encoding, args, precision, step, step_hook(args, device), chosen.value, key
     )
+
+
+def _attached(model: Model, args: DPOConfig, say: Say) -> Scorer:
+    """The model attached to what computes it, with the dropout that it keeps.
+
+    Raises:
+        ModelError: a path was asked for by name that has no dropout.
+    """
+    scorer = attach(model, args.attention, fixed_shapes=args.pad_max, room=room_for(args.max_bytes))
+    if args.disable_dropout or not scorer.shares_prompts:
+        return scorer
+    training = model.training
+    try:
+        with torch.no_grad():
+            leaf_logprobs(scorer, idle_forest(model.train().device))
+    except ModelError as problem:
+        if args.attention != "auto":
+            raise
+        say(f"note       {problem}: prompts are not shared. --disable_dropout true, the default, shares them")
+        scorer.close()
+        return attach(model, SEQUENCES[0])
+    finally:
+        model.train(training)
+    return scorer
 
 
 @dataclass(frozen=True, eq=False)

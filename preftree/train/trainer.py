@@ -37,7 +37,7 @@ from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
 from preftree.publish.hub import check_writable, hub_repository
-from preftree.train import setup
+from preftree.train import given, setup
 from preftree.train.attributes import TrlSurface
 from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_dataset, named_set
@@ -107,17 +107,17 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         console: Console | None = None,
     ) -> None:
-        args = args or setup.default_config(model)
-        given = setup.Given(model, ref_model, quantization_config, peft_config, processing_class)
-        setup.check_arguments(given, args, data_collator, setup.Data(train_dataset, eval_dataset))
-        setup.check_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
-        self.console = console or setup.console_for(args)
+        args = args or given.default_config(model)
+        parts = given.Given(model, ref_model, quantization_config, peft_config, processing_class)
+        given.check_arguments(parts, args, data_collator, given.Data(train_dataset, eval_dataset))
+        given.check_hooks(callbacks, compute_metrics, preprocess_logits_for_metrics)
+        self.console = console or given.console_for(args)
         self.say = sayer(self.console)
         for note in args.without_meaning():
             self.say(f"note       {note}")
         set_seed(args.seed)  # a new adapter is drawn at random
         self._started = False
-        built = setup.build(given, setup.Data(train_dataset, eval_dataset), args, self.say, lambda: self._started)
+        built = setup.build(parts, given.Data(train_dataset, eval_dataset), args, self.say, lambda: self._started)
         self.step, self.precision, self.hook = built.step, built.precision, built.hook
         self.scorer, self.reference, self.ranks = built.step.policy, built.step.reference, built.step.ranks
         self._encoding = built.encoding
@@ -236,7 +236,7 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         reference = self.reference
         if reference is None or self._started or (reference.model.lasting and not self.args.precompute_ref_log_probs):
             return
-        sets = setup.Data(self.train_dataset, self.eval_dataset).pair_sets()
+        sets = given.Data(self.train_dataset, self.eval_dataset).pair_sets()
         precompute(self.step, [pair for each in sets for pair in each.pairs], self.console)
         reference.flush()
 
@@ -290,7 +290,7 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Loss and metrics of the evaluation set, of rows of any form that the trainer takes, or of several by name."""
-        setup.refuse_streams(self.args, eval_dataset)
+        given.refuse_streams(self.args, eval_dataset)
         if isinstance(eval_dataset, Mapping):
             eval_dataset = {name: self._prepared(rows) for name, rows in eval_dataset.items()}
         elif eval_dataset is not None and not isinstance(eval_dataset, str):
@@ -333,6 +333,7 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         if predictions is not None and self.compute_metrics is not None:
             means |= self.compute_metrics(EvalPrediction(logits, ids))
         self.model.train(training)
+        means["num_tokens"] = self._tokens  # trained on so far, as in TRL
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         return EvalLoopOutput(predictions=logits, label_ids=ids, metrics=metrics, num_samples=pairs)
 

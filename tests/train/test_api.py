@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from preftree import DPOConfig, DPOTrainer
+from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
 from preftree.train.noise import longest_paths
 from tests.support import tiny
@@ -43,7 +44,8 @@ def base() -> PreTrainedModel:
 def trainer(folder: Path, model: Any = None, data: Any = None, **more: Any) -> DPOTrainer:
     """A trainer of four pairs per step; what is no argument of the trainer goes to its configuration."""
     names = ("ref_model", "eval_dataset", "compute_metrics", "peft_config", "callbacks", "data_collator", "optimizers")
-    given = {name: more.pop(name) for name in names if name in more}
+    given = {"console": more.pop("console", Console(quiet=True))}
+    given |= {name: more.pop(name) for name in names if name in more}
     defaults: dict[str, Any] = {
         "per_device_train_batch_size": 4,
         "max_steps": 3,
@@ -59,7 +61,6 @@ def trainer(folder: Path, model: Any = None, data: Any = None, **more: Any) -> D
         args=DPOConfig(output_dir=str(folder / "out"), **{**defaults, **more}),
         train_dataset=rows(12, False) if data is None else data,
         processing_class=tiny.word_tokenizer(TEMPLATE),
-        console=Console(quiet=True),
         **given,
     )
 
@@ -193,6 +194,29 @@ def test_no_reference_pass_where_none_is_needed(tmp_path: Path, loss: str) -> No
     assert made.reference is None
     made.train()
     assert losses(made)[-1] < losses(made)[0]
+
+
+def test_dropout_in_attention_is_kept_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Trees have none, so that single sequences are trained on; a backend that was named is refused at once."""
+    model = tiny.llama(num_hidden_layers=2, attention_dropout=0.5)
+    with pytest.raises(ModelError, match="attention dropout is not possible over trees"):
+        trainer(tmp_path, model, disable_dropout=False, attention="tiles")
+    kept = trainer(tmp_path, model, disable_dropout=False, max_steps=1)
+    assert not kept.scorer.shares_prompts
+    kept.train()
+    assert abs(losses(kept)[0] - LN2) > 1e-3
+    assert trainer(tmp_path, tiny.llama(num_hidden_layers=2), disable_dropout=False).scorer.shares_prompts
+
+
+def test_fields_without_meaning_change_nothing_and_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fields: dict[str, Any] = {"padding_free": True, "pad_to_multiple_of": "8", "use_liger_kernel": True}
+    fields |= {"precompute_ref_batch_size": 2, "dataset_num_proc": 2, "activation_offloading": True}
+    plain, told = trainer(tmp_path, max_steps=2), trainer(tmp_path, max_steps=2, console=Console(), **fields)
+    plain.train()
+    told.train()
+    assert losses(told) == losses(plain)
+    said = capsys.readouterr().out
+    assert [name for name in fields if f"note       {name}: No meaning" not in said] == []
 
 
 # --- Losses that couple a step ---

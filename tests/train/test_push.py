@@ -10,7 +10,7 @@ from huggingface_hub import HfApi
 from transformers import Trainer
 
 from preftree.cli import main_train
-from preftree.errors import RunError
+from preftree.errors import RunError, SettingsError
 from preftree.publish import hub
 from tests.support.command import command, write_inputs
 from tests.support.training import make_model, make_trainer
@@ -42,8 +42,8 @@ def test_one_upload_at_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_offline_a_script_is_told_at_once(tmp_path: Path) -> None:
-    """By the constructor where the configuration asks for it, else by the method."""
-    with pytest.raises(RunError, match="`push_to_hub` run1: HF_HUB_OFFLINE is set"):
+    """By the configuration that asks for it, or by the method."""
+    with pytest.raises(SettingsError, match="--push_to_hub cannot work while HF_HUB_OFFLINE is set"):
         make_trainer(make_model(), tmp_path / "run1", push_to_hub=True)
     trainer = make_trainer(make_model(), tmp_path / "run2", hub_model_id="me/mine")
     with pytest.raises(RunError, match="`push_to_hub` me/mine: HF_HUB_OFFLINE is set"):
