@@ -26,7 +26,6 @@ _OPTIMIZER_PACKAGES = {
     "lion": ("bitsandbytes", "bitsandbytes"),
     "galore": ("galore_torch", "galore-torch"),
     "apollo": ("apollo_torch", "apollo-torch"),
-    "lomo": ("lomo_optim", "lomo-optim"),
     "grokadamw": ("grokadamw", "grokadamw"),
     "schedule_free": ("schedulefree", "schedulefree"),
     "4bit": ("torchao", "torchao"),
@@ -35,6 +34,8 @@ _OPTIMIZER_PACKAGES = {
     "anyprecision": ("torchdistx", "torchdistx"),
     "apex": ("apex", "apex"),
 }
+#: Optimizers whose update is part of a backward pass.
+_UPDATE_IN_BACKWARD = ("lomo", "layerwise")
 #: A tracker of --report_to -> the Python modules of which it needs one, and what to install.
 _TRACKER_PACKAGES = {
     "azure_ml": (("azureml",), "azureml-mlflow"),
@@ -160,7 +161,12 @@ def _packages(train: Any, problems: list[str]) -> None:
     """Optional packages that are asked for and not installed, and a hub that cannot be reached by choice."""
     optimizer = _word(getattr(train, "optim", ""))
     needed = next((need for part, need in reversed(_OPTIMIZER_PACKAGES.items()) if part in optimizer), None)
-    if needed and find_spec(needed[0]) is None:
+    if any(word in optimizer for word in _UPDATE_IN_BACKWARD):
+        problems.append(
+            f"--optim {optimizer} is not supported: it updates weights within a backward pass, and a step here is "
+            "several of them, one per forest. Choose another, such as adamw_torch."
+        )
+    elif needed and find_spec(needed[0]) is None:
         problems.append(f"--optim {optimizer} needs a package that is not installed: pip install {needed[1]}")
     asked = train.report_to if isinstance(train.report_to, list) else [train.report_to or "none"]
     for tracker in asked:

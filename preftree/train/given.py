@@ -17,9 +17,6 @@ from preftree.train.config import DPOConfig
 from preftree.train.dataset import PairDataset, StreamedPairs, is_stream
 from preftree.train.policy import Model
 
-#: Optimizers whose update is part of a backward pass; a step here is several backward passes.
-_UPDATE_IN_BACKWARD = ("lomo", "adalomo", "layerwise")
-
 
 @dataclass(frozen=True, eq=False)
 class Given:
@@ -96,12 +93,6 @@ def check_arguments(given: Given, args: DPOConfig, data_collator: Any, data: Dat
         raise SettingsError(
             "`model` and `ref_model` cannot be the same object. In most cases you should omit `ref_model`: the "
             "reference is then the model before training."
-        )
-    optim = str(getattr(args.optim, "value", args.optim))
-    if any(word in optim for word in _UPDATE_IN_BACKWARD):
-        raise SettingsError(
-            f"--optim {optim} is not supported: it updates weights within a "
-            "backward pass, and a step here is several of them, one per forest. Choose another, such as adamw_torch."
         )
     if args.sync_ref_model and (given.peft_config is not None or isinstance(given.model, PeftModel)):
         raise SettingsError(

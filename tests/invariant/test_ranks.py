@@ -74,6 +74,7 @@ def test_ranked_lists_on_two_ranks(inputs: Path, tmp_path: Path, loss: str) -> N
     """Lists of 2 to 5 answers, steps of 6 lists and of a single one; with `aot` the ranks exchange their tables."""
     lists = write_rows(tmp_path / "lists.jsonl", ranked_rows(9))
     more = {"dataset_name": lists, "loss_type": loss, "max_steps": 4, "eval_steps": 4}
+    more["adam_epsilon"] = 1e-4  # Adam makes whole steps of gradients that are rounding
     assert main_train(flags(inputs, tmp_path / "alone", 1, **more)) == 0
     records = [record for record in history(tmp_path / "alone") if "loss" in record]
     assert [record["epoch"] for record in records][1::2] == [1, 2]
