@@ -22,7 +22,7 @@ def one_of(problems: list[str], name: str, value: str, allowed: Collection[str])
 def within(
     problems: list[str],
     name: str,
-    value: float | None,
+    value: Any,
     low: float,
     high: float = float("inf"),
     *,
