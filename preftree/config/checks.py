@@ -35,13 +35,14 @@ def within(
     if not isinstance(value, Real):
         problems.append(f"--{name} must be a number. Got {value!r} instead.")
         return
-    fits_low = value > low if above else value >= low
-    fits_high = value < high if below or high == float("inf") else value <= high
+    number = float(value)
+    fits_low = number > low if above else number >= low
+    fits_high = number < high if below or high == float("inf") else number <= high
     if not (fits_low and fits_high):  # written so that NaN does not fit
         text = f"above {low:g}" if above else f"at least {low:g}"
         if high != float("inf"):
             text += f" and {'below' if below else 'at most'} {high:g}"
-        elif value == high:
+        elif number == high:
             text += " and finite"
         problems.append(f"--{name} must be {text}. Got {value} instead.")
 
