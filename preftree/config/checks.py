@@ -35,7 +35,7 @@ def within(
     if not isinstance(value, Real):
         problems.append(f"--{name} must be a number. Got {value!r} instead.")
         return
-    number = float(value)
+    number: Any = value  # of any numeric type, and of any size
     fits_low = number > low if above else number >= low
     fits_high = number < high if below or high == float("inf") else number <= high
     if not (fits_low and fits_high):  # written so that NaN does not fit
