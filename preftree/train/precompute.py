@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
+import torch
 from rich.console import Console
 
-from preftree.forest import Pair, shard_pairs
+from preftree.forest import shard_pairs
 from preftree.io.progress import Progress
 from preftree.train.step import Step
 
-#: Pairs whose forests are planted at a time, per rank.
-CHUNK = 256
 
+def precompute(step: Step, loaders: Iterable[Iterable[dict[str, Any]]], count: int, console: Console) -> None:
+    """Have the reference compute what it does not know yet. All ranks call it together.
 
-def precompute(step: Step, pairs: Sequence[Pair], console: Console) -> None:
-    """Have the reference compute what it does not know yet of `pairs`. All ranks call it together."""
+    An answer's log-prob is rounded differently beside other answers, in bfloat16 by tenths of a nat for a whole
+    answer. In the batches of the run's first epoch, policy and reference are rounded alike: the first loss is ln 2.
+
+    Args:
+        loaders: batches as the first epoch and the evaluations will see them.
+        count: pairs of all loaders.
+    """
     reference, ranks = step.reference, step.ranks
     assert reference is not None
-    progress = Progress(console, "reference  ", "pairs")
-    ordered = sorted(pairs, key=lambda pair: pair.prompt_ids)  # equal prompts share a forest
-    chunk = CHUNK * ranks.count
-    for start in range(0, len(ordered), chunk):
-        part = ordered[start : start + chunk]
-        mine = [part[place] for place in shard_pairs(part, ranks.count)[ranks.index]]
-        reference.fill(step.forests(mine))
-        progress(min(start + chunk, len(ordered)), len(ordered))
+    progress, done = Progress(console, "reference  ", "pairs"), 0
+    with torch.random.fork_rng(devices=[]):  # a data loader draws a seed
+        for loader in loaders:
+            for batch in loader:
+                pairs = batch["pairs"]
+                mine = [pairs[place] for place in shard_pairs(pairs, ranks.count)[ranks.index]]
+                reference.fill(step.forests(mine))
+                done += len(pairs)
+                progress(done, count)

@@ -237,7 +237,13 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         if reference is None or self._started or (reference.model.lasting and not self.args.precompute_ref_log_probs):
             return
         sets = given.Data(self.train_dataset, self.eval_dataset).pair_sets()
-        precompute(self.step, [pair for each in sets for pair in each.pairs], self.console)
+        loaders = [
+            self._whole_batches(each, self.args.train_batch_size, self._order or self._get_train_sampler(each))
+            if each is self.train_dataset
+            else self.get_eval_dataloader(each)
+            for each in sets
+        ]
+        precompute(self.step, loaders, sum(len(each.pairs) for each in sets), self.console)
         reference.flush()
 
     def training_step(

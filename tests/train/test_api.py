@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -495,6 +496,24 @@ def test_mixed_precision_starts_at_ln_2_and_learns(tmp_path: Path, precision: st
     assert losses(mixed) == pytest.approx(losses(plain), abs=0.02)
     assert losses(mixed) != losses(plain)
     assert all(each.dtype == torch.float32 for each in mixed.model.parameters())
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "full"])
+def test_a_reference_computed_before_the_first_step_is_rounded_as_the_policy_is(tmp_path: Path, lora: bool) -> None:
+    """Beside other prompts that begin alike an answer is rounded differently, and bfloat16 shows it."""
+    draw = random.Random(0)
+    system, *others = ([draw.randrange(3, tiny.VOCABULARY) for _ in range(90)] for _ in range(1 + 2 * 17))
+    data = [
+        {"prompt_ids": system[: 10 + 5 * number] + [7 + number], "chosen_ids": chosen, "rejected_ids": rejected}
+        for number, (chosen, rejected) in enumerate(zip(others[::2], others[1::2], strict=True))
+    ]
+    more: dict[str, Any] = {"peft_config": LORA, "precompute_ref_log_probs": True} if lora else {}
+    more |= {"eval_dataset": data[12:], "learning_rate": 0.0, "max_steps": 3}
+    made = trainer(tmp_path, base().bfloat16(), data[:12], **more)
+    made.train()
+    assert len(losses(made)) == 3
+    assert losses(made) == pytest.approx([LN2] * 3, abs=1e-7)
+    assert made.evaluate()["eval_loss"] == pytest.approx(LN2, abs=1e-7)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

@@ -72,8 +72,7 @@ def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
         faster = linear.packed(module.weight) is not None or linear.is_faster(module.weight.dtype)
         return (linear.frozen, module.in_features) if faster and _frozen(module) else None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
-        frozen = not weight.requires_grad and weight.dim() == 1
-        return (_rms_norm, weight.shape[0]) if frozen and weight.shape[0] % vector == 0 else None
+        return (_rms_norm, weight.shape[0]) if weight.dim() == 1 and weight.shape[0] % vector == 0 else None
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
     if all(isinstance(part, nn.Module) for part in parts) and hasattr(module, "act_fn"):
         width, inner = (getattr(parts[0], name, None) for name in ("in_features", "out_features"))
@@ -103,6 +102,9 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _rms_norm(module: Any, x: Tensor) -> Tensor:
+    if x.dtype != module.weight.dtype:  # under autocast
+        stock: Tensor = type(module).forward(module, x)
+        return stock
     out: Tensor = _RmsNorm.apply(x, module.weight, _epsilon(module))
     return out
 
@@ -113,7 +115,10 @@ def _gated(module: Any, x: Tensor) -> Tensor:
 
 
 class _RmsNorm(torch.autograd.Function):
-    """x (…, D) and a frozen weight (D,) to weight · x / rms(x); arXiv 1910.07467."""
+    """x (…, D) and a weight (D,) to weight · x / rms(x); arXiv 1910.07467."""
+
+    #: Rows whose part of the weight's gradient is added up by itself.
+    GROUP = 64
 
     @staticmethod
     def forward(ctx, x, weight, epsilon: float):  # type: ignore[no-untyped-def]
@@ -131,15 +136,20 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         x, weight, scale = ctx.saved_tensors
         grad = grad.contiguous()
-        x_grad, size = torch.empty_like(x), x.shape[-1]
+        size, rows = x.shape[-1], x.numel() // x.shape[-1]
+        x_grad, sums = torch.empty_like(x), None
+        if ctx.needs_input_grad[1]:
+            sums = x.new_empty(-(-rows // _RmsNorm.GROUP), size, dtype=torch.float32)
         library().preftree_rms_backward(
             KERNEL_DTYPES[x.dtype],
-            x.numel() // size,
+            rows,
             size,
+            _RmsNorm.GROUP,
             torch.get_num_threads(),
             *addresses(x, weight, scale, grad, x_grad),
+            None if sums is None else sums.data_ptr(),
         )
-        return x_grad, None, None
+        return x_grad, None if sums is None else sums.sum(0).to(weight.dtype), None
 
 
 class _Swiglu(torch.autograd.Function):

@@ -127,11 +127,47 @@ def test_values_and_gradients(kind: str, spread: float, dtype: torch.dtype) -> N
         assert float((have - exactly).abs().max()) <= 4 * allowed + torch.finfo(dtype).eps * float(exactly.abs().max())
 
 
-def test_a_trained_norm_keeps_its_own_forward() -> None:
-    model = tiny.llama().float().requires_grad_(False)
-    model.model.norm.weight.requires_grad_(True)
+@pytest.mark.parametrize("rows", [1, 64, 150])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_trained_norm_has_the_gradient_of_its_weight(rows: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = tiny.llama().to(dtype)
+    own, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     fuse(model, Patches(model))
-    assert "forward" not in model.model.norm.__dict__
+    assert "LlamaRMSNorm" in fused_names(model)
+    x, weight = (3 * torch.randn(rows, 32)).to(dtype), torch.randn(rows, 32).to(dtype)
+
+    def gradient(norm: nn.Module, x: Tensor) -> Tensor:
+        norm.weight.data.copy_(torch.linspace(-1, 2, 32))
+        return torch.autograd.grad((norm(x) * weight.to(x.dtype)).sum(), norm.weight)[0]
+
+    have, theirs = (gradient(each.model.norm, x) for each in (model, own))
+    exactly = gradient(exact.model.norm, x.double())
+    assert have.dtype == dtype
+    allowed = float((theirs - exactly).abs().max())
+    assert float((have - exactly).abs().max()) <= 4 * allowed + torch.finfo(dtype).eps * float(exactly.abs().max())
+
+
+def test_the_number_of_threads_changes_no_bit_of_a_norms_gradients() -> None:
+    model = tiny.llama().float()
+    fuse(model, Patches(model))
+    x, before, found = torch.randn(1000, 32), torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            found.append(torch.autograd.grad(model.model.norm(leaf).pow(2).sum(), [leaf, model.model.norm.weight]))
+    finally:
+        torch.set_num_threads(before)
+    for one, three in zip(*found, strict=True):
+        assert torch.equal(one, three)
+
+
+def test_a_norm_leaves_other_numbers_than_its_own_to_the_module() -> None:
+    model = tiny.llama().float()
+    fuse(model, Patches(model))
+    x = torch.randn(5, 32, dtype=torch.bfloat16)
+    assert torch.equal(model.model.norm(x), type(model.model.norm).forward(model.model.norm, x))
 
 
 def test_attaching_to_another_path_releases() -> None:

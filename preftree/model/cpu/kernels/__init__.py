@@ -40,7 +40,7 @@ SIGNATURES = {
     "preftree_swiglu": "iiippp",
     "preftree_swiglu_backward": "iiippppp",
     "preftree_rms": "iiiifpppp",
-    "preftree_rms_backward": "iiiippppp",
+    "preftree_rms_backward": "iiiiipppppp",
     "preftree_exponentiate": "iiiipppp",
 }
 #: What the kernels' arrays may hold, and the flag that says so.

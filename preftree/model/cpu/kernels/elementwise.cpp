@@ -46,19 +46,26 @@ void rms(int64_t rows, int64_t size, int64_t threads, float epsilon, const Numbe
     }
 }
 
-// With n = x · scale and g = weight · grad: x_grad = scale · (g − n · mean(g · n))
+// With n = x · scale and g = weight · grad: x_grad = scale · (g − n · mean(g · n)). The weight's gradient, grad · n summed
+// over rows, is left in one line for each `group` of rows, so that the number of threads changes no bit; null: not wanted.
 template <class Number>
-void rms_backward(int64_t rows, int64_t size, int64_t threads, const Number* x, const Number* weight, const float* scale,
-                  const Number* grad, Number* x_grad) {
+void rms_backward(int64_t rows, int64_t size, int64_t group, int64_t threads, const Number* x, const Number* weight,
+                  const float* scale, const Number* grad, Number* x_grad, float* weight_sums) {
 #pragma omp parallel for num_threads(threads)
-    for (int64_t r = 0; r < rows; ++r) {
-        const Number *line = x + r * size, *above = grad + r * size;
-        const float s = scale[r];
-        vec along = {};
-        for (int64_t i = 0; i < size; i += VL) along += load(above + i) * load(weight + i) * load(line + i);
-        const float share = sum_of(along) * s * s / float(size);
-        for (int64_t i = 0; i < size; i += VL)
-            store(x_grad + r * size + i, s * (load(above + i) * load(weight + i) - share * load(line + i)));
+    for (int64_t first = 0; first < rows; first += group) {
+        float* sums = weight_sums ? weight_sums + first / group * size : nullptr;
+        if (sums) std::fill_n(sums, size, 0.f);
+        for (int64_t r = first; r < std::min(first + group, rows); ++r) {
+            const Number *line = x + r * size, *above = grad + r * size;
+            const float s = scale[r];
+            vec along = {};
+            for (int64_t i = 0; i < size; i += VL) along += load(above + i) * load(weight + i) * load(line + i);
+            const float share = sum_of(along) * s * s / float(size);
+            for (int64_t i = 0; i < size; i += VL)
+                store(x_grad + r * size + i, s * (load(above + i) * load(weight + i) - share * load(line + i)));
+            if (sums)
+                for (int64_t i = 0; i < size; i += VL) store(sums + i, load(sums + i) + load(above + i) * (load(line + i) * s));
+        }
     }
 }
 
@@ -86,10 +93,10 @@ void preftree_rms(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads
     });
 }
 
-void preftree_rms_backward(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads, const void* x,
-                           const void* weight, const float* scale, const void* grad, void* x_grad) {
+void preftree_rms_backward(int64_t is_bfloat, int64_t rows, int64_t size, int64_t group, int64_t threads, const void* x,
+                           const void* weight, const float* scale, const void* grad, void* x_grad, float* weight_sums) {
     with_numbers(is_bfloat, [&](auto* n) {
-        rms_backward(rows, size, threads, as(n, x), as(n, weight), scale, as(n, grad), as(n, x_grad));
+        rms_backward(rows, size, group, threads, as(n, x), as(n, weight), scale, as(n, grad), as(n, x_grad), weight_sums);
     });
 }
 
