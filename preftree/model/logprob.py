@@ -5,7 +5,9 @@ with respect to the hidden states is formed in the same pass,
 
     d log p(y) / d h  =  W[y] − softmax(h Wᵀ) W        (then through softcap and scale, if there are any)
 
-and kept instead of the logits: size (S, D), nothing of size vocabulary, and nothing is recomputed.
+and kept instead of the logits: size (S, D), nothing of size vocabulary, and nothing is recomputed. Where the head is
+trained, a chunk's logits are computed once more for the backward pass (the weight's gradient needs what comes from
+above), and every other head goes through autograd, with its chunks recomputed.
 
 Shape suffixes: S scored rows, D hidden size, V vocabulary, C rows of a chunk.
 """
@@ -19,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from preftree.model.cpu.linear import input_gradient, linear
@@ -70,9 +74,16 @@ class Head:
 
     @property
     def fusable(self) -> bool:
-        """A frozen plain linear layer; an adapter or a trained weight needs autograd's way."""
+        """A frozen plain linear layer; an adapter or a trained weight needs another way."""
         module = self.module
         return type(module) is nn.Linear and not any(p.requires_grad for p in module.parameters())
+
+    @property
+    def trained(self) -> bool:
+        """A trained plain linear layer without a softcap, whose weight can be read outside of its forward."""
+        module = self.module
+        plain = type(module) is nn.Linear and self.softcap is None and not isinstance(module.weight, DTensor)
+        return plain and any(p.requires_grad for p in module.parameters())
 
     @property
     def shaped(self) -> bool:
@@ -162,10 +173,12 @@ def token_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head, stats: Token
             return token_logprobs(hidden_SD.to(weight_dtype), target_S, head, stats)
     if stats is not None:
         stats.begin(len(target_S), hidden_SD)
-    rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
     if head.fusable:
-        return _FusedLogprobs.apply(hidden_SD, target_S, head, rows, stats)
-    parts = []
+        return _FusedLogprobs.apply(hidden_SD, target_S, head, stats)
+    if head.trained:
+        layer: Any = head.module
+        return _TrainedLogprobs.apply(hidden_SD, layer.weight, layer.bias, target_S, head, stats)
+    parts, rows = [], _chunk_rows(head.module)
     for start in range(0, max(len(target_S), 1), rows):
         chunk = hidden_SD[start : start + rows], target_S[start : start + rows], head, stats, start
         if torch.is_grad_enabled():
@@ -183,7 +196,7 @@ def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head
         hidden_RD: R rows of hidden states; several targets may share one, whose logits are computed once.
         slot_S: the row of each target, ascending.
     """
-    rows = max(1, CHUNK_BYTES // (4 * _vocabulary(head.module)))
+    rows = _chunk_rows(head.module)
     wide = torch.promote_types(hidden_RD.dtype, torch.float32)
     logprob_S = torch.empty(len(target_S), dtype=wide, device=hidden_RD.device)
     greedy_S = torch.empty_like(logprob_S, dtype=torch.bool)
@@ -198,9 +211,11 @@ def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head
     return logprob_S, greedy_S
 
 
-def _vocabulary(module: nn.Module) -> int:
+def _chunk_rows(module: nn.Module) -> int:
+    """Rows whose logits are held at a time."""
     weight = getattr(module, "weight", None)
-    return int(weight.shape[0]) if isinstance(weight, Tensor) else 1 << 17
+    vocabulary = int(weight.shape[0]) if isinstance(weight, Tensor) else 1 << 17
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
 def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head, stats: TokenStats | None, start: int) -> Tensor:
@@ -212,8 +227,9 @@ def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head, stats: Toke
 
 class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_SD, target_S, head: Head, rows: int, stats: TokenStats | None):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_SD, target_S, head: Head, stats: TokenStats | None):  # type: ignore[no-untyped-def]
         assert isinstance(head.module, nn.Linear)
+        rows = _chunk_rows(head.module)
         weight_VD, bias_V = head.module.weight, head.module.bias
         need_grad = ctx.needs_input_grad[0]
         out_S = hidden_SD.new_empty(hidden_SD.shape[0], dtype=torch.promote_types(hidden_SD.dtype, torch.float32))
@@ -224,11 +240,14 @@ class _FusedLogprobs(torch.autograd.Function):
             raw_CV = linear(hidden_SD[chunk], weight_VD, bias_V)
             shaped_CV, tanh_CV = head.shape(raw_CV) if head.shaped else (raw_CV, None)
             mean_C = shaped_CV.mean(1) if stats is not None and tanh_CV is not None else None
-            # Passes over (C, V) are what the head costs besides its two GEMMs, so the logits' memory is used again.
-            out_S[chunk], exp_CV, total_C = exponentiate(shaped_CV, target_C)
-            found = exp_CV, total_C, out_S[chunk]
+            entropy_C = None
             if stats is not None and (slope_SD is None or tanh_CV is not None):
-                stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, mean_C))
+                entropy_C = out_S.new_empty(len(target_C))
+            # Passes over (C, V) are what the head costs besides its two GEMMs, so the logits' memory is used again.
+            out_S[chunk], exp_CV, total_C = exponentiate(shaped_CV, target_C, entropy_C)
+            found = exp_CV, total_C, out_S[chunk]
+            if stats is not None and entropy_C is not None:
+                stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, entropy_C, mean_C))
             if slope_SD is None:
                 continue
             if tanh_CV is None:
@@ -236,8 +255,8 @@ class _FusedLogprobs(torch.autograd.Function):
                 expected_CD = input_gradient(exp_CV.to(weight_VD.dtype), weight_VD).to(total_C.dtype) / total_C[:, None]
                 slope_CD = weight_VD[target_C] - expected_CD
                 if stats is not None:
-                    moved_C = (hidden_SD[chunk].to(total_C.dtype) * slope_CD).sum(1) if bias_V is None else None
-                    stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, mean_C, moved_C))
+                    entropy_C = _entropy(hidden_SD[chunk], slope_CD, head, found)
+                    stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, entropy_C))
             else:
                 slope_CV = exp_CV.div_(total_C[:, None]).neg_()
                 slope_CV.scatter_add_(1, target_C[:, None], torch.ones_like(target_C[:, None], dtype=slope_CV.dtype))
@@ -250,7 +269,79 @@ class _FusedLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_S):  # type: ignore[no-untyped-def]
         (slope_SD,) = ctx.saved_tensors
-        return (slope_SD * grad_S[:, None]).to(slope_SD.dtype), None, None, None, None
+        return (slope_SD * grad_S[:, None]).to(slope_SD.dtype), None, None, None
+
+
+class _TrainedLogprobs(torch.autograd.Function):
+    """The same for a head that is trained, without a softcap: weight (V, D) and bias (V,) or None have gradients too.
+
+    With E the numerators of the softmax, t their sums and g = gradient · scale,
+
+        d / d W  =  Σ g (onehot(y) − E / t) hᵀ  =  −(E − t onehot(y))ᵀ (g / t · h)
+
+    so that E is multiplied as it is, in two products, and nothing else passes over the vocabulary.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_SD, weight_VD, bias_V, target_S, head: Head, stats: TokenStats | None):  # type: ignore[no-untyped-def]
+        rows = _chunk_rows(head.module)
+        out_S = hidden_SD.new_empty(len(hidden_SD), dtype=torch.promote_types(hidden_SD.dtype, torch.float32))
+        for start in range(0, len(hidden_SD), rows):
+            chunk = slice(start, start + rows)
+            entropy_C = out_S[chunk].clone() if stats is not None else None
+            found = _numerators(hidden_SD[chunk], weight_VD, bias_V, target_S[chunk], head, entropy_C)
+            out_S[chunk] = found[2]
+            if stats is not None and entropy_C is not None:
+                stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, entropy_C))
+        ctx.save_for_backward(hidden_SD, weight_VD, bias_V, target_S)
+        ctx.head, ctx.rows = head, rows
+        return out_S
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_S):  # type: ignore[no-untyped-def]
+        hidden_SD, weight_VD, bias_V, target_S = ctx.saved_tensors
+        hidden_grad_SD = torch.empty_like(hidden_SD)
+        weight_grad_VD = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+        bias_grad_V = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+        for start in range(0, len(hidden_SD), ctx.rows):
+            chunk = slice(start, start + ctx.rows)
+            target_C1 = target_S[chunk, None]
+            exp_CV, total_C, _ = _numerators(hidden_SD[chunk], weight_VD, bias_V, target_S[chunk], ctx.head)
+            exp_CV = exp_CV.to(weight_VD.dtype)
+            above_C1 = grad_S[chunk, None] * ctx.head.scale
+            expected_CD = input_gradient(exp_CV, weight_VD).to(total_C.dtype) / total_C[:, None]
+            hidden_grad_SD[chunk] = above_C1 * (weight_VD[target_S[chunk]] - expected_CD)
+            exp_CV.scatter_add_(1, target_C1, -total_C[:, None].to(exp_CV.dtype))
+            share_C1 = above_C1 / total_C[:, None]
+            if weight_grad_VD is not None:
+                weight_grad_VD.addmm_(exp_CV.T, (share_C1 * hidden_SD[chunk]).to(weight_VD.dtype), alpha=-1)
+            if bias_grad_V is not None:
+                bias_grad_V.addmv_(exp_CV.T, share_C1.squeeze(1).to(bias_V.dtype), alpha=-1)
+        return hidden_grad_SD, weight_grad_VD, bias_grad_V, None, None, None
+
+
+def _numerators(
+    hidden_CD: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    target_C: Tensor,
+    head: Head,
+    entropy_C: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Exponentials of a chunk's logits without a softcap, their sums, and log p of the targets."""
+    raw_CV = linear(hidden_CD, weight_VD, bias_V)
+    logprob_C, exp_CV, total_C = exponentiate(head.shape(raw_CV)[0] if head.shaped else raw_CV, target_C, entropy_C)
+    return exp_CV, total_C, logprob_C
+
+
+def _entropy(hidden_CD: Tensor, slope_CD: Tensor, head: Head, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """−Σ p log p; without a bias it takes no pass over the vocabulary: scale · h · (W[y] − softmax·W) − log p(y)."""
+    exp_CV, total_C, logprob_C = found
+    module: Any = head.module
+    if module.bias is None:
+        return head.scale * (hidden_CD.to(total_C.dtype) * slope_CD).sum(1) - logprob_C
+    return total_C.log() + torch.special.entr(exp_CV.to(total_C.dtype)).sum(1) / total_C
 
 
 def _chunk_stats(
@@ -258,24 +349,18 @@ def _chunk_stats(
     head: Head,
     found: tuple[Tensor, Tensor, Tensor],
     collision: bool,
-    mean_C: Tensor | None,
-    moved_C: Tensor | None = None,
+    entropy_C: Tensor,
+    mean_C: Tensor | None = None,
 ) -> list[Tensor]:
     """The columns of `TokenStats` from what `exponentiate` gave, without the logits.
 
     Args:
         found: exponentials, their sums, and log p of the targets.
         mean_C: mean logits, where they are no linear function of the hidden states.
-        moved_C: logit of the target less the expected logit, before the scale: h · (W[y] − softmax·W). With it the
-            entropy takes no pass over the vocabulary: −Σ p log p = moved − log p(y).
     """
     exp_CV, total_C, logprob_C = found
     module: Any = head.module
     wide = total_C.dtype
-    if moved_C is not None:
-        entropy_C = head.scale * moved_C.to(wide) - logprob_C
-    else:
-        entropy_C = total_C.log() + torch.special.entr(exp_CV.to(wide)).sum(1) / total_C
     if mean_C is None:
         mean_C = (hidden_CD @ module.weight.mean(0, dtype=wide).to(hidden_CD.dtype)).to(wide)
         mean_C = head.scale * (mean_C if module.bias is None else mean_C + module.bias.mean())

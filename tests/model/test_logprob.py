@@ -23,11 +23,11 @@ class Wrapped(nn.Linear):
 
 def make_head(kind: str, *, dtype: torch.dtype = torch.float64, vocabulary: int = VOCABULARY) -> Head:
     layer = Wrapped if kind == "wrapped" else nn.Linear
-    module = layer(HIDDEN, vocabulary, bias=kind == "bias", dtype=dtype)
+    module = layer(HIDDEN, vocabulary, bias="bias" in kind, dtype=dtype)
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_()
-    module.requires_grad_(kind == "trained")
+    module.requires_grad_("trained" in kind)
     return {
         "plain": Head(module),
         "bias": Head(module),
@@ -35,11 +35,16 @@ def make_head(kind: str, *, dtype: torch.dtype = torch.float64, vocabulary: int 
         "softcap": Head(module, softcap=2.0),
         "scale and softcap": Head(module, scale=1.7, softcap=3.0),
         "wrapped": Head(module, scale=0.3, softcap=2.0),
-        "trained": Head(module, scale=0.3, softcap=2.0),
+        "trained": Head(module, scale=0.3),
+        "trained with bias": Head(module),
+        "trained with softcap": Head(module, scale=0.3, softcap=2.0),
     }[kind]
 
 
-KINDS = ["plain", "bias", "scale", "softcap", "scale and softcap", "wrapped", "trained"]
+KINDS = [
+    *("plain", "bias", "scale", "softcap", "scale and softcap", "wrapped"),
+    *("trained", "trained with bias", "trained with softcap"),
+]
 
 
 def expected_logprobs(hidden_SD: Tensor, target_S: Tensor, head: Head) -> Tensor:
@@ -61,10 +66,11 @@ def problem(
 def test_values_and_gradients(kind: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logprob, "CHUNK_BYTES", 4 * VOCABULARY * chunk)
     head = make_head(kind)
-    assert head.fusable == (kind not in ("wrapped", "trained"))
+    assert head.fusable == (kind != "wrapped" and "trained" not in kind)
+    assert head.trained == (kind in ("trained", "trained with bias"))
     hidden, target = problem()
     leaves = [hidden, *(p for p in head.module.parameters() if p.requires_grad)]
-    assert len(leaves) == (2 if kind == "trained" else 1)
+    assert len(leaves) == 1 + ("trained" in kind) + (kind == "trained with bias")
     found, expected = token_logprobs(hidden, target, head), expected_logprobs(hidden, target, head)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     weight = torch.randn_like(expected)
@@ -137,29 +143,34 @@ def test_the_check_of_sizes_notices() -> None:
     assert forward.elements == 200 * 1000
 
 
-def test_bfloat16_accumulates_in_float32() -> None:
+@pytest.mark.parametrize("kind", ["plain", "trained"])
+def test_bfloat16_accumulates_in_float32(kind: str) -> None:
     """Over a vocabulary of 50000, bfloat16 logits cost 2^-8 of a logit; a bfloat16 softmax would cost far more."""
     vocabulary = 50_000
-    head = make_head("plain", dtype=torch.bfloat16, vocabulary=vocabulary)
+    head = make_head(kind, dtype=torch.bfloat16, vocabulary=vocabulary)
     hidden, target = problem(torch.bfloat16, 40, vocabulary)
-    exact_head = Head(copy.deepcopy(head.module).double())
+    exact_head = Head(copy.deepcopy(head.module).double(), head.scale)
     exact_hidden = hidden.detach().double().requires_grad_()
     oracle = expected_logprobs(exact_hidden, target, exact_head)
     found = token_logprobs(hidden, target, head)
     assert found.dtype == torch.float32
 
-    raw = head.module(hidden).detach()
-    rounding = float((raw.double() - exact_head.module(exact_hidden)).detach().abs().max())
+    raw = head.scale * head.module(hidden).detach()
+    rounding = float((raw.double() - head.scale * exact_head.module(exact_hidden)).detach().abs().max())
     error = (found.double() - oracle).abs().detach()
     assert float(error.max()) <= 2 * rounding + 1e-5  # the target's own rounding, and the sum's average of it
     low = torch.log_softmax(raw, -1)[torch.arange(40), target]
     assert float(error.mean()) < 0.5 * float((low.double() - oracle).detach().abs().mean())
 
     weight = torch.randn(40)
-    (have,) = torch.autograd.grad(found, hidden, weight)
-    (want,) = torch.autograd.grad(oracle, exact_hidden, weight.double())
-    assert have.dtype == torch.bfloat16
-    assert float((have.double() - want).norm() / want.norm()) < 0.02
+    sides = ((hidden, head), (exact_hidden, exact_head))
+    leaves = [[x, *(p for p in each.module.parameters() if p.requires_grad)] for x, each in sides]
+    have_all = torch.autograd.grad(found, leaves[0], weight)
+    want_all = torch.autograd.grad(oracle, leaves[1], weight.double())
+    assert len(have_all) == (2 if kind == "trained" else 1)
+    for have, want in zip(have_all, want_all, strict=True):
+        assert have.dtype == torch.bfloat16
+        assert float((have.double() - want).norm() / want.norm()) < 0.02
 
 
 def test_a_target_that_is_certain_and_one_that_is_impossible() -> None:

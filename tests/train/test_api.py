@@ -504,7 +504,7 @@ def test_a_reference_computed_before_the_first_step_is_rounded_as_the_policy_is(
     draw = random.Random(0)
     system, *others = ([draw.randrange(3, tiny.VOCABULARY) for _ in range(90)] for _ in range(1 + 2 * 17))
     data = [
-        {"prompt_ids": system[: 10 + 5 * number] + [7 + number], "chosen_ids": chosen, "rejected_ids": rejected}
+        {"prompt_ids": [*system[: 10 + 5 * number], 7 + number], "chosen_ids": chosen, "rejected_ids": rejected}
         for number, (chosen, rejected) in enumerate(zip(others[::2], others[1::2], strict=True))
     ]
     more: dict[str, Any] = {"peft_config": LORA, "precompute_ref_log_probs": True} if lora else {}

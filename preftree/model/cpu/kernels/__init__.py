@@ -41,7 +41,7 @@ SIGNATURES = {
     "preftree_swiglu_backward": "iiippppp",
     "preftree_rms": "iiiifpppp",
     "preftree_rms_backward": "iiiiipppppp",
-    "preftree_exponentiate": "iiiipppp",
+    "preftree_exponentiate": "iiiippppp",
 }
 #: What the kernels' arrays may hold, and the flag that says so.
 KERNEL_DTYPES = {torch.float32: 0, torch.bfloat16: 1}

@@ -13,10 +13,11 @@ vec rest_of(const Number* line, int64_t count, float pad) {
     return load(numbers);
 }
 
-// Logits become exp(logit − top of the row), of which `total` is the sum; `logprob` is that of the target.
+// Logits become exp(logit − top of the row), of which `total` is the sum; `logprob` is that of the target. `entropy` is
+// that of the row, in nats; null: not wanted.
 template <class Number>
 void exponentiate(int64_t rows, int64_t size, int64_t threads, Number* logits, const int64_t* target, float* logprob,
-                  float* total) {
+                  float* total, float* entropy) {
     constexpr float NOTHING = -1e30f;  // its exponential is 0
     const int64_t whole = size / VL * VL, left = size - whole;
 #pragma omp parallel for num_threads(threads)
@@ -25,21 +26,24 @@ void exponentiate(int64_t rows, int64_t size, int64_t threads, Number* logits, c
         vec highest = left ? rest_of(line + whole, left, NOTHING) : all(NOTHING);
         for (int64_t i = 0; i < whole; i += VL) highest = larger(highest, load(line + i));
         const float top = max_of(highest), wanted = rest_of(line + target[r], 1, 0.f)[0] - top;
-        vec sum = {};
+        vec sum = {}, along = {};
         for (int64_t i = 0; i < whole; i += VL) {
-            const vec e = exponential(load(line + i) - top);
+            const vec below = load(line + i) - top, e = exponential(below);
             sum += e;
+            along += e > (vec){} ? e * below : (vec){};  // a logit may be -inf
             store(line + i, e);
         }
         if (left) {
-            const vec e = exponential(rest_of(line + whole, left, NOTHING) - top);
+            const vec below = rest_of(line + whole, left, NOTHING) - top, e = exponential(below);
             sum += e;
+            along += e > (vec){} ? e * below : (vec){};
             Number numbers[VL];
             store(numbers, e);
             std::copy_n(numbers, left, line + whole);
         }
         total[r] = sum_of(sum);
         logprob[r] = wanted - std::log(total[r]);
+        if (entropy) entropy[r] = std::log(total[r]) - sum_of(along) / total[r];
     }
 }
 
@@ -47,10 +51,12 @@ void exponentiate(int64_t rows, int64_t size, int64_t threads, Number* logits, c
 
 extern "C" {
 
-// logits (rows, size), in place; target, logprob and total (rows,)
+// logits (rows, size), in place; target, logprob, total and entropy (rows,)
 void preftree_exponentiate(int64_t is_bfloat, int64_t rows, int64_t size, int64_t threads, void* logits,
-                           const int64_t* target, float* logprob, float* total) {
-    with_numbers(is_bfloat, [&](auto* n) { exponentiate(rows, size, threads, as(n, logits), target, logprob, total); });
+                           const int64_t* target, float* logprob, float* total, float* entropy) {
+    with_numbers(is_bfloat, [&](auto* n) {
+        exponentiate(rows, size, threads, as(n, logits), target, logprob, total, entropy);
+    });
 }
 
 }  // extern "C"
