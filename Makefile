@@ -41,7 +41,7 @@ demo: $(VENV)/.ready
 
 test: check
 	@echo "== pytest"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=10 -n $(WORKERS) --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -rs --durations=10 -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-kill: $(VENV)/.ready-test
 	@$(BIN)/python -m pytest -s -rs -m kill $(ARGS)

@@ -33,6 +33,12 @@ for name, folder in (("kernels", KERNELS), ("models", MODELS)):
     Path(os.environ["PREFTREE_CACHE"], name).symlink_to(folder, target_is_directory=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with a test that is marked as long come first, so that no process is left alone with one at the end."""
+    first = {item.path for item in items if item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in first)
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays, so garbage is no longer looked for there: every training run has it collected."""
     gc.collect()

@@ -89,12 +89,16 @@ def gemm_peak(
         ready: of a weight (M, K): what makes (N, M) out of (N, K) with it; the fastest product that is at hand, so
             that nothing else can look better. None for torch's own.
     """
-    size = 1536 if kind_of(device) == "cpu" else 8192
-    x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    product = ready(weight) if ready is not None else partial(torch.nn.functional.linear, weight=weight)
-    best, until = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < until or best == float("inf"):
-        start = time.perf_counter()
-        product(x)[0, 0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+    sizes = (1536,) if kind_of(device) == "cpu" else (2048, 8192)
+    peak = 0.0
+    for size in sizes:
+        if peak and 2 * size**3 / peak > seconds:  # a slow device, busy enough with less
+            break
+        x, weight = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = ready(weight) if ready is not None else partial(torch.nn.functional.linear, weight=weight)
+        product(x)[0, 0].item()  # waits for the device, and for all that is set up in a first product
+        until = time.perf_counter() + seconds / len(sizes)
+        while (start := time.perf_counter()) < until or not peak:
+            product(x)[0, 0].item()
+            peak = max(peak, 2 * size**3 / (time.perf_counter() - start))
+    return peak

@@ -219,12 +219,15 @@ def _equal(one: Any, other: Any) -> bool:
     return bool((one == other) if not hasattr(one, "all") else (one == other).all())
 
 
-def trials(folder: Path, count: int, seed: int, ranks: int, most_kills: int = 6) -> Counter[str]:
+def trials(folder: Path, count: int, seed: int, ranks: int, most_kills: int = 6, pairs: int = PAIRS) -> Counter[str]:
     """Run `count` disturbed runs beside one that is not, and print a line each.
+
+    Args:
+        pairs: with 43 a run has 20 steps, two epochs whose last step is smaller, and one checkpoint too many to keep.
 
     Returns how many were "bit-identical", and by phase how many kills hit it.
     """
-    inputs = write_inputs(_made(folder / "inputs"), pairs=PAIRS)
+    inputs = write_inputs(_made(folder / "inputs"), pairs=pairs)
     expected = Run.of(inputs, folder / "undisturbed", ranks)
     _share_kernels(cache_root(), expected)
     undisturbed(expected)

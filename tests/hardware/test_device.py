@@ -30,12 +30,24 @@ def test_the_device_is_what_is_asked_for_or_found(monkeypatch: pytest.MonkeyPatc
 def test_a_cpu_with_a_number_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As accelerate calls it among several ranks, and as --device may."""
     assert total_memory("cpu:0") == total_memory("cpu")
-    sizes: list[int] = []
+    assert measured("cpu", 0, monkeypatch) == measured("cpu:0", 0, monkeypatch) == {1536}
+
+
+def measured(name: str, seconds: float, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The sizes of the products by which the peak is found, all of them as fast as one of 8 rows."""
+    sizes: set[int] = set()
     drawn = torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *size, **options: sizes.append(size[0]) or drawn(8, 8))  # type: ignore[func-returns-value]
-    for name in ("cpu", "cpu:0"):
-        gemm_peak(name, torch.float32, seconds=0)
-    assert len(set(sizes)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", lambda *size, **options: sizes.update(size) or drawn(8, 8))
+        assert gemm_peak.__wrapped__(name, torch.float32, seconds) > 0
+    return sizes
+
+
+def test_a_large_product_is_for_fast_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """8192 rows take a slow one longer than all the time there is."""
+    monkeypatch.setattr(device, "kind_of", lambda name: "hpu")
+    assert measured("cpu", 0, monkeypatch) == {2048}
+    assert measured("cpu", 0.05, monkeypatch) == {2048, 8192}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
