@@ -31,6 +31,7 @@ def run(output: Path, *flags: str, **variables: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
 
 
+@pytest.mark.long
 def test_the_whole_script_on_a_cpu(tmp_path: Path) -> None:
     """All steps, with the limits of a slow machine; each leaves its numbers, and the summary holds all of them."""
     done = run(tmp_path, "--factor", "10")

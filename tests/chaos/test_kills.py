@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.driver import trials
 
 
+@pytest.mark.long
 def test_killed_on_one_rank(tmp_path: Path) -> None:
     found = trials(tmp_path, 2, seed=5, ranks=1, most_kills=2, pairs=43)
     assert found["bit-identical"] == 2

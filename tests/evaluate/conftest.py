@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
+from torch.utils import collect_env
 
 from preftree.config.evaluate import EvaluateSettings
 from preftree.evaluate.run import run
 from tests.support import tiny
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine_described_once() -> Iterator[None]:
+    """For its results lm-eval asks pip, lscpu and the compiler what is here, which takes longer than our questions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect_env, "get_pretty_env_info", cache(collect_env.get_pretty_env_info))
+        yield
 
 
 @pytest.fixture(scope="session")

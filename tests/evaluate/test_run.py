@@ -144,6 +144,7 @@ def test_the_command_says_what_is_wrong(
     assert [word for word in words if word not in said] == []
 
 
+@pytest.mark.long
 def test_two_processes_give_the_results_of_one(
     evaluated: Callable[..., Path], models: Path, samples: Path, tmp_path: Path
 ) -> None:

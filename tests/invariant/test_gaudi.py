@@ -25,6 +25,7 @@ FLAGS = {"max_steps": STEPS, "save_strategy": "no", "logging_steps": 2, "validat
 GAUDI = "--use_habana --use_lazy_mode --use_hpu_graphs_for_training --pad_max true"
 
 
+@pytest.mark.long
 def test_two_cards_in_lazy_mode_are_one_cpu(tmp_path: Path) -> None:
     inputs = write_inputs(tmp_path)
     assert main_train(command(inputs, tmp_path / "cpu", **FLAGS)) == 0

@@ -98,6 +98,7 @@ def test_a_batch_script_is_no_rank(inputs: Path, tmp_path: Path) -> None:
     assert "ranks      " not in printed
 
 
+@pytest.mark.long
 def test_mpirun(inputs: Path, alone: Path, tmp_path: Path) -> None:
     """The launcher itself, which sets its own variables and none of torch's."""
     if shutil.which("mpirun") is None:

@@ -46,6 +46,7 @@ def go(path: Path, *flags: str) -> tuple[int, str]:
     return result.exit_code, result.output + result.stderr
 
 
+@pytest.mark.long
 def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path / "cache"))  # other tests have encoded the same pairs
     grid = write(write_inputs(tmp_path))

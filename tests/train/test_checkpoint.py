@@ -74,6 +74,7 @@ def damaged(folder: Path) -> None:
     os.truncate(folder / "checkpoint-10" / "optimizer.pt", 7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "limit"),
     [
