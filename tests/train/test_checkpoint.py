@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,10 @@ def killed_at(moment: int, work: Callable[[Callable[[], None]], None]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
+def one_earlier(folder: Path) -> None:
+    """Nothing beside checkpoint-5."""
+
+
 def damaged(folder: Path) -> None:
     """What a trainer without manifests leaves when it is killed: checkpoint-10 with a cut file."""
     write_checkpoint(folder, 10)
@@ -74,17 +80,18 @@ def damaged(folder: Path) -> None:
     os.truncate(folder / "checkpoint-10" / "optimizer.pt", 7)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("before", "limit"),
-    [
-        pytest.param(silent, None, id="one earlier checkpoint"),
-        pytest.param(damaged, None, id="over a damaged one"),
-        pytest.param(lambda folder: write_checkpoint(folder, 10), None, id="over a whole one"),
-        pytest.param(lambda folder: write_checkpoint(folder, 4), 1, id="with a limit of one"),
-    ],
-)
-def test_a_kill_at_any_moment_of_a_save(tmp_path: Path, before: Callable[[Path], None], limit: int | None) -> None:
+def a_whole_one(folder: Path) -> None:
+    write_checkpoint(folder, 10)
+
+
+def an_older_one(folder: Path) -> None:
+    write_checkpoint(folder, 4)
+
+
+def killed_at_every_moment(place: Path, before: Callable[[Path], None], limit: int | None) -> int:
+    """How many moments there were; at each the newest checkpoint was a whole one, and the next save went through."""
+    os.fsync = lambda descriptor: None  # type: ignore[assignment]
+
     def work(folder: Path, point: Callable[[], None]) -> None:
         write_checkpoint(folder, 10, point)
         prune(folder, limit)
@@ -93,7 +100,7 @@ def test_a_kill_at_any_moment_of_a_save(tmp_path: Path, before: Callable[[Path],
     died = True
     while died:
         moment += 1
-        folder = tmp_path / str(moment)
+        folder = place / str(moment)
         write_checkpoint(folder, 5)
         before(folder)
         died = killed_at(moment, lambda point, folder=folder: work(folder, point))  # type: ignore[misc]
@@ -102,10 +109,27 @@ def test_a_kill_at_any_moment_of_a_save(tmp_path: Path, before: Callable[[Path],
         assert found.step in (5, 10), moment
         assert is_whole(found), moment
         work(folder, lambda: None)  # and the next process saves as if nothing had happened
-        assert (after := newest(folder, silent)) is not None
-        assert after.step == 10
-        assert not list(folder.glob(".*"))
-    assert moment > 60  # so the four cases together have more than 240 moments
+        assert (after := newest(folder, silent)) is not None, moment
+        assert after.step == 10, moment
+        assert not list(folder.glob(".*")), moment
+    return moment
+
+
+@pytest.fixture(scope="module")
+def small_process() -> Iterator[ProcessPoolExecutor]:
+    """Without torch, so that forking it hundreds of times takes milliseconds each."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize(
+    ("before", "limit"), [(one_earlier, None), (damaged, None), (a_whole_one, None), (an_older_one, 1)]
+)
+def test_a_kill_at_any_moment_of_a_save(
+    small_process: ProcessPoolExecutor, tmp_path: Path, before: Callable[[Path], None], limit: int | None
+) -> None:
+    moments = small_process.submit(killed_at_every_moment, tmp_path, before, limit).result()
+    assert moments > 60  # so the four cases together have more than 240
 
 
 # --- damage --------------------------------------------------------------------------------------
