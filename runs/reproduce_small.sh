@@ -126,7 +126,7 @@ checked_answers() {
     local seed
     for seed in $SEEDS; do
         step "checked answers, seed $seed"
-        whole "$OUT/demo/seed-$seed" --output_dir demo --seed "$seed" --torch_dtype float32
+        whole "$OUT/demo/seed-$seed" --output_dir demo --seed "$seed"
         preftree demo --average "$OUT"/demo/seed-* | tee "$OUT/demo/average.txt"
     done
 }
