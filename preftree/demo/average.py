@@ -42,7 +42,7 @@ def show_average(folders: Sequence[str], console: Console) -> None:
     for when, counts in (("before", found.before), ("after", found.after)):
         mean = np.mean(counts)
         say(f"{when:10} {mean:.1f} of {found.prompts} held-out prompts pass, {100 * mean / found.prompts:.1f} % "
-            f"({len(counts)} runs: {', '.join(map(str, counts))})")  # fmt: skip
+            f"(by run: {', '.join(map(str, counts))})")  # fmt: skip
     say(f"difference {100 * d.mean:+.1f} points, 95 % interval {100 * d.low:+.1f} … {100 * d.high:+.1f}")
     say(f"test       p {d.p:.2g} ({d.test}): {d.gained} prompts pass more often than before, {d.lost} less often")
     say("           a prompt's result is its mean over the runs; the prompt is the unit of interval and test")

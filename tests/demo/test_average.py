@@ -36,7 +36,7 @@ def test_prompts_are_averaged_over_the_seeds(tmp_path: Path, capsys: pytest.Capt
     assert found.difference.p == pytest.approx(sign_flips(np.array([-1, 3, 3, 3, 3, 3, 2, 1, 1])))
     assert main(["--average", *folders]) == 0
     said = capsys.readouterr().out
-    assert f"after      8.0 of {prompts} held-out prompts pass, 7.9 % (3 runs: 8, 7, 9)" in said
+    assert f"after      8.0 of {prompts} held-out prompts pass, 7.9 % (by run: 8, 7, 9)" in said
     assert "8 prompts pass more often than before, 1 less often" in said
 
 
