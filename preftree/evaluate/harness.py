@@ -38,9 +38,11 @@ from preftree.model.memory import is_out_of_memory
 from preftree.model.score import attach
 from preftree.model.stream import PathTooLong, RequestScore, can_stream, score_requests
 
-#: Tokens per forward pass: enough for full-speed matrix products, few enough to need less memory than logits do.
-BUDGET = {"cpu": 2048}
-BUDGET_ELSEWHERE = 16384
+#: Tokens per forward pass, and per thread of a CPU: enough for full-speed products, few enough for little memory.
+BUDGET = 16384
+BUDGET_PER_THREAD = 256
+#: Tokens per forest of held-out pairs on a CPU, where prompts that begin alike share what fits into one forest.
+FOREST_BUDGET = 2048
 #: Nats per token by which a cached answer may differ from a new one at least: contexts are longer than the check's.
 LEAST_DISAGREEMENT = 1e-3
 
@@ -105,7 +107,10 @@ class PreftreeLM(HFLM):
         except ValueError as problem:  # two arguments that lm-eval itself does not take together
             raise SettingsError(f"--model_args: {problem}") from problem
         self.pretrained, self.peft, self.revision = str(pretrained), peft, revision
-        self.budget = int(tokens_per_forest or BUDGET.get(self.device.type, BUDGET_ELSEWHERE))
+        cpu = self.device.type == "cpu"
+        per_pass = max(2 * BUDGET_PER_THREAD, min(FOREST_BUDGET, BUDGET_PER_THREAD * torch.get_num_threads()))
+        self.budget = int(tokens_per_forest or (per_pass if cpu else BUDGET))
+        self.forest_budget = int(tokens_per_forest or (FOREST_BUDGET if cpu else BUDGET))
         self.cache: RequestCache | None = None
         self.on_truncation, self.truncated = on_truncation, 0
         self._encoded: dict[str, list[int]] = {}

@@ -147,7 +147,7 @@ def _run_heldout(asked: EvaluateSettings, lm: PreftreeLM, heldout: HeldOut, cons
     def shrunk(budget: int) -> None:
         lm.say(f"note: out of memory; {budget} tokens per forward pass from here on")
 
-    scored = score_heldout(heldout, lm.scorer, lm.budget, Progress(lm.console, "pairs      ", "pairs"), shrunk)
+    scored = score_heldout(heldout, lm.scorer, lm.forest_budget, Progress(lm.console, "pairs      ", "pairs"), shrunk)
     scored.write(asked.out)
     console.print(scored.table())
 

@@ -30,6 +30,8 @@ from preftree.model.cpu.softmax import exponentiate
 
 #: Bytes of float32 logits held at a time. Larger chunks gain nothing once the GEMM is large.
 CHUNK_BYTES = 64 * 2**20
+#: The same without gradients, where log-softmax takes as much again and scored rows are few.
+SCORED_CHUNK_BYTES = 16 * 2**20
 
 
 #: Fields of a config that multiply, divide or cap logits.
@@ -196,7 +198,7 @@ def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head
         hidden_RD: R rows of hidden states; several targets may share one, whose logits are computed once.
         slot_S: the row of each target, ascending.
     """
-    rows = _chunk_rows(head.module)
+    rows = _chunk_rows(head.module, SCORED_CHUNK_BYTES)
     wide = torch.promote_types(hidden_RD.dtype, torch.float32)
     logprob_S = torch.empty(len(target_S), dtype=wide, device=hidden_RD.device)
     greedy_S = torch.empty_like(logprob_S, dtype=torch.bool)
@@ -211,11 +213,11 @@ def token_scores(hidden_RD: Tensor, slot_S: Tensor, target_S: Tensor, head: Head
     return logprob_S, greedy_S
 
 
-def _chunk_rows(module: nn.Module) -> int:
-    """Rows whose logits are held at a time."""
+def _chunk_rows(module: nn.Module, size: int | None = None) -> int:
+    """Rows whose logits are held at a time, in `size` bytes; None means `CHUNK_BYTES`."""
     weight = getattr(module, "weight", None)
     vocabulary = int(weight.shape[0]) if isinstance(weight, Tensor) else 1 << 17
-    return max(1, CHUNK_BYTES // (4 * vocabulary))
+    return max(1, (size or CHUNK_BYTES) // (4 * vocabulary))
 
 
 def _chunk_logprobs(hidden_CD: Tensor, target_C: Tensor, head: Head, stats: TokenStats | None, start: int) -> Tensor:

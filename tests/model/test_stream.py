@@ -102,7 +102,7 @@ def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     model = tiny.llama().double()
     scorer = attach(model)
     whole = score_requests(scorer, requests(), 1000)
-    monkeypatch.setattr(logprob, "CHUNK_BYTES", 4 * tiny.VOCABULARY * 3)
+    monkeypatch.setattr(logprob, "SCORED_CHUNK_BYTES", 4 * tiny.VOCABULARY * 3)
     parts = score_requests(scorer, requests(), 1000)
     assert [a.greedy for a in parts] == [a.greedy for a in whole]
     assert [a.logprob for a in parts] == pytest.approx([a.logprob for a in whole], abs=1e-9)
