@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 #: Inches at 72 points: 352 × 220 CSS pixels, near the width of a phone, so that texts keep their size there.
 _SIZE = (4.9, 3.05)
@@ -79,12 +80,14 @@ class Chart:
         svg: the drawing.
         keys: what is drawn: label, index of the colour, dashed.
         table: the heading, then rows of numbers, for who cannot see it.
+        smoothed: are there thick curves in front of thin ones, as they were logged?
     """
 
     title: str
     svg: str
     keys: list[tuple[str, int, bool]] = field(default_factory=list)
     table: list[list[str]] = field(default_factory=list)
+    smoothed: bool = False
 
 
 def line_chart(title: str, lines: Sequence[Line], y_label: str = "", log: bool = False) -> Chart | None:
@@ -101,7 +104,7 @@ def line_chart(title: str, lines: Sequence[Line], y_label: str = "", log: bool =
                 "color": _SERIES[line.color % len(_SERIES)],
                 "linestyle": "--" if line.dashed else "-",
             }
-            long = line.noisy and len(points) >= _FEW
+            long = _is_smoothed(line)
             raw: dict[str, Any] = {"linewidth": 0.9, "alpha": 0.4} if long else {"linewidth": 1.6}
             raw |= {"marker": "o", "markersize": 3} if len(points) < _FEW // 2 else {}
             axes.plot(x, y, **raw, **style)
@@ -109,12 +112,14 @@ def line_chart(title: str, lines: Sequence[Line], y_label: str = "", log: bool =
                 axes.plot(x, smoothed(y), linewidth=1.7, **style)
         if log and all(value > 0 for line in drawn for _, value in line.points):
             axes.set_yscale("log")
+            for ticks in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                ticks(LogFormatter(minor_thresholds=(1.5, 0.5)))  # 2 and 30 instead of powers of ten
         axes.grid(axis="y")
         axes.set_xlabel("step")
         axes.set_ylabel(y_label)
 
     keys = [(line.label, line.color, line.dashed) for line in drawn]
-    return Chart(title, _svg(title, draw), keys, _table(drawn))
+    return Chart(title, _svg(title, draw), keys, _table(drawn), any(map(_is_smoothed, drawn)))
 
 
 def histogram_chart(title: str, series: Sequence[tuple[str, Sequence[float], int]], x_label: str) -> Chart | None:
@@ -161,6 +166,10 @@ def smoothed(values: Sequence[float]) -> list[float]:
         total, weight = keep * total + value, keep * weight + 1.0
         found.append(total / weight)
     return found
+
+
+def _is_smoothed(line: Line) -> bool:
+    return line.noisy and len(line.points) >= _FEW
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,17 @@ _CURVES: tuple[tuple[str, tuple[str, ...], str, bool], ...] = (
     ("Loss", ("loss", "eval_loss"), "", False),
     ("Accuracy", ("rewards/accuracies", "eval_rewards/accuracies"), "share of pairs", False),
     ("Margin", ("rewards/margins", "eval_rewards/margins"), "implicit reward", False),
-    ("Rewards (dashed: rejected)", ("rewards/chosen", "rewards/rejected"), "implicit reward", False),
-    ("Log-probs (dashed: rejected)", ("logps/chosen", "logps/rejected"), "nats", False),
+    ("Rewards", ("rewards/chosen", "rewards/rejected"), "implicit reward", False),
+    ("Log-probs", ("logps/chosen", "logps/rejected"), "nats", False),
     ("Learning rate", ("learning_rate",), "", False),
     ("Gradient norm", ("grad_norm",), "", True),
     ("Speed", ("pairs_per_second",), "pairs per second", False),
     ("MFU", ("mfu",), "share of peak", False),
     ("Peak memory", ("peak_memory_gib",), "GiB", False),
 )
-_SUFFIX = {"eval": ", held out", "rewards/rejected": ", rejected", "logps/rejected": ", rejected"}
+#: What a curve of two is called, by the start of its metric.
+_WHAT = {"eval": "held out", "rewards/rejected": "rejected", "logps/rejected": "rejected"}
+_WHAT |= {"rewards/chosen": "chosen", "logps/chosen": "chosen"}
 #: Answers to fixed prompts that are shown of each run, those of them at once, and characters of each.
 SHOWN_ANSWERS, FIRST_ANSWERS, EXCERPT_LENGTH = 16, 4, 1600
 
@@ -60,7 +63,9 @@ def _lines(runs: Sequence[RunView], metrics: Sequence[str]) -> list[Line]:
     for index, run in enumerate(runs):
         for place, metric in enumerate(metrics):
             records = [r for r in (*run.records, *run.evaluations) if isinstance(r.get(metric), int | float)]
-            label = run.name + next((s for start, s in _SUFFIX.items() if metric.startswith(start)), "")
+            what = next((word for start, word in _WHAT.items() if metric.startswith(start)), "training")
+            one = len(metrics) == 1  # a curve of its own needs the run's name only
+            label = run.name if one else what if len(runs) == 1 else f"{run.name}, {what}"
             x, y = [float(r["step"]) for r in records], [float(r[metric]) for r in records]
             lines.append(Line(label, x, y, index, dashed=place == 1, noisy=metric not in _EXACT))
     return lines
@@ -188,6 +193,17 @@ def scores(folder: str | None) -> Mapping[str, Any] | None:
         raise RunError(f"{path} is damaged ({type(problem).__name__}). Run preftree compare again.") from problem
 
 
+def run_name(model: str, runs: Sequence[RunView]) -> str:
+    """What the page calls a model of the table: a run of this report by its name there, another as it was given."""
+    return next((run.name for run in runs if os.path.abspath(model) == os.path.abspath(run.folder)), model)
+
+
+def share_stderr(heldout: Mapping[str, Any]) -> float:
+    """Standard error of the share of held-out pairs whose chosen answer is more probable."""
+    share, pairs = float(heldout["accuracy"]), int(heldout["pairs"])
+    return math.sqrt(share * (1 - share) / max(1, pairs - 1))
+
+
 #: Fields of compare.json that hold a number, or the word for one that is not finite.
 _NUMBERS = {"average", "average_stderr", "score", "stderr", "mean", "low", "high", "p", "accuracy", "margin"}
 
@@ -222,4 +238,12 @@ def facts(run: RunView) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) else json.dumps(_without_nothing(value), ensure_ascii=False)
+
+
+def _without_nothing(value: Any) -> Any:
+    """A configuration without the options that are off or empty, which are most of an adapter's."""
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _without_nothing(item) for key, item in value.items()}
+    return {key: item for key, item in kept.items() if item not in (None, False, "", [], {})}

@@ -27,21 +27,23 @@ def markdown_report(runs: Sequence[RunView], scores: Mapping[str, Any] | None, t
     if overview:
         lines += ["", "| | " + " | ".join(cell(run.name) for run in runs) + " |", "| --- |" + " ---: |" * len(runs)]
         lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in overview]
-    lines += _scores(scores) if scores else []
+    lines += _scores(scores, runs) if scores else []
     for run in runs:
         lines += _answers(run)
         lines += ["", "```sh", train_command(run.settings).replace("```", ""), "```"]
     return "\n".join(lines) + "\n"
 
 
-def _scores(scores: Mapping[str, Any]) -> list[str]:
+def _scores(scores: Mapping[str, Any], runs: Sequence[RunView]) -> list[str]:
     names = list(scores["models"][0]["tasks"])
-    lines = ["", "| model | average | " + " | ".join(map(cell, names)) + " |", "| --- |" + " ---: |" * (len(names) + 1)]
+    heads = ["average", *names] if len(names) > 1 else names
+    lines = ["", "| model | " + " | ".join(map(cell, heads)) + " |", "| --- |" + " ---: |" * len(heads)]
     for model in scores["models"]:
-        values = [(model["average"], model["average_stderr"])]
-        values += [(task["score"], task["stderr"]) for task in model["tasks"].values()]
+        values = [(task["score"], task["stderr"]) for task in model["tasks"].values()]
+        if len(names) > 1:
+            values.insert(0, (model["average"], model["average_stderr"]))
         shown = " | ".join(f"{100 * mean:.2f} ± {100 * error:.2f}" for mean, error in values)
-        lines.append(f"| {cell(model['name'])} | {shown} |")
+        lines.append(f"| {cell(content.run_name(model['name'], runs))} | {shown} |")
     return lines
 
 

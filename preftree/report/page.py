@@ -13,7 +13,7 @@ from preftree.health.findings import FINDINGS, verdict
 from preftree.io.html import html_templates
 from preftree.report import content
 from preftree.report.read import RunView
-from preftree.report.repeat import changed_settings, train_command
+from preftree.report.repeat import changed_settings, command_parts
 
 
 def page(runs: Sequence[RunView], scores: Mapping[str, Any] | None, title: str | None, live: str = "") -> str:
@@ -51,7 +51,7 @@ def _values(runs: Sequence[RunView], scores: Mapping[str, Any] | None, title: st
         "curves": content.curves(runs),
         "scores": scores,
         "content": content,
-        "command": train_command,
+        "command": command_parts,
         "changed": changed_settings,
         "version": __version__,
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -62,5 +62,7 @@ def _environment() -> Environment:
     environment = html_templates("preftree.report")
     environment.filters["signed_percent"] = lambda value: f"{100 * value:+.2f}"
     environment.filters["p_value"] = lambda value: f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    environment.filters["run_name"] = content.run_name
+    environment.filters["share_stderr"] = content.share_stderr
     environment.filters["as_percent"] = lambda value: f"{100 * value:.2f}"
     return environment

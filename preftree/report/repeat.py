@@ -11,11 +11,22 @@ from preftree.config.train import parser
 
 def train_command(settings: Mapping[str, Mapping[str, Any]]) -> str:
     """`preftree train --flag value …` for the settings of a run folder."""
-    words = ["preftree", "train"]
+    return " ".join(command_parts(settings))
+
+
+def command_parts(settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The same in parts that belong on one line: the command, then each flag with its values."""
+    parts = ["preftree train"]
     for name, value in changed_settings(settings).items():
         values = value if isinstance(value, list) else [value]
-        words += [f"--{name}", *(str(each).lower() if isinstance(each, bool) else str(each) for each in values)]
-    return shlex.join(words)
+        parts.append(shlex.join([f"--{name}", *map(_word, values)]))
+    return parts
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 def changed_settings(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -35,6 +35,6 @@ def report(settings: ReportSettings, console: Console | None = None) -> Path:
         why = problem.strerror or problem
         raise RunError(f"--out {path} cannot be written ({why}). Name another file.") from problem
     for run in runs:
-        say(f"{run.name[:10]:10} {verdict(run.diagnoses)}")
+        say(f"{'verdict':10} {run.name}: {verdict(run.diagnoses)}")
     say(f"report     {path}")
     return path

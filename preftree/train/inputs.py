@@ -109,7 +109,8 @@ def _encoded(
     """Pairs of one split, with what is worth keeping about how they were read."""
     data = settings.data
     loaded = _load(settings, name, split, limit)
-    say(f"data       {name} ({split}): {len(loaded)} pairs in the format {loaded.format}")
+    of_split = "" if Path(name).is_file() else f" ({split})"
+    say(f"data       {name}{of_split}: {len(loaded)} pairs in the format {loaded.format}")
     for reason, count in loaded.skipped.items():
         say(f"           {count} rows gave no pair: {reason}")
     for note, count in loaded.notes.items():
@@ -125,8 +126,10 @@ def _encoded(
         afresh=data.overwrite_cache,
         progress=Progress(console, "           encoding ", "pairs"),
     )
-    if remembered:
-        say("           token ids of these texts were in the cache folder (--overwrite_cache true encodes again)")
+    if remembered:  # nothing about the data, so it is not recorded
+        sayer(console)(
+            "           token ids of these texts were in the cache folder (--overwrite_cache true encodes again)"
+        )
     for line in report.summary():
         say(f"           {line}")
     if not pairs:
