@@ -24,7 +24,7 @@ from preftree.check.views import show
 from preftree.config.check import CheckSettings, parse_check_settings
 from preftree.data.sources import Source, find_tables
 from preftree.errors import RunError
-from preftree.io.console import sayer
+from preftree.io.console import next_steps, sayer
 from preftree.io.progress import Progress
 
 #: Places of rows that the table and the HTML name.
@@ -62,7 +62,7 @@ def main(argv: Sequence[str], console: Console | None = None) -> int:
         for line in said:
             say(line)
     elif command := _next_command(report, settings):
-        say(f"next       {command}")
+        next_steps(say, command)
     return int(report.spoiled)
 
 

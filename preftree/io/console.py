@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -27,7 +28,13 @@ def sayer(console: Console) -> Say:
     return lambda text: console.print(visible(text), markup=False, highlight=False, soft_wrap=True)
 
 
+#: Set for commands that are stages of a pipeline, which goes on by itself.
+IN_PIPELINE = "PREFTREE_IN_PIPELINE"
+
+
 def next_steps(say: Say, *commands: str) -> None:
-    """The last lines of a command: what to run next."""
+    """The last lines of a command: what to run next. A stage of a pipeline has none."""
+    if os.environ.get(IN_PIPELINE):
+        return
     for number, command in enumerate(commands):
         say(f"{'' if number else 'next':10} {command}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
@@ -16,7 +17,7 @@ from rich.console import Console
 from preftree.config.pipeline import STAGES, PipelineSettings
 from preftree.errors import RunError
 from preftree.io.atomic import write_json
-from preftree.io.console import sayer
+from preftree.io.console import IN_PIPELINE, next_steps, sayer
 from preftree.io.jsonl import read_object
 from preftree.io.lock import folder_lock
 from preftree.io.run_folder import fact_differences, make_folder
@@ -79,6 +80,10 @@ class Runner:
                 pending.add(task.name)
             elif code := self._run(task, decision):
                 return code
+        if not self.settings.dry_run and self.settings.only is None and "train" in self.folders:
+            trained = shlex.quote(str(self.folders["train"]))
+            commands = (f"chat {trained}", f"samples {trained}", f"merge {trained} --out {trained}-merged")
+            next_steps(self.say, *(f"preftree {command}" for command in commands))
         return 0
 
     def decide(self, task: Task) -> Decision:
@@ -147,7 +152,8 @@ class Runner:
         entry["facts"] = decision.facts
         self._save()
         launch = list(task.launch) or [sys.executable]
-        code = run_process([*launch, "-m", "preftree", *words]).returncode
+        environment = {**os.environ, IN_PIPELINE: "1"}
+        code = run_process([*launch, "-m", "preftree", *words], env=environment).returncode
         outputs = task.outputs(decision.folder)
         if code == 0 and not outputs:
             self.say(f"error: {task.name} ended without writing {task.done} into {decision.folder}")

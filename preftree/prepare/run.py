@@ -25,7 +25,7 @@ from preftree.hardware.device import choose_device
 from preftree.hardware.environment import environment
 from preftree.hardware.precision import choose_dtype
 from preftree.io.atomic import atomic_file
-from preftree.io.console import sayer
+from preftree.io.console import next_steps, sayer
 from preftree.io.lock import folder_lock, removed_if_unused
 from preftree.io.progress import Progress
 from preftree.model.load import ModelSource, resolve
@@ -251,8 +251,8 @@ def _write(
     write_manifest(manifest, folder.manifest)
     say(f"{folder.pairs}: {len(rows)} pairs. Beside it: manifest.yaml and README.md, the dataset card.")
     root = shlex.quote(str(folder.root))
-    say(f"next       preftree check {root}")
-    say(f"           preftree train --model_name_or_path MODEL --dataset_name {root} --output_dir OUT")
+    train = f"preftree train --model_name_or_path MODEL --dataset_name {root} --output_dir OUT"
+    next_steps(say, f"preftree check {root}", train)
     say(f"To publish: hf upload --repo-type dataset NAME {folder.root} . --exclude '.prepare/*'")
 
 

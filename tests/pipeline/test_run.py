@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from preftree.cli import app
+from preftree.io.console import IN_PIPELINE, next_steps
 from preftree.pipeline import run as runner
 from preftree.pipeline.digest import Digests
 from preftree.pipeline.file import read_pipeline
@@ -27,11 +28,13 @@ class Commands:
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
+        self.environments: list[dict[str, str]] = []
         self.fail: dict[str, int] = {}
 
     def __call__(self, words: list[str], **more: Any) -> SimpleNamespace:
         ours = words[words.index("preftree") + 1 :]
         self.seen.append(ours)
+        self.environments.append(more["env"])
         if code := self.fail.pop(ours[0], 0):
             return SimpleNamespace(returncode=code)
         values = dict(itertools.pairwise(ours))
@@ -108,6 +111,21 @@ def test_all_stages_run_once_with_what_the_pipeline_says(pipeline: Path, command
     code, said = go(pipeline)
     assert (code, commands.names()) == (0, [])
     assert said.count("unchanged") == 6
+    assert said.splitlines()[-3:] == [  # in place of what each stage would name
+        f"next       preftree chat {train[train.index('--output_dir') + 1]}",
+        f"           preftree samples {train[train.index('--output_dir') + 1]}",
+        "           preftree merge {0} --out {0}-merged".format(train[train.index("--output_dir") + 1]),
+    ]
+    assert all(environment[IN_PIPELINE] for environment in commands.environments)
+
+
+def test_a_stage_names_no_next_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    next_steps(said.append, "preftree check D")
+    assert said == ["next       preftree check D"]
+    monkeypatch.setenv(IN_PIPELINE, "1")
+    next_steps(said.append, "preftree check D")
+    assert len(said) == 1
 
 
 def test_a_changed_setting_runs_what_depends_on_it_and_says_why(pipeline: Path, commands: Commands) -> None:

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from preftree.cli import app
 from preftree.config.train import parse_settings
+from preftree.report import content
 from preftree.report.charts import Line, line_chart, smoothed
-from preftree.report.read import read_run, short_names
-from preftree.report.repeat import train_command
+from preftree.report.read import read_run, read_runs, short_names
+from preftree.report.repeat import command_parts, train_command
 from tests.report.conftest import HOSTILE, write_run
 
 CHROMIUM = next(
@@ -95,6 +96,39 @@ def test_several_runs_share_their_charts(tmp_path: Path) -> None:
     assert code == 0
     assert text.count("<figcaption>Loss</figcaption>") == 1
     assert "The run is not finished: step 60" in text
+
+
+def test_curves_and_models_are_named_as_a_reader_would(tmp_path: Path, scores: Path) -> None:
+    """One run: what each curve is; several: whose. A model of the table that is a run of this report has its name."""
+    first, second = write_run(tmp_path, "a"), write_run(tmp_path, "b")
+    keys = {chart.title: [label for label, _, _ in chart.keys] for chart in content.curves(read_runs([str(first)]))}
+    assert keys["Loss"] == ["training", "held out"]
+    assert keys["Rewards"] == ["chosen", "rejected"]
+    assert keys["Speed"] == ["a"]
+    both = read_runs([str(first), str(second)])
+    loss = next(chart for chart in content.curves(both) if chart.title == "Loss")
+    assert [label for label, _, _ in loss.keys] == ["a, training", "a, held out", "b, training", "b, held out"]
+    assert content.run_name(f"{second}/", both) == "b"
+    assert content.run_name("org/model", both) == "org/model"
+    assert content.share_stderr({"accuracy": 0.5, "pairs": 101}) == pytest.approx(0.05)
+
+
+def test_what_is_not_there_is_not_mentioned(a_run: Path, scores: Path) -> None:
+    """An average of one task, smoothing of short curves, options of an adapter that are off, powers of ten."""
+    run_command(a_run, "--compare", scores)
+    text = (a_run / "report.html").read_text("utf-8")
+    assert ">average<" not in text.partition("<h3>")[0]
+    few = line_chart("x", [Line("a", [1, 2], [2.0, 30.0])], log=True)
+    many = line_chart("x", [Line("a", list(range(30)), [1.0] * 30)])
+    assert few is not None
+    assert many is not None
+    assert (few.smoothed, many.smoothed) == (False, True)
+    assert "×" not in few.svg
+    assert content._plain({"r": 16, "bias": None, "use_dora": False, "rank_pattern": {}}) == '{"r": 16}'
+    parts = command_parts(read_run(a_run).settings)
+    assert parts[0] == "preftree train"
+    assert all(part.startswith("--") for part in parts[1:])
+    assert not any(part.endswith(".0") for part in parts)
 
 
 def test_markdown_has_the_same_and_no_markup_of_others(a_run: Path, scores: Path) -> None:

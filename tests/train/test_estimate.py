@@ -1,18 +1,25 @@
-"""--dry-run: the time it predicts is the time that a run takes, on a clock that goes by the work; nothing is left."""
+"""--dry-run: the time it predicts is the time that a run takes, on a clock that goes by the work; nothing is left.
+
+The memory is what the kernel counts of a process beyond what it had before: only that depends on the settings.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from preftree.cli import main_train
 from preftree.config.train import parse_settings
 from preftree.train import estimate
 from preftree.train.estimate import Estimate, Planned
 from preftree.train.step import Step, StepResult
-from tests.support.command import command, write_inputs
+from tests.support import tiny
+from tests.support.command import TEMPLATE, command, write_inputs, write_rows
+from tests.support.memory import growth
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
 
@@ -65,6 +72,45 @@ def test_the_time_is_within_15_percent(
     clock.seconds = 0.0
     assert main_train(given) == 0
     assert found[0].seconds == pytest.approx(clock.seconds, rel=0.15)
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose activations and logits count, a pair with the longest prompt, and one with the longest answers."""
+    folder, random = tmp_path_factory.mktemp("larger"), torch.Generator().manual_seed(3)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 4096, "max_position_embeddings": 1024}
+    tiny.llama(num_hidden_layers=6, **sizes).save_pretrained(folder / "model")
+    tiny.word_tokenizer(TEMPLATE).save_pretrained(folder / "model")
+
+    def pair(prompt: int, answer: int) -> dict[str, str]:
+        drawn = torch.randint(10, tiny.VOCABULARY, (prompt + 2 * answer,), generator=random).tolist()
+        words = [f"w{word}" for word in drawn]
+        parts = words[:prompt], words[prompt : prompt + answer], words[prompt + answer :]
+        return dict(zip(("question", "chosen", "rejected"), map(" ".join, parts), strict=True))
+
+    rows = [pair(40 + 23 * number % 120, 10 + 7 * number % 50) for number in range(36)]
+    rows[11], rows[23] = pair(400, 4), pair(4, 160)
+    write_rows(folder / "pairs.jsonl", rows)
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what the kernel counts as a process's memory")
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"torch_dtype": "bfloat16", "eval_strategy": "steps", "eval_steps": 4, "per_device_eval_batch_size": 12},
+        {"gradient_checkpointing": "true", "lora_all_linear": "true"},
+    ],
+    ids=["float32", "bfloat16 with larger batches in evaluation", "recomputed activations"],
+)
+def test_the_memory_is_within_15_percent(larger: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+    usual = {"max_steps": 8, "max_length": 1000, "max_prompt_length": 900, "save_strategy": "no", "save_steps": 100}
+    given = command(larger, tmp_path / "O", **{**usual, "reference_cache": "false", **flags})
+    predicted = growth([*given, "--dry_run", "true"], tmp_path / "dry")
+    taken = growth(given, tmp_path / "run")
+    assert taken > 100 * 2**20  # it is the activations that are compared
+    assert predicted == pytest.approx(taken, rel=0.15)
 
 
 def test_what_is_planned() -> None:
