@@ -38,13 +38,16 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     output = Path(args.output)
     if args.reference:
+        from preftree.cli import main_train  # what it needs may be missing where this file is only imported
+
         model, _ = _model(output, args.tiny, make=True)
-        return subprocess.run(_command(model, output / "train-reference", "cpu", args.tiny), cwd=ROOT).returncode
+        return main_train(_flags(model, output / "train-reference", "cpu", args.tiny))
     report = StepReport(output / "training.json", args.seconds)
     model, label = _model(output, args.tiny, make=False)
     report.put(model=label, dtype="float32" if args.device == "cpu" else "bfloat16")
     folder, started = output / "train", time.monotonic()
-    done = subprocess.run(_command(model, folder, args.device, args.tiny), cwd=ROOT)
+    command = [sys.executable, str(ROOT / "dpo_clm.py"), *_flags(model, folder, args.device, args.tiny)]
+    done = subprocess.run(command, cwd=ROOT)
     losses = _losses(folder)
     if not losses:
         report.put(why=f"the training command ended with exit code {done.returncode} and no loss; see its output")
@@ -82,7 +85,7 @@ def _losses(folder: Path) -> list[float]:
     return [float(record["loss"]) for record in records if "loss" in record]
 
 
-def _command(model: str, folder: Path, device: str, tiny: bool) -> list[str]:
+def _flags(model: str, folder: Path, device: str, tiny: bool) -> list[str]:
     flags: dict[str, Any] = {
         "model_name_or_path": model,
         "dataset_name": DATA,
@@ -101,10 +104,8 @@ def _command(model: str, folder: Path, device: str, tiny: bool) -> list[str]:
         "seed": 1,
         "torch_dtype": "float32" if device == "cpu" else "bfloat16",
     }
-    command = [sys.executable, str(ROOT / "dpo_clm.py")]
-    for name, value in flags.items():
-        command += [f"--{name}", str(value)]
-    return command + (["--use_cpu"] if device == "cpu" else [])
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return words + (["--use_cpu"] if device == "cpu" else [])
 
 
 def _model(output: Path, tiny: bool, make: bool) -> tuple[str, str]:
