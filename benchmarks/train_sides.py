@@ -104,11 +104,9 @@ def _run_preftree(
 ) -> tuple[list[float], bool]:
     from rich.console import Console
 
-    from preftree.hardware.memory import keep_freed_memory
     from preftree.train.config import DPOConfig
     from preftree.train.trainer import DPOTrainer
 
-    keep_freed_memory()  # as `preftree train` does
     config = DPOConfig(**training, per_device_train_batch_size=args.step, reference_cache=False)
     console = Console(quiet=True)
     trainer = DPOTrainer(

@@ -6,6 +6,8 @@ import ctypes
 import os
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
@@ -13,6 +15,9 @@ import torch
 
 from preftree.hardware.device import kind_of
 from preftree.hardware.limits import Limit, memory_limits
+
+#: Options of malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
@@ -27,10 +32,23 @@ def keep_freed_memory(keep: bool = True) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return False
-    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # of malloc.h
     if not keep:
-        return bool(mallopt(mmap_threshold, 2**20))
-    return bool(mallopt(trim_threshold, -1) and mallopt(mmap_max, 0))  # never shrink, map nothing apart
+        return bool(mallopt(_MMAP_THRESHOLD, 2**20))
+    return bool(mallopt(_TRIM_THRESHOLD, -1) and mallopt(_MMAP_MAX, 0))  # never shrink, map nothing apart
+
+
+@contextmanager
+def freed_memory_kept(keep: bool = True) -> Iterator[None]:
+    """`keep_freed_memory` while the block lasts; then glibc's defaults, and what is free is given back."""
+    able = keep_freed_memory(keep)
+    try:
+        yield
+    finally:
+        if able:
+            library = ctypes.CDLL(None)
+            for option, default in ((_TRIM_THRESHOLD, 128 * 2**10), (_MMAP_THRESHOLD, 128 * 2**10), (_MMAP_MAX, 2**16)):
+                library.mallopt(option, default)
+            library.malloc_trim(0)
 
 
 def total_memory(device: str = "cpu") -> int:

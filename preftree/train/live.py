@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -201,3 +201,10 @@ class RunLog(TrainerCallback):
     def _rewrite(self, state: TrainerState) -> None:
         records = [{"step": record["step"], **record} for record in state.log_history]
         self.write(self.folder.metrics_path, lambda: self.folder.reset_metrics(records))
+
+
+def close_live_lines(callbacks: Iterable[TrainerCallback]) -> None:
+    """Give the terminal back."""
+    for callback in callbacks:
+        if isinstance(callback, LiveLine):
+            callback.close()

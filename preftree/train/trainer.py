@@ -32,7 +32,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_utils import EvalLoopOutput
 
 from preftree.hardware.device import gemm_peak
-from preftree.hardware.memory import peak_memory
+from preftree.hardware.memory import freed_memory_kept, peak_memory
 from preftree.io.atomic import atomic_files
 from preftree.io.console import sayer
 from preftree.model.cpu.linear import product_with
@@ -44,7 +44,7 @@ from preftree.train.dataset import PairDataset, StreamedPairs, collate, encode_d
 from preftree.train.flops import ModelFlops
 from preftree.train.guard import FiniteGuard, refuse_to_save
 from preftree.train.health import HealthWatch, objective_facts
-from preftree.train.live import LiveLine, LogRows
+from preftree.train.live import LiveLine, LogRows, close_live_lines
 from preftree.train.metrics import LiveMetrics, PairMeter, SpeedMeter
 from preftree.train.order import prompt_order
 from preftree.train.outputs import Predictions, save, write_card
@@ -121,7 +121,8 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         self.step, self.precision, self.hook = built.step, built.precision, built.hook
         self.scorer, self.reference, self.ranks = built.step.policy, built.step.reference, built.step.ranks
         self._encoding = built.encoding
-        self._order = prompt_order(built.data.train, _data_seed(built.args))
+        self._data_seed = int(built.args.seed if built.args.data_seed is None else built.args.data_seed)
+        self._order = prompt_order(built.data.train, self._data_seed)
         self.since_log, self.speed, self.live_metrics = PairMeter(), SpeedMeter(), LiveMetrics()
         self.flops: ModelFlops | None = None
         self._tokens = 0
@@ -176,8 +177,7 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         dataset: Prepared = self.train_dataset
         if isinstance(dataset, StreamedPairs):
             return self._whole_batches(dataset, self.args.train_batch_size)
-        sampler = self._order or self._get_train_sampler(dataset)
-        return self._whole_batches(dataset, self.args.train_batch_size, sampler, self.args.dataloader_drop_last)
+        return self._epoch(dataset, self.args.dataloader_drop_last)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Every pair once, in batches that the ranks share.
@@ -195,6 +195,10 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
 
     def _prepared(self, data: Any) -> Prepared:
         return encode_dataset(data, self._encoding, "eval_dataset")
+
+    def _epoch(self, dataset: PairDataset, drop_last: bool = False) -> DataLoader[Any]:
+        sampler = self._order or self._get_train_sampler(dataset)
+        return self._whole_batches(dataset, self.args.train_batch_size, sampler, drop_last)
 
     def _whole_batches(
         self, dataset: Prepared, batch_size: int, sampler: Sampler[int] | None = None, drop_last: bool = False
@@ -214,35 +218,30 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
             prefetch_factor=args.dataloader_prefetch_factor if workers else None,
         )
         return prepare_data_loader(
-            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=_data_seed(args)
+            loader, num_processes=1, process_index=0, use_seedable_sampler=True, data_seed=self._data_seed
         )
 
     # --- Training ---
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trainer's `train`; reference log-probs that must be there before the first step are computed first."""
-        self._precompute_reference()
-        self._started = self._started or bool(resume_from_checkpoint)
-        try:
-            return super().train(resume_from_checkpoint, *args, **kwargs)
-        finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
-            if self.reference is not None:
-                self.reference.flush()
-            for callback in self.callback_handler.callbacks:
-                if isinstance(callback, LiveLine):
-                    callback.close()
+        keep = self.args.max_memory is None
+        with freed_memory_kept(keep) if self.args.device.type == "cpu" else nullcontext():
+            self._precompute_reference()
+            self._started = self._started or bool(resume_from_checkpoint)
+            try:
+                return super().train(resume_from_checkpoint, *args, **kwargs)
+            finally:  # a run that fails or is interrupted gives the terminal back and keeps what it has paid for
+                if self.reference is not None:
+                    self.reference.flush()
+                close_live_lines(self.callback_handler.callbacks)
 
     def _precompute_reference(self) -> None:
         reference = self.reference
         if reference is None or self._started or (reference.model.lasting and not self.args.precompute_ref_log_probs):
             return
         sets = given.Data(self.train_dataset, self.eval_dataset).pair_sets()
-        loaders = [
-            self._whole_batches(each, self.args.train_batch_size, self._order or self._get_train_sampler(each))
-            if each is self.train_dataset
-            else self.get_eval_dataloader(each)
-            for each in sets
-        ]
+        loaders = [self._epoch(each) if each is self.train_dataset else self.get_eval_dataloader(each) for each in sets]
         precompute(self.step, loaders, sum(len(each.pairs) for each in sets), self.console)
         reference.flush()
 
@@ -397,7 +396,3 @@ class DPOTrainer(TrlSurface, ResumableTrainer):
         if self.is_world_process_zero():
             given = [tags] if isinstance(tags, str) else list(tags or ())
             write_card(self, model_name, dataset_name, [*given, *self._tag_names])
-
-
-def _data_seed(args: DPOConfig) -> int:
-    return int(args.data_seed if args.data_seed is not None else args.seed)

@@ -38,6 +38,24 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
     assert done.stdout.split() == [str(platform.libc_ver()[0] == "glibc")]
 
 
+def test_freed_memory_is_given_back_behind_the_block() -> None:
+    """In a process of its own, which takes 200 MB in pieces, frees them, and keeps them inside of the block only."""
+    code = """
+import psutil, sys
+from preftree.hardware.memory import freed_memory_kept
+resident = lambda: psutil.Process().memory_info().rss / 1e6
+before = resident()
+with freed_memory_kept():
+    pieces = [bytearray(2_000_000) for _ in range(100)]
+    del pieces
+    print(resident() - before > 150)
+print(resident() - before < 50)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    glibc = platform.libc_ver()[0] == "glibc"
+    assert done.stdout.split() == [str(glibc), "True"]
+
+
 @pytest.mark.parametrize(("given", "expected"), [({}, "64"), ({"LRU_CACHE_CAPACITY": "9"}, "9")])
 def test_compiled_products_are_bounded_unless_the_user_says_otherwise(given: dict[str, str], expected: str) -> None:
     """Before torch is imported: both caches read their variables at the first product."""
