@@ -70,7 +70,7 @@ def _kernel(module: nn.Module, vector: int) -> tuple[Forward, int] | None:
         return None
     if type(module) is nn.Linear:
         faster = linear.packed(module.weight) is not None or linear.is_faster(module.weight.dtype)
-        return (linear.frozen, module.in_features) if faster and _frozen(module) else None
+        return (linear.frozen if _frozen(module) else linear.trained, module.in_features) if faster else None
     if type(module).__name__.endswith("RMSNorm") and isinstance(weight, nn.Parameter) and _epsilon(module) is not None:
         return (_rms_norm, weight.shape[0]) if weight.dim() == 1 and weight.shape[0] % vector == 0 else None
     parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
@@ -110,7 +110,13 @@ def _rms_norm(module: Any, x: Tensor) -> Tensor:
 
 
 def _gated(module: Any, x: Tensor) -> Tensor:
-    out: Tensor = module.down_proj(_Swiglu.apply(module.gate_proj(x), module.up_proj(x)))
+    gate, up, down = module.gate_proj(x), module.up_proj(x), module.down_proj
+    trained = type(down) is nn.Linear and down.weight.requires_grad and down.bias is None
+    out: Tensor
+    if trained and gate.dtype == down.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        out = _SwigluLinear.apply(gate, up, down.weight)
+    else:
+        out = down(_Swiglu.apply(gate, up))
     return out
 
 
@@ -158,23 +164,51 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx, gate, up):  # type: ignore[no-untyped-def]
         gate, up = gate.contiguous(), up.contiguous()
-        out = torch.empty_like(gate)
-        library().preftree_swiglu(
-            KERNEL_DTYPES[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out)
-        )
         ctx.save_for_backward(gate, up)
-        return out
+        return _swiglu(gate, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         gate, up = ctx.saved_tensors
-        grad = grad.contiguous()
-        gate_grad, up_grad = torch.empty_like(gate), torch.empty_like(up)
-        library().preftree_swiglu_backward(
-            KERNEL_DTYPES[gate.dtype],
-            gate.numel(),
-            torch.get_num_threads(),
-            *addresses(gate, up, grad, gate_grad, up_grad),
-        )
-        return gate_grad, up_grad
+        return _swiglu_gradients(gate, up, grad)
+
+
+class _SwigluLinear(torch.autograd.Function):
+    """(silu(gate) · up) Wᵀ with a trained weight (O, I).
+
+    What W multiplies is computed again in the backward pass: kept, it would be a fifth of a layer's activations.
+    """
+
+    @staticmethod
+    def forward(ctx, gate, up, weight):  # type: ignore[no-untyped-def]
+        gate, up = gate.contiguous(), up.contiguous()
+        ctx.save_for_backward(gate, up, weight)
+        return linear.linear(_swiglu(gate, up), weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gate, up, weight = ctx.saved_tensors
+        weight_grad = linear.weight_gradient(grad, _swiglu(gate, up)) if ctx.needs_input_grad[2] else None
+        return *_swiglu_gradients(gate, up, linear.input_gradient(grad, weight)), weight_grad
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    out = torch.empty_like(gate)
+    library().preftree_swiglu(
+        KERNEL_DTYPES[gate.dtype], gate.numel(), torch.get_num_threads(), *addresses(gate, up, out)
+    )
+    return out
+
+
+def _swiglu_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    grad = grad.contiguous()
+    gate_grad, up_grad = torch.empty_like(gate), torch.empty_like(up)
+    library().preftree_swiglu_backward(
+        KERNEL_DTYPES[gate.dtype],
+        gate.numel(),
+        torch.get_num_threads(),
+        *addresses(gate, up, grad, gate_grad, up_grad),
+    )
+    return gate_grad, up_grad

@@ -1,4 +1,4 @@
-"""Products with frozen weights on a CPU, by whichever of torch's libraries is faster here.
+"""Products with weights on a CPU, by whichever of torch's libraries is faster here.
 
 torch carries oneDNN beside MKL. For float32 it takes MKL, which uses no more than AVX2 on processors that it does not
 know: oneDNN is 2.3 times as fast on an AMD EPYC with AVX-512. And oneDNN's own order of a weight saves it from sorting
@@ -50,9 +50,22 @@ def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     return linear(grad, weight.T)
 
 
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """The gradient with respect to the weight of `linear`: grad (…, O) and x (…, I) to (O, I)."""
+    return linear(grad.reshape(-1, grad.shape[-1]).T, x.reshape(-1, x.shape[-1]).T)
+
+
 def frozen(module: nn.Linear, x: Tensor) -> Tensor:
     """What a linear layer without trained weights computes, differentiable in x."""
     out: Tensor = _FrozenLinear.apply(x, module.weight, module.bias)
+    return out
+
+
+def trained(module: nn.Linear, x: Tensor) -> Tensor:
+    """What a linear layer computes, differentiable in x, weight and bias; itself where x has another dtype."""
+    if x.dtype != module.weight.dtype or torch.is_autocast_enabled(x.device.type):
+        return nn.functional.linear(x, module.weight, module.bias)
+    out: Tensor = _TrainedLinear.apply(x, module.weight, module.bias)
     return out
 
 
@@ -189,3 +202,21 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         (weight,) = ctx.saved_tensors
         return input_gradient(grad, weight), None, None
+
+
+class _TrainedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(x, weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            input_gradient(grad, weight) if of_x else None,
+            weight_gradient(grad, x) if of_weight else None,
+            grad.reshape(-1, grad.shape[-1]).sum(0) if of_bias else None,
+        )

@@ -57,8 +57,40 @@ def test_frozen_linear_layers_take_the_faster_product(monkeypatch: pytest.Monkey
     model = tiny.FAMILIES["gpt_neox"]().float().requires_grad_(False)
     fuse(model, Patches(model))
     assert fused_names(model) == {"Linear"}
-    model = tiny.FAMILIES["gpt_neox"]().float()  # trained weights need gradients of their own
-    assert fuse(model, Patches(model)) == 0
+
+
+def test_trained_layers_have_the_modules_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers with and without a bias, norms and gated activations, through a whole model."""
+    if linear.speedup() == 0.0:
+        pytest.skip("this torch has no oneDNN product for float32")
+    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
+    for family, names in (("llama", {"Linear", "LlamaMLP", "LlamaRMSNorm"}), ("gpt_neox", {"Linear"})):
+        torch.manual_seed(0)
+        model = tiny.FAMILIES[family]().float().eval()
+        own = copy.deepcopy(model)
+        fuse(model, Patches(model))
+        assert fused_names(model) == names
+        ids = torch.randint(3, tiny.VOCABULARY, (2, 40))
+        for each in (model, own):
+            each(input_ids=ids, use_cache=False).logits.log_softmax(-1)[..., 5].sum().backward()
+        for (name, mine), theirs in zip(model.named_parameters(), own.parameters(), strict=True):
+            assert (mine.grad is None) == (theirs.grad is None), name
+            if mine.grad is not None:
+                torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_what_a_trained_gate_multiplies_is_not_kept() -> None:
+    (mlp, *_) = (each for each in tiny.llama().float().modules() if type(each).__name__ == "LlamaMLP")
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    fuse(mlp, Patches(mlp))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mlp(torch.randn(7, 32))
+    assert kept.count((7, mlp.gate_proj.out_features)) == 2  # gate and up
 
 
 def test_weights_are_packed_where_there_is_room_and_released() -> None:
