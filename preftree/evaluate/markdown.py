@@ -63,7 +63,7 @@ def _seeds(run: Run) -> list[str]:
     listed = ", ".join(f"{100 * value:.2f}" for value in found)
     return [
         "",
-        f"{cell(run.name)}: {len(found)} seeds with averages of {listed}{spread}. A question's score is its mean over "
+        f"{cell(run.name)}, averages by seed: {listed}{spread}. A question's score is its mean over "
         "the seeds; the question is the unit of every interval and test, so they are about these trained models.",
     ]
 

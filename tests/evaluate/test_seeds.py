@@ -51,7 +51,7 @@ def test_a_question_is_its_mean_over_the_seeds(tmp_path: Path) -> None:
     assert base["heldout"]["accuracy"] == pytest.approx(1 / 3)
     assert orca["heldout"]["accuracy"] == pytest.approx((1 + 2 + 2) / 9)
     written = (tmp_path / "out" / "compare.md").read_text()
-    assert "orca: 3 seeds with averages of 50.00, 50.00, 75.00 (standard deviation 14.43)" in written
+    assert "orca, averages by seed: 50.00, 50.00, 75.00 (standard deviation 14.43)" in written
     assert "| difference | **+20.83** (" in written
 
 
