@@ -103,9 +103,8 @@ def test_make_keeps_what_python_compiles() -> None:
     """Though the shell forbids it, as containers do: every command would compile torch, transformers and peft again."""
     rule = 'asked: ; @echo "kept$$PYTHONDONTWRITEBYTECODE"'
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        ["make", "--eval", rule, "asked"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
-    )
+    words = ["make", "--no-print-directory", "--eval", rule, "asked"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout == "kept\n", done.stderr
 
 

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "forest": BASE,
     "distributed": BASE,
     "config": BASE | {"benchmarks", "distributed", "io"},
-    "hardware": BASE | {"distributed", "config"},
+    "hardware": BASE | {"distributed", "config", "io"},
     "data": BASE | {"io", "hardware"},
     "text": BASE | {"benchmarks", "data"},
     "model": BASE | {"forest", "io"},

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import torch
 
-from preftree.hardware.cpu import cpuinfo
 from preftree.hardware.memory import total_memory
 from preftree.hardware.precision import cpu_bf16_instructions
+from preftree.io.processor import cpuinfo
 
 _PACKAGES = "preftree torch transformers peft accelerate datasets tokenizers safetensors numpy gguf trl"
 

@@ -16,18 +16,44 @@ import torch
 from preftree.hardware.device import kind_of
 from preftree.hardware.limits import Limit, memory_limits
 
-#: Options of malloc.h.
+#: Options of malloc.h, with glibc's defaults.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10, _MMAP_MAX: 2**16}
+#: Was it decided for the whole process what becomes of freed memory?
+_decided = False
 
 
 def keep_freed_memory(keep: bool = True) -> bool:
-    """Let this process keep the memory it frees, to use it again; returns whether its C library can (glibc).
+    """Let this process keep the memory it frees, for good, to use it again; returns whether its C library can (glibc).
 
     A step frees and allocates gigabytes of activations. Given back in between, every page has to be fetched from the
     system anew: 2 of 14 seconds of a step here, and more where that goes through a hypervisor. Kept, forests of
     different sizes leave gaps between them. With `keep` false every tensor above 1 MiB is given back as soon as it is
     freed, so that the process never holds more than it uses.
     """
+    global _decided
+    _decided = True
+    return _keep_freed_memory(keep)
+
+
+@contextmanager
+def freed_memory_kept(keep: bool = True) -> Iterator[None]:
+    """The same while the block lasts, then glibc's defaults, and what is free is given back.
+
+    Does nothing where `keep_freed_memory` has decided for the whole process.
+    """
+    able = not _decided and _keep_freed_memory(keep)
+    try:
+        yield
+    finally:
+        if able:
+            library = ctypes.CDLL(None)
+            for option, default in _DEFAULTS.items():
+                library.mallopt(option, default)
+            library.malloc_trim(0)
+
+
+def _keep_freed_memory(keep: bool) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
@@ -35,20 +61,6 @@ def keep_freed_memory(keep: bool = True) -> bool:
     if not keep:
         return bool(mallopt(_MMAP_THRESHOLD, 2**20))
     return bool(mallopt(_TRIM_THRESHOLD, -1) and mallopt(_MMAP_MAX, 0))  # never shrink, map nothing apart
-
-
-@contextmanager
-def freed_memory_kept(keep: bool = True) -> Iterator[None]:
-    """`keep_freed_memory` while the block lasts; then glibc's defaults, and what is free is given back."""
-    able = keep_freed_memory(keep)
-    try:
-        yield
-    finally:
-        if able:
-            library = ctypes.CDLL(None)
-            for option, default in ((_TRIM_THRESHOLD, 128 * 2**10), (_MMAP_THRESHOLD, 128 * 2**10), (_MMAP_MAX, 2**16)):
-                library.mallopt(option, default)
-            library.malloc_trim(0)
 
 
 def total_memory(device: str = "cpu") -> int:

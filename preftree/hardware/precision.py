@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import torch
 
-from preftree.hardware.cpu import cpuinfo
 from preftree.hardware.device import Choice, kind_of
+from preftree.io.processor import cpuinfo
 
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86, x86, Arm
 

@@ -39,10 +39,11 @@ def test_freed_memory_is_kept_where_the_c_library_can() -> None:
 
 
 def test_freed_memory_is_given_back_behind_the_block() -> None:
-    """In a process of its own, which takes 200 MB in pieces, frees them, and keeps them inside of the block only."""
+    """In a process of its own, which takes 200 MB in pieces, frees them, and keeps them inside of the block only; then
+    once more where the process as a whole keeps what it frees."""
     code = """
 import psutil, sys
-from preftree.hardware.memory import freed_memory_kept
+from preftree.hardware.memory import freed_memory_kept, keep_freed_memory
 resident = lambda: psutil.Process().memory_info().rss / 1e6
 before = resident()
 with freed_memory_kept():
@@ -50,10 +51,15 @@ with freed_memory_kept():
     del pieces
     print(resident() - before > 150)
 print(resident() - before < 50)
+keep_freed_memory()
+with freed_memory_kept():
+    pieces = [bytearray(2_000_000) for _ in range(100)]
+    del pieces
+print(resident() - before > 150)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     glibc = platform.libc_ver()[0] == "glibc"
-    assert done.stdout.split() == [str(glibc), "True"]
+    assert done.stdout.split() == [str(glibc), "True", str(glibc)]
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "64"), ({"LRU_CACHE_CAPACITY": "9"}, "9")])

@@ -1,10 +1,10 @@
 """Products with weights on a CPU, by whichever of torch's libraries is faster here.
 
-torch carries oneDNN beside MKL. For float32 it takes MKL, which uses no more than AVX2 on processors that it does not
-know: oneDNN is 2.3 times as fast on an AMD EPYC with AVX-512. And oneDNN's own order of a weight saves it from sorting
-that weight again in every product: `pack` keeps a frozen weight in that order, once for x Wᵀ and, as soon as there is
-a backward pass, once for g W. Packed products are as fast for any number of rows; others lose up to a fifth where rows
-are no multiple of 16, and half and more where they are few.
+torch carries oneDNN beside MKL. For float32 it takes MKL, which uses no more than AVX2 on processors of other makers
+than Intel: oneDNN is 2.3 to 3 times as fast on an AMD EPYC with AVX-512. And oneDNN's own order of a weight saves it
+from sorting that weight again in every product: `pack` keeps a frozen weight in that order, once for x Wᵀ and, as soon
+as there is a backward pass, once for g W. Packed products are as fast for any number of rows; others lose up to a fifth
+where rows are no multiple of 16, and half and more where they are few.
 
 Both are operations of torch's compiler (`torch.ops.mkldnn`) without a public name, so they are looked up and compared
 once, and torch's own product stays wherever they are missing or differ.
@@ -12,11 +12,9 @@ once, and torch's own product stays wherever they are missing or differ.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +22,8 @@ from torch.autograd.function import once_differentiable
 from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-#: Rows and width of the products that are compared: as a forest of a small model has them.
-_SAMPLE = (1024, 512)
-#: A gain below this is within what timings differ by themselves.
-_WORTH = 1.2
+from preftree.io.processor import cpuinfo
+
 #: Numbers of a weight by which a write that left no other trace is noticed.
 _WITNESSES = 16
 
@@ -126,15 +122,22 @@ def product_with(weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 def is_faster(dtype: torch.dtype) -> bool:
     """Does oneDNN do better than torch by itself with a weight that is not packed?"""
-    return dtype == torch.float32 and speedup() > _WORTH
+    return dtype == torch.float32 and mkl_is_held_back() and packs(dtype)
+
+
+@lru_cache(maxsize=1)
+def mkl_is_held_back() -> bool:
+    """Does MKL, whose float32 product torch takes, leave this processor's AVX-512 unused?
+
+    No clock decides: ranks and resumed runs must compute alike.
+    """
+    known = cpuinfo().get("vendor_id", "GenuineIntel") == "GenuineIntel"
+    return not known and torch.backends.mkl.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 @lru_cache(maxsize=2)
 def packs(dtype: torch.dtype) -> bool:
-    """Can weights of this dtype be packed here, and are the products right, forward and backward?
-
-    No clock decides: ranks and resumed runs must compute alike.
-    """
+    """Are oneDNN's products of this dtype right here, plain and packed, forward and backward?"""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     random = torch.Generator().manual_seed(0)
@@ -143,27 +146,13 @@ def packs(dtype: torch.dtype) -> bool:
     try:
         with torch.no_grad():
             found = (
+                (_onednn(x, weight, None), x @ weight.T),
                 (_onednn(x, _reorder(weight), None), x @ weight.T),
                 (_onednn(grad, _reorder(weight.t().contiguous()), None), grad @ weight),
             )
             return all(torch.allclose(ours, theirs, rtol=rtol, atol=atol) for ours, theirs in found)
     except (AttributeError, RuntimeError):  # a torch without oneDNN, or a processor without its instructions
         return False
-
-
-@lru_cache(maxsize=1)
-def speedup() -> float:
-    """How many times as fast as MKL's product oneDNN's is here; 0 where there is none or its values differ."""
-    rows, width = _SAMPLE
-    random = torch.Generator().manual_seed(0)
-    x, weight = (torch.randn(count, width, generator=random) for count in (rows, width))
-    try:
-        with torch.no_grad():
-            if not torch.allclose(_onednn(x, weight, None), x @ weight.T, rtol=1e-4, atol=1e-3):
-                return 0.0
-            return _seconds(lambda: x @ weight.T) / _seconds(lambda: _onednn(x, weight, None))
-    except (AttributeError, RuntimeError):  # a torch without oneDNN, or with another signature
-        return 0.0
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -179,16 +168,6 @@ def _reorder(weight: Tensor) -> Tensor:
 def _witnesses(weight: Tensor) -> Tensor:
     flat = weight.detach().view(-1)
     return flat[:: max(1, len(flat) // _WITNESSES)]
-
-
-def _seconds(product: Callable[[], Any]) -> float:
-    """The shortest of a few runs; other work on the machine only ever adds."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 class _FrozenLinear(torch.autograd.Function):

@@ -13,9 +13,9 @@ from preftree.model.cpu import linear
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    if linear.speedup() == 0.0:
+    if not linear.packs(torch.float32):
         pytest.skip("this torch has no oneDNN product for float32")
-    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
+    monkeypatch.setattr(linear, "mkl_is_held_back", lambda: True)
 
 
 @pytest.mark.usefixtures("always")
@@ -112,7 +112,7 @@ def test_packs_go_with_their_weights() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes_are_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "speedup", lambda: 2.0)
+    monkeypatch.setattr(linear, "mkl_is_held_back", lambda: True)
     monkeypatch.setattr(linear, "_onednn", None)  # may not be called
     x, weight = torch.randn(3, 8, dtype=dtype), torch.randn(4, 8, dtype=dtype)
     assert torch.equal(linear.linear(x, weight), nn.functional.linear(x, weight))
@@ -123,12 +123,32 @@ def test_a_torch_without_the_operation_keeps_its_own(monkeypatch: pytest.MonkeyP
         raise AttributeError("no such operation")
 
     monkeypatch.setattr(linear, "_onednn", missing)
-    for measured in (linear.speedup, linear.packs):
-        measured.cache_clear()
+    monkeypatch.setattr(linear, "mkl_is_held_back", lambda: True)
+    linear.packs.cache_clear()
     try:
-        assert linear.speedup() == 0.0
         assert not linear.is_faster(torch.float32)
         assert not linear.packs(torch.bfloat16)
     finally:
-        for measured in (linear.speedup, linear.packs):
-            measured.cache_clear()
+        linear.packs.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+        ("", "", False),
+    ],
+)
+def test_the_processor_decides_and_no_clock(
+    vendor: str, capability: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks and resumed runs must compute alike, however busy the machine is."""
+    monkeypatch.setattr(linear, "cpuinfo", lambda: {"vendor_id": vendor} if vendor else {})
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    linear.mkl_is_held_back.cache_clear()
+    try:
+        assert linear.mkl_is_held_back() is (expected and torch.backends.mkl.is_available())
+    finally:
+        linear.mkl_is_held_back.cache_clear()
