@@ -93,11 +93,9 @@ def compare(
     Raises:
         RunError: no evaluation in a folder, or settings that differ.
     """
-    from preftree.evaluate.compare import comparisons_of, run
+    from preftree.evaluate.compare import run
 
-    folders = [str(base), *map(str, others)]
-    run(folders, None if out is None else str(out), seeds)
-    return comparisons_of(folders, seeds)
+    return run([str(base), *map(str, others)], None if out is None else str(out), seeds)
 
 
 def _words(settings: Mapping[str, Any]) -> list[str]:

@@ -50,8 +50,8 @@ class Comparison:
     heldout: HeldOutDifference | None
 
 
-def run(folders: Sequence[str], out: str | None, seeds: bool = False) -> None:
-    """Compare, show, and write `compare.md` and `compare.json` into `out`.
+def run(folders: Sequence[str], out: str | None, seeds: bool = False) -> list[Comparison]:
+    """Compare, show, and write `compare.md` and `compare.json` into `out`; returns what was shown.
 
     Args:
         seeds: each folder after the first holds evaluations of one recipe, a folder per seed.
@@ -67,7 +67,7 @@ def run(folders: Sequence[str], out: str | None, seeds: bool = False) -> None:
         raise RunError(f"--out {out} is a file. Give a folder.")
     if taken := [str(path) for path in targets if path.exists()]:
         raise RunError(f"--out: {', '.join(taken)} exists and is not overwritten; give another folder")
-    comparisons = comparisons_of(folders, seeds)
+    comparisons = _comparisons(folders, seeds)
     text = markdown(comparisons)
     Console().print(Markdown(text))
     if out:
@@ -81,9 +81,10 @@ def run(folders: Sequence[str], out: str | None, seeds: bool = False) -> None:
         print(f"saved      {out}: compare.md, compare.json")
     adapters = [_adapter_of(each) for c in comparisons for each in c.other.seeds or (c.other,)]
     next_steps(print, *(command for each in adapters if each for command in _commands_for(each)))
+    return comparisons
 
 
-def comparisons_of(folders: Sequence[str], seeds: bool = False) -> list[Comparison]:
+def _comparisons(folders: Sequence[str], seeds: bool) -> list[Comparison]:
     """The first folder's evaluation compared with those of the others. Raises RunError as `run` does."""
     base = find_results(folders[0])
     if not seeds:
