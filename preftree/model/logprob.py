@@ -242,9 +242,9 @@ class _FusedLogprobs(torch.autograd.Function):
             raw_CV = linear(hidden_SD[chunk], weight_VD, bias_V)
             shaped_CV, tanh_CV = head.shape(raw_CV) if head.shaped else (raw_CV, None)
             mean_C = shaped_CV.mean(1) if stats is not None and tanh_CV is not None else None
-            entropy_C = None
-            if stats is not None and (slope_SD is None or tanh_CV is not None):
-                entropy_C = out_S.new_empty(len(target_C))
+            # Where the slope is formed, h · slope gives the entropy without a pass over the vocabulary (see below).
+            along_slope = slope_SD is not None and tanh_CV is None and bias_V is None
+            entropy_C = None if stats is None or along_slope else out_S.new_empty(len(target_C))
             # Passes over (C, V) are what the head costs besides its two GEMMs, so the logits' memory is used again.
             out_S[chunk], exp_CV, total_C = exponentiate(shaped_CV, target_C, entropy_C)
             found = exp_CV, total_C, out_S[chunk]
@@ -256,8 +256,10 @@ class _FusedLogprobs(torch.autograd.Function):
                 # onehot(y) W − softmax W, the division by the total put off until the vocabulary is gone.
                 expected_CD = input_gradient(exp_CV.to(weight_VD.dtype), weight_VD).to(total_C.dtype) / total_C[:, None]
                 slope_CD = weight_VD[target_C] - expected_CD
-                if stats is not None:
-                    entropy_C = _entropy(hidden_SD[chunk], slope_CD, head, found)
+                if stats is not None and along_slope:
+                    # −Σ p log p  =  scale · h · (W[y] − softmax·W) − log p(y)
+                    moved_C = (hidden_SD[chunk].to(total_C.dtype) * slope_CD).sum(1)
+                    entropy_C = head.scale * moved_C - out_S[chunk]
                     stats.put(start, _chunk_stats(hidden_SD[chunk], head, found, stats.collision, entropy_C))
             else:
                 slope_CV = exp_CV.div_(total_C[:, None]).neg_()
@@ -335,15 +337,6 @@ def _numerators(
     raw_CV = linear(hidden_CD, weight_VD, bias_V)
     logprob_C, exp_CV, total_C = exponentiate(head.shape(raw_CV)[0] if head.shaped else raw_CV, target_C, entropy_C)
     return exp_CV, total_C, logprob_C
-
-
-def _entropy(hidden_CD: Tensor, slope_CD: Tensor, head: Head, found: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """−Σ p log p; without a bias it takes no pass over the vocabulary: scale · h · (W[y] − softmax·W) − log p(y)."""
-    exp_CV, total_C, logprob_C = found
-    module: Any = head.module
-    if module.bias is None:
-        return head.scale * (hidden_CD.to(total_C.dtype) * slope_CD).sum(1) - logprob_C
-    return total_C.log() + torch.special.entr(exp_CV.to(total_C.dtype)).sum(1) / total_C
 
 
 def _chunk_stats(
