@@ -19,6 +19,7 @@ from preftree.forest import Bundle, Forest
 from preftree.model.attention import Rules, dense, native, tiles
 from preftree.model.cpu import kernels
 from preftree.model.score import attach
+from tests.support.strategies import leaf_paths
 from tests.support.tiny import llama
 
 try:
@@ -108,6 +109,38 @@ def test_values_and_gradients(
         noise = float((own - want).abs().max())
         scale = max(1.0, float(want.abs().max()))
         assert float((have - want).abs().max()) <= 4 * noise + 4 * scale * torch.finfo(dtype).eps
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    forest=forests(),
+    extra=st.sampled_from((None, "alibi", "sinks")),
+    dtype=st.sampled_from((torch.float32, torch.bfloat16)),
+    seed=st.integers(0, 99),
+)
+def test_a_row_has_the_same_bits_in_any_forest(
+    forest: Forest, extra: str | None, dtype: torch.dtype, seed: int
+) -> None:
+    """Whether its path is cut into segments, where, and what lies beside it: values, and gradients of queries."""
+    rules = Rules(
+        scale=0.25,
+        slopes_H=torch.linspace(0.0, 0.5, 4) if extra == "alibi" else None,
+        sinks_H=torch.linspace(-1.0, 4.0, 4).to(dtype) if extra == "sinks" else None,
+    )
+    query, key, value = (x.detach() * 3 for x in qkv(forest, (4, 2), 16, seed, dtype))
+    weight = torch.randn(len(forest), 4, 16, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
+
+    def rows(of: Forest, at_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = query[:, at_T].requires_grad_()
+        out = native.attend(leaf, key[:, at_T], value[:, at_T], of, rules)
+        return out.detach(), torch.autograd.grad(out, leaf, weight[at_T])[0]
+
+    together_THD, slope_HTD = rows(forest, torch.arange(len(forest)))
+    for path_N in leaf_paths(forest):
+        ids = tuple(range(len(path_N)))
+        alone_NHD, alone_slope_HND = rows(Forest.of([Bundle(ids[:-1], (ids[-1:],), (0,))]), path_N)
+        assert torch.equal(alone_NHD, together_THD[path_N])
+        assert torch.equal(alone_slope_HND, slope_HTD[:, path_N])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -35,13 +35,16 @@ struct Block {
     }
 };
 
-// Calls visit(block) for all key blocks that the rows see, own segment last.
+// Calls visit(block) for all key blocks that the rows see, from the root down.
 template <class Visit>
 void blocks_of(const Forest& f, int64_t own, int64_t row, int64_t rows, Visit visit) {
-    for (int64_t s = own; s >= 0; s = f.parent[s]) {
-        const int64_t end = s == own ? row + rows : f.end[s];
-        for (int64_t key = f.start[s]; key < end; key += KEYS)
-            visit(Block{row, rows, own, s, key, std::min<int64_t>(KEYS, end - key)});
+    thread_local static std::vector<int64_t> path;
+    path.clear();
+    for (int64_t s = own; s >= 0; s = f.parent[s]) path.push_back(s);
+    for (auto s = path.rbegin(); s != path.rend(); ++s) {
+        const int64_t end = *s == own ? row + rows : f.end[*s];
+        for (int64_t key = f.start[*s]; key < end; key += KEYS)
+            visit(Block{row, rows, own, *s, key, std::min<int64_t>(KEYS, end - key)});
     }
 }
 
@@ -119,9 +122,10 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
     const int64_t size = shape.value_size, kh = h / (shape.heads / shape.key_heads);
     const float scale = shape.scale * LOG2E;
     alignas(64) thread_local static float weight[ROWS * KEYS];
-    float top[ROWS], sum[ROWS], *to = sums_of(size);
+    float top[ROWS], *to = sums_of(size);
+    double sum[ROWS];
     std::fill_n(top, at.rows, LOWEST);
-    std::fill_n(sum, at.rows, 0.f);
+    std::fill_n(sum, at.rows, 0.);
     bool begun = false;
     blocks_of(f, at.segment, at.row, at.rows, [&](const Block& b) {
         scores(f, shape, b, query, keys, h, weight);
@@ -130,12 +134,12 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
             const int64_t reach = whole(b.reach(i));
             vec highest = all(LOWEST);
             for (int64_t j = 0; j < reach; j += VL) highest = larger(highest, load(line + j));
-            const float now = std::max(top[i], scale * max_of(highest));
-            vec sums = {};
+            const float now = std::max(top[i], std::ceil(scale * max_of(highest)));
+            dvec sums = {};
             for (int64_t j = 0; j < reach; j += VL) {
-                vec e = power_of_two<Number>(load(line + j) * scale - now);
-                sums += e;
-                store(reinterpret_cast<Number*>(line) + j, e);  // never ahead of what is still to be read
+                const vec e = kept<Number>(power_of_two<Number>(load(line + j) * scale, now));
+                sums += __builtin_convertvector(e, dvec);
+                store_turned(reinterpret_cast<Number*>(line) + j, e);  // never ahead of what is still to be read
             }
             const float shrink = top[i] == now ? 1.f : std::exp2(top[i] - now);
             sum[i] = sum[i] * shrink + sum_of(sums);
@@ -147,10 +151,10 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
         begun = true;
     });
     for (int64_t i = 0; i < at.rows; ++i) {
-        const float share = 1.f / sum[i];
+        const float share = float(1. / sum[i]);
         Number* line = out + ((at.row + i) * shape.heads + h) * size;
         for (int64_t d = 0; d < size; d += VL) store(line + d, load(to + i * size + d) * share);
-        total[h * f.tokens + at.row + i] = top[i] + std::log2(sum[i]);
+        total[h * f.tokens + at.row + i] = float(top[i] + std::log2(sum[i]));
     }
 }
 
@@ -167,9 +171,9 @@ void slopes_of(const Block& b, const float* shift, const float* along, float sca
             vec w[together] = {}, s[together] = {};
             for (int64_t t = 0; t < rows; ++t) {
                 const int64_t at = (i + t) * KEYS;
-                w[t] = power_of_two<Number>(load(weight + at + j) * (scale * LOG2E) - shift[i + t]);
+                w[t] = power_of_two<Number>(load(weight + at + j) * (scale * LOG2E) - shift[i + t], 0.f);
                 s[t] = w[t] * (load(slope + at + j) - along[i + t]) * scale;
-                store(reinterpret_cast<Number*>(slope + at) + j, s[t]);
+                store_turned(reinterpret_cast<Number*>(slope + at) + j, s[t]);
             }
             if constexpr (together == 1) {
                 store(weight + stacked + j, w[0]);

@@ -23,6 +23,7 @@ constexpr int VL = 4;
 typedef float vec __attribute__((vector_size(VL * 4)));
 typedef int32_t ivec __attribute__((vector_size(VL * 4)));
 typedef uint32_t uvec __attribute__((vector_size(VL * 4)));
+typedef double dvec __attribute__((vector_size(VL * 8)));
 typedef uint16_t halves __attribute__((vector_size(VL * 2)));
 typedef uint16_t bfloat;
 typedef float word __attribute__((may_alias));  // 32 bits that are moved about: a float, or two bfloat16
@@ -48,21 +49,23 @@ inline vec all(float x) { return x - (vec){}; }
 inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
 // What is left of a vector when its halves are put together again and again.
-template <class Put>
-inline float folded(vec v, Put put) {
-    typedef float half __attribute__((vector_size(VL * 2)));
-    typedef float quarter __attribute__((vector_size(VL)));
+template <class Vector, class Put>
+inline auto folded(Vector v, Put put) {
+    typedef decltype(v[0] + v[0]) number;
+    typedef number half __attribute__((vector_size(sizeof v / 2)));
+    typedef number quarter __attribute__((vector_size(sizeof v / 4)));
     half halves[2];
     std::memcpy(halves, &v, sizeof v);
     const half h = put(halves[0], halves[1]);
     quarter quarters[2];
     std::memcpy(quarters, &h, sizeof h);
     const quarter q = put(quarters[0], quarters[1]);
-    float all = q[0];
-    for (int i = 1; i < VL / 4; ++i) all = put(all, float(q[i]));
+    number all = q[0];
+    for (int i = 1; i < VL / 4; ++i) all = put(all, number(q[i]));
     return all;
 }
-inline float sum_of(vec v) { return folded(v, [](auto a, auto b) { return a + b; }); }
+template <class Vector>
+inline auto sum_of(Vector v) { return folded(v, [](auto a, auto b) { return a + b; }); }
 inline float max_of(vec v) { return folded(v, [](auto a, auto b) { return a > b ? a : b; }); }
 
 // e^x for x <= 0, to a unit in the last place; what is too small for float32 becomes 0.
@@ -82,13 +85,13 @@ inline vec exponential(vec x) {
     return x > -87.f ? (vec)((ivec)poly + power) : (vec){};
 }
 
-// 2^t for t <= 0, to a unit in the last place of what is kept of it: the polynomials (minimax on half a unit to either side)
-// are off by 2e-9 for float32 and by 3e-6 for bfloat16. What is too small for float32 becomes 0.
+// 2^(t - top) for t <= top, a whole number, to a unit in the last place of what is kept of it: the polynomials (minimax on half a
+// unit to either side) are off by 2e-9 for float32 and by 3e-6 for bfloat16. What is too small for float32 becomes 0, and
+// all other results for two tops differ by a power of two exactly.
 constexpr float LOG2E = 1.44269504f;
 template <class Number>
-inline vec power_of_two(vec t) {
-    const vec magic = all(12582912.f);
-    const vec shifted = t + magic, rest = t - (shifted - magic);
+inline vec power_of_two(vec t, float top) {
+    const vec magic = all(12582912.f), whole = (t + magic) - magic, rest = t - whole;
     vec poly;
     if constexpr (sizeof(Number) == 4) {
         poly = all(1.53533621e-4f) * rest + 1.33988746e-3f;
@@ -102,7 +105,8 @@ inline vec power_of_two(vec t) {
         poly = poly * rest + 6.93124193e-1f;
     }
     poly = poly * rest + 1.f;
-    return t > -126.f ? (vec)((ivec)poly + ((ivec)shifted << 23)) : (vec){};  // magic's own low bits are 0
+    const vec power = whole - top;
+    return power > -126.f ? (vec)((ivec)poly + ((ivec)(power + magic) << 23)) : (vec){};  // magic's own low bits are 0
 }
 
 // How arrays of a kind are multiplied: `together` numbers that are adjacent along the sum make a word.
@@ -131,9 +135,28 @@ struct Words<bfloat> {
     }
 };
 
-// Words of two rows: the first row's numbers are the first of each pair.
+// A word's second number is multiplied first, by the instruction as well as above. The products of a sum over rows are
+// added up in the rows' order, wherever the first word begins: the earlier row is the second number.
 inline vec paired(vec first, vec second) {
-    return (vec)(__builtin_convertvector(rounded(first), uvec) | __builtin_convertvector(rounded(second), uvec) << 16);
+    return (vec)(__builtin_convertvector(rounded(second), uvec) | __builtin_convertvector(rounded(first), uvec) << 16);
+}
+
+// Numbers as `store` keeps them.
+template <class Number>
+inline vec kept(vec v) {
+    if constexpr (sizeof(Number) == 4) return v;
+    else return (vec)(__builtin_convertvector(rounded(v), uvec) << 16);
+}
+
+// Weights of keys that follow each other, to be multiplied by `paired` rows of those keys.
+inline void store_turned(float* p, vec v) { store(p, v); }
+inline void store_turned(bfloat* p, vec v) {
+    typedef uint32_t words __attribute__((vector_size(VL * 2)));
+    const halves h = rounded(v);
+    words w;
+    std::memcpy(&w, &h, sizeof w);
+    w = w << 16 | w >> 16;
+    std::memcpy(p, &w, sizeof w);
 }
 
 // Kernels as they are called from outside: work(pointer of the kind), and arrays as that kind.
