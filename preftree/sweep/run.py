@@ -7,6 +7,7 @@ not end the sweep.
 
 from __future__ import annotations
 
+import gc
 import shlex
 import subprocess
 import sys
@@ -75,4 +76,6 @@ def _train(run: SweptRun, grid: Grid, number: int, console: Console, say: Say) -
     except PreftreeError as error:
         print(f"error: {run.name}: {error}", file=sys.stderr)
         return False
+    finally:
+        gc.collect()  # the next run's model would be a second one in memory
     return True

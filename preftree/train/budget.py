@@ -192,7 +192,7 @@ def _kept_of_forest(policy: Scorer, tokens: int) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # itself would be a circle of graph and output that nothing collects, weights included
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         scores = leaf_logprobs(policy, forest)  # held, so that no two storages have one address

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from collections import Counter
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import nn
 from typer.testing import CliRunner
 
 from preftree.cli import app
@@ -46,6 +48,11 @@ def go(path: Path, *flags: str) -> tuple[int, str]:
     return result.exit_code, result.output + result.stderr
 
 
+def weights_in_memory() -> int:
+    gc.collect()
+    return sum(isinstance(each, nn.Parameter) for each in gc.get_objects())
+
+
 @pytest.mark.long
 def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFTREE_CACHE", str(tmp_path / "cache"))  # other tests have encoded the same pairs
@@ -63,8 +70,10 @@ def test_eight_runs_one_tokenization_one_reference_pass(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(tokens, "encode_pairs", encode)
     monkeypatch.setattr(Reference, "_remember", remember)
+    before = weights_in_memory()
     code, said = go(grid)
     assert code == 0, said
+    assert weights_in_memory() == before  # no run's model stays
     runs = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
     assert len(runs) == 8
     assert "beta=0.1,lr=0.001,loss=sigmoid" in {path.name for path in runs}

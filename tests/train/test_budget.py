@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from unittest import mock
 
 import pytest
@@ -59,6 +61,15 @@ def test_measured_memory_is_what_autograd_keeps() -> None:
         del scores
     (few, less), (many, more) = kept
     assert found == pytest.approx((more - less) / (many - few), rel=0.15)
+
+
+def test_measuring_keeps_no_model() -> None:
+    scored = scorer()
+    kept_bytes(scored)
+    weights = [weakref.ref(parameter) for parameter in scored.causal.parameters()]
+    del scored
+    gc.collect()
+    assert not any(weight() is not None for weight in weights)
 
 
 def test_enough_is_enough() -> None:
