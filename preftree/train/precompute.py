@@ -16,8 +16,9 @@ from preftree.train.step import Step
 def precompute(step: Step, loaders: Iterable[Iterable[dict[str, Any]]], count: int, console: Console) -> None:
     """Have the reference compute what it does not know yet. All ranks call it together.
 
-    An answer's log-prob is rounded differently beside other answers, in bfloat16 by tenths of a nat for a whole
-    answer. In the batches of the run's first epoch, policy and reference are rounded alike: the first loss is ln 2.
+    Where attention is not the compiled kernel, an answer's log-prob is rounded differently beside other answers, in
+    bfloat16 by tenths of a nat for a whole answer. In the batches of the run's first epoch, policy and reference are
+    rounded alike: the first loss is ln 2.
 
     Args:
         loaders: batches as the first epoch and the evaluations will see them.
