@@ -141,9 +141,10 @@ def _with_sinks(out_THD: Tensor, total_HT: Tensor, rules: Rules) -> Tensor:
     """
     if rules.sinks_H is None:
         return out_THD
-    sinks_H1 = rules.sinks_H.detach().float()[:, None] * math.log2(math.e)
-    with_sinks_HT = torch.logaddexp2(total_HT, sinks_H1)
-    part_TH1 = torch.exp2(total_HT - with_sinks_HT).T[..., None]
+    # In float64, whose last bits, which depend on a number's place in a vector, are gone from what is kept.
+    sinks_H1 = rules.sinks_H.detach().double()[:, None] * math.log2(math.e)
+    with_sinks_HT = torch.logaddexp2(total_HT.double(), sinks_H1)
+    part_TH1 = torch.exp2(total_HT - with_sinks_HT).float().T[..., None]
     total_HT.copy_(with_sinks_HT)
     return (out_THD.float() * part_TH1).to(out_THD.dtype)
 
