@@ -95,13 +95,24 @@ def plain_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | 
     if stats is not None:
         stats.begin(sum(forest.leaf_lengths), torch.empty(0, dtype=causal.dtype, device=forest.device))
     for sequence, length in zip(forest.unrolled(), forest.leaf_lengths, strict=True):
-        logits_NV = causal(input_ids=sequence[None], use_cache=False).logits[0, -length - 1 : -1]
-        wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        logprobs_NV = torch.log_softmax(logits_NV.to(wide), dim=-1)
+        logits_1SV = plain_logits(causal, sequence[None], length)
         if stats is not None:
-            stats.put_logits(sum(map(len, parts)), logits_NV.to(wide), sequence[-length:])
-        parts.append(logprobs_NV.gather(1, sequence[-length:, None]).squeeze(1))
+            stats.put_logits(sum(map(len, parts)), logits_1SV[0], sequence[-length:])
+        parts.append(chosen_logprobs(logits_1SV, sequence)[0])
     return torch.cat(parts)
+
+
+def plain_logits(causal: PreTrainedModel, ids_BN: Tensor, length: int) -> Tensor:
+    """What the model says of the last `length` tokens of sequences, (B, S, V), in float32 at least."""
+    logits_BSV = causal(input_ids=ids_BN, use_cache=False).logits[:, -length - 1 : -1]
+    return logits_BSV.to(torch.promote_types(logits_BSV.dtype, torch.float32))
+
+
+def chosen_logprobs(logits_BSV: Tensor, sequence_N: Tensor) -> Tensor:
+    """Log-probs (B, S) of the last tokens of one sequence, by each of B rows of logits."""
+    batch, length, _ = logits_BSV.shape
+    ids_BS1 = sequence_N[-length:].expand(batch, -1)[..., None]
+    return torch.log_softmax(logits_BSV, dim=-1).gather(2, ids_BS1).squeeze(2)
 
 
 def padded_logprobs(causal: PreTrainedModel, forest: Forest, stats: TokenStats | None = None) -> Tensor:

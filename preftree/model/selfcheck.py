@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from preftree.errors import ModelError
 from preftree.forest import Bundle, Forest
 from preftree.model.patch import Patches
-from preftree.model.paths import plain_logprobs, stock_attention
+from preftree.model.paths import chosen_logprobs, plain_logits, plain_logprobs, stock_attention
 from preftree.model.structure import selects_keys
 
 #: How many times the model's own noise another way of computing may be off.
@@ -98,9 +98,13 @@ def _noise(causal: PreTrainedModel, probe: Forest, expected_S: Tensor) -> tuple[
 
     Not how far the model's own ways of computing are apart (padded, other attention): one of them may be wrong.
     """
+    draws, parts = draws_of(causal), []
     with rounded_otherwise(causal):
-        moves = [(plain_logprobs(causal, probe) - expected_S).abs() for _ in range(draws_of(causal))]
-    return max(float(move_S.max()) for move_S in moves), max(float(move_S.mean()) for move_S in moves)
+        for sequence_N, length in zip(probe.unrolled(), probe.leaf_lengths, strict=True):
+            logits_BSV = plain_logits(causal, sequence_N.expand(draws, -1), length)  # every copy is moved by itself
+            parts.append(chosen_logprobs(logits_BSV, sequence_N))
+    moves_BS = (torch.cat(parts, dim=1) - expected_S).abs()
+    return float(moves_BS.max()), float(moves_BS.mean(dim=1).max())
 
 
 def draws_of(causal: PreTrainedModel) -> int:
@@ -118,9 +122,8 @@ def rounded_otherwise(causal: PreTrainedModel, seed: int = 0) -> Iterator[None]:
     def hook(module: nn.Module, args: object, output: object) -> object:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
-        draw = torch.rand(output.shape, generator=random).to(output.device)
-        moved = output.to(torch.promote_types(output.dtype, torch.float32)) * (1 + moves * (draw - 0.5))
-        return moved.to(output.dtype)
+        factor = torch.rand(output.shape, generator=random).mul_(moves).add_(1 - moves / 2).to(output.device)
+        return (output.to(torch.promote_types(output.dtype, torch.float32)) * factor).to(output.dtype)
 
     handles = [module.register_forward_hook(hook) for module in causal.modules() if not any(module.children())]
     try:
