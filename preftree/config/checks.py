@@ -64,7 +64,7 @@ def json_object(problems: list[str], name: str, value: Mapping[str, Any] | str |
             found = None
         if not isinstance(found, dict):
             problems.append(
-                f"--{name} must be a dict, or a JSON object such as '{{\"key\": 1}}'. Got {value!r} instead."
+                f"""--{name} must be a JSON object, such as '{{"key": 1}}', or a dict. Got {value!r} instead."""
             )
             return None
         return found

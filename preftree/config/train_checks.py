@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from preftree.config.checks import memory_size, one_of, refuse, within
+from preftree.config.checks import json_object, memory_size, one_of, refuse, within
 from preftree.config.choices import LIST_RULE, PAIR_RULES
 
 if TYPE_CHECKING:
@@ -87,7 +87,9 @@ def check_trainer(args: Any) -> list[str]:
     _packages(args, problems)
     _schedule(args, problems)
     for name in _JSON_FLAGS:
-        _json(name, getattr(args, name, None), problems)
+        value = getattr(args, name, None)
+        if isinstance(value, str) and not (name == "accelerator_config" and os.path.isfile(value)):
+            json_object(problems, name, value)
     return problems
 
 
@@ -208,19 +210,6 @@ def _schedule(train: Any, problems: list[str]) -> None:
 def _word(value: Any) -> str:
     """A choice as a word: scripts give members of transformers' enumerations as well."""
     return str(getattr(value, "value", value))
-
-
-def _json(name: str, value: Any, problems: list[str]) -> None:
-    """A flag that holds a JSON object, or for some the name of a file with one."""
-    if not isinstance(value, str):
-        return
-    try:
-        if value.lstrip().startswith("{"):
-            json.loads(value)
-        elif name != "accelerator_config" or not os.path.isfile(value):
-            raise ValueError
-    except (ValueError, RecursionError):
-        problems.append(f"""--{name} must be a JSON object, as in '{{"name": 1}}'.""")
 
 
 def check_validation(values: Mapping[str, Any], problems: list[str]) -> None:

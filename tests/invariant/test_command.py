@@ -14,14 +14,9 @@ from transformers import AutoTokenizer
 
 from preftree.cli import main_train
 from tests.support import tiny
-from tests.support.command import TEMPLATE, command, losses, write_inputs
+from tests.support.command import TEMPLATE, command, losses
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:accelerate.*")
-
-
-@pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +110,7 @@ def test_a_folder_with_another_run_is_left_alone(inputs: Path, done: Path, capsy
     ("flags", "words"),
     [
         ({"model_name_or_path": "{inputs}/modle"}, ["no such folder", "Did you mean model?"]),
-        ({"model_name_or_path": "{inputs}/empty"}, ["has no config.json", "it holds nothing"]),
+        ({"model_name_or_path": "{tmp}/empty"}, ["has no config.json", "it holds nothing"]),
         ({"model_name_or_path": "{inputs}/pairs.jsonl"}, ["is a file"]),
         ({"model_name_or_path": "nobody/no-such-model"}, ["nobody/no-such-model", "network"]),
         (
@@ -151,8 +146,8 @@ def test_refusals(
     words: list[str],
 ) -> None:
     assert os.environ["HF_HUB_OFFLINE"] == "1"
-    (inputs / "empty").mkdir(exist_ok=True)
-    filled = {name: str(value).format(inputs=inputs) for name, value in flags.items()}
+    (tmp_path / "empty").mkdir()
+    filled = {name: str(value).format(inputs=inputs, tmp=tmp_path) for name, value in flags.items()}
     assert main_train(command(inputs, tmp_path / "O", **filled)) == 2
     error = capfd.readouterr().err
     assert "Traceback" not in error

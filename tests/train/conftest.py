@@ -7,14 +7,7 @@ from pathlib import Path
 import pytest
 
 from preftree.cli import main_train
-from tests.support.command import write_inputs
 from tests.support.reruns import flags
-
-
-@pytest.fixture(scope="session")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model and 12 pairs; who changes them takes a copy."""
-    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="session")
