@@ -36,11 +36,16 @@ def bundles() -> list[Bundle]:
 
 def made(family: str) -> PreTrainedModel:
     """With heads as long as the kernel's vectors: shorter ones are computed in torch."""
-    models = {"llama": tiny.llama, "qwen3": lambda: tiny.qwen3(head_dim=16), "mpt": lambda: tiny.mpt(heads=2)}
-    return models[family]().bfloat16()
+    own = {
+        "mpt": {"heads": 2},
+        "mistral-window": {"head_dim": 16},
+        "qwen3": {"head_dim": 16},
+        "gemma2": {"head_dim": 16},
+    }
+    return tiny.FAMILIES[family](**own.get(family, {})).bfloat16()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mpt"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mpt", "mistral-window", "gemma2"])
 @pytest.mark.parametrize("trained", [True, False])
 def test_in_any_forest(family: str, trained: bool) -> None:
     model = tiny.with_lora(made(family))

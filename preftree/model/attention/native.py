@@ -1,7 +1,7 @@
 """Attention over trees by a kernel of our own, compiled for this machine (`preftree.model.cpu.kernels`).
 
 It keeps a block's weights in the processor's cache and skips all that is masked. Float32 and bfloat16; for other
-precisions, windows and softcaps, `tiles.attend` does the same in torch.
+precisions and head sizes, `tiles.attend` does the same in torch.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ def attend(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
     Raises:
         DeviceError: the kernel cannot be compiled or loaded here.
     """
-    if not can_attend(query_HTD, value_KTD, forest, rules):
+    if not can_attend(query_HTD, value_KTD, rules):
         return tiles.attend(query_HTD, key_KTD, value_KTD, forest, rules)
     out_THD: Tensor = _KernelAttention.apply(query_HTD, key_KTD, value_KTD, rules.sinks_H, forest, rules)
     return out_THD
 
 
-def can_attend(query_HTD: Tensor, value_KTD: Tensor, forest: Forest, rules: Rules) -> bool:
-    """Is this what the kernel computes: its dtypes, no softcap, no window that hides anything, whole vectors?"""
-    plain = rules.softcap is None and query_HTD.dtype in KERNEL_DTYPES and query_HTD.device.type == "cpu"
-    vector = library().preftree_vector_length()
-    if not plain or query_HTD.shape[2] % vector or value_KTD.shape[2] % vector:
+def can_attend(query_HTD: Tensor, value_KTD: Tensor, rules: Rules) -> bool:
+    """Does the kernel compute this: its dtypes, whole vectors, no softcap beside ALiBi (no known model has both)?"""
+    if query_HTD.dtype not in KERNEL_DTYPES or query_HTD.device.type != "cpu":
         return False
-    return rules.for_forest(forest).reach == (None, None)
+    vector = library().preftree_vector_length()
+    whole = query_HTD.shape[2] % vector == value_KTD.shape[2] % vector == 0
+    return bool(whole and (rules.softcap is None or rules.slopes_H is None))
 
 
 def attend_fresh(query_HTD: Tensor, key_KAD: Tensor, value_KAD: Tensor, stretch: Stretch, rules: Rules) -> Tensor:
     """See `tiles.attend_fresh`, whose values this matches; returns (T, H, D)."""
     forest = stretch.forest
-    if not can_attend(query_HTD, value_KAD, forest, rules):
+    if not can_attend(query_HTD, value_KAD, rules):
         return tiles.attend_fresh(query_HTD, key_KAD, value_KAD, stretch, rules)
     query_HTD, key_KAD, value_KAD, rules = _rows(query_HTD), _rows(key_KAD), _rows(value_KAD), _readable(rules)
     (heads, tokens, _), known = query_HTD.shape, stretch.known
@@ -74,9 +74,9 @@ class _Shape(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("heads", "key_heads", "size", "value_size")),
         *((f"{what}_{of}", ctypes.c_int64) for what in ("query", "key", "value") for of in ("token", "head")),
-        ("scale", ctypes.c_float),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
         ("slopes", ctypes.c_void_p),
-        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("window", "chunk", "threads")),
     ]
 
 
@@ -118,7 +118,9 @@ def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
         shapes = ", ".join(f"{tuple(x.shape)} {x.stride()} {x.dtype}" for x in (query_HTD, key_KTD, value_KTD))
         raise ValueError(f"the compiled attention needs {'; '.join(missing)}. Got {shapes} for {len(forest)} tokens.")
     slopes = rules.slopes_H.data_ptr() if rules.slopes_H is not None else None
-    return _Shape(heads, key_heads, size, value_size, *strides, rules.scale, slopes, torch.get_num_threads())
+    rules = rules.for_forest(forest)
+    numbers = (rules.scale, rules.softcap or 0.0, slopes, rules.window or 0, rules.chunk or 0)
+    return _Shape(heads, key_heads, size, value_size, *strides, *numbers, torch.get_num_threads())
 
 
 def _rows(x: Tensor) -> Tensor:

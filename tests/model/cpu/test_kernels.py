@@ -47,6 +47,28 @@ def forests(draw: st.DrawFn) -> Forest:
     return Forest.of(bundles)
 
 
+#: None, windows and chunks shorter and longer than blocks and pieces.
+reaches = st.sampled_from(
+    (
+        {},
+        {},
+        *({"window": n} for n in (2, 7, 100, 129, 400)),
+        *({"chunk": n} for n in (5, 96, 130)),
+        {"window": 20, "chunk": 64},
+    )
+)
+
+
+def asked(extra: str | None, reach: dict[str, int], scale: float, heads: int, dtype: torch.dtype) -> Rules:
+    return Rules(
+        scale=scale,
+        softcap=2.0 if extra == "softcap" else None,
+        slopes_H=torch.linspace(0.0, 0.5, heads) if extra == "alibi" else None,
+        sinks_H=torch.linspace(-1.0, 4.0, heads).to(dtype).requires_grad_() if extra == "sinks" else None,
+        **reach,  # type: ignore[arg-type]
+    )
+
+
 def qkv(
     forest: Forest,
     heads: tuple[int, int],
@@ -76,7 +98,8 @@ def run(attend, leaves, forest: Forest, rules: Rules, seed: int) -> list[torch.T
     heads=st.sampled_from(((1, 1), (3, 1), (4, 2), (2, 2))),
     size=st.sampled_from((16, 48, 64)),
     value_size=st.sampled_from((None, 16, 32)),
-    extra=st.sampled_from((None, "alibi", "sinks")),
+    extra=st.sampled_from((None, "alibi", "sinks", "softcap")),
+    reach=reaches,
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 99),
 )
@@ -86,14 +109,11 @@ def test_values_and_gradients(
     size: int,
     value_size: int | None,
     extra: str | None,
+    reach: dict[str, int],
     dtype: torch.dtype,
     seed: int,
 ) -> None:
-    rules = Rules(
-        scale=size**-0.5,
-        slopes_H=torch.linspace(0.0, 0.5, heads[0]) if extra == "alibi" else None,
-        sinks_H=torch.linspace(-1.0, 4.0, heads[0]).to(dtype).requires_grad_() if extra == "sinks" else None,
-    )
+    rules = asked(extra, reach, size**-0.5, heads[0], dtype)
     leaves = qkv(forest, heads, size, seed, dtype, value_size)
     exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
     found = run(native.attend, leaves, forest, rules, seed)
@@ -161,9 +181,8 @@ def test_threads_change_nothing(dtype: torch.dtype) -> None:
     ("rules", "dtype", "size", "compiled"),
     [
         (RULES, torch.float32, 16, True),
-        (Rules(scale=1.0, window=9), torch.float32, 16, True),  # no path is longer
-        (Rules(scale=1.0, window=8), torch.float32, 16, False),
-        (Rules(scale=1.0, softcap=3.0), torch.float32, 16, False),
+        (Rules(scale=1.0, window=8, softcap=3.0), torch.float32, 16, True),
+        (Rules(scale=1.0, softcap=3.0, slopes_H=torch.ones(2)), torch.float32, 16, False),
         (RULES, torch.bfloat16, 16, True),
         (RULES, torch.float16, 16, False),
         (RULES, torch.float64, 16, False),

@@ -17,14 +17,20 @@
 namespace {
 
 constexpr int ROWS = 96, KEYS = 128;  // of a block: its weights fit the second-level cache
-constexpr float LOWEST = -1e30f;  // stands for -inf, but subtracting it from itself is no NaN
+constexpr float UNSEEN = -INFINITY;  // a score whose weight is 0 whatever the others are
 
 int64_t whole(int64_t floats) { return (floats + VL - 1) / VL * VL; }
 
 // One block of scores: rows [row, row + rows) of segment `own`, keys [key, key + keys) of segment `above`.
 struct Block {
+    const Shape* shape;
     int64_t row, rows, own, above, key, keys;
-    int seen(int64_t i) const {  // how many of the keys row i sees
+    int64_t position, key_position;  // path positions of the first row and the first key
+    int hidden(int64_t i) const {  // how many keys at the beginning are too far away for row i; no less for later rows
+        const bool all = !shape->window && !shape->chunk;
+        return all ? 0 : std::clamp<int64_t>(first_seen(*shape, position + i) - key_position, 0, keys);
+    }
+    int seen(int64_t i) const {  // up to where row i sees keys
         return own == above ? std::clamp<int64_t>(row + i - key + 1, 0, keys) : keys;
     }
     int reach(int64_t i) const {  // how many the micro kernel's group of row i sees
@@ -37,14 +43,17 @@ struct Block {
 
 // Calls visit(block) for all key blocks that the rows see, from the root down.
 template <class Visit>
-void blocks_of(const Forest& f, int64_t own, int64_t row, int64_t rows, Visit visit) {
+void blocks_of(const Forest& f, const Shape& shape, int64_t own, int64_t row, int64_t rows, Visit visit) {
     thread_local static std::vector<int64_t> path;
     path.clear();
     for (int64_t s = own; s >= 0; s = f.parent[s]) path.push_back(s);
+    const int64_t position = f.position[own] + row - f.start[own], first = first_seen(shape, position);
     for (auto s = path.rbegin(); s != path.rend(); ++s) {
-        const int64_t end = *s == own ? row + rows : f.end[*s];
-        for (int64_t key = f.start[*s]; key < end; key += KEYS)
-            visit(Block{row, rows, own, *s, key, std::min<int64_t>(KEYS, end - key)});
+        const int64_t start = f.start[*s], end = *s == own ? row + rows : f.end[*s];
+        const int64_t far = std::max<int64_t>(0, first - f.position[*s]) / NR * NR;  // blocks begin where panels do
+        for (int64_t key = start + far; key < end; key += KEYS)
+            visit(Block{&shape, row, rows, own, *s, key, std::min<int64_t>(KEYS, end - key), position,
+                        f.position[*s] + key - start});
     }
 }
 
@@ -66,7 +75,8 @@ void rows_by_keys(const Block& b, const Forest& f, const Number* rows, int64_t s
 template <class Number>
 void weights_by_keys(const Block& b, int size, const float* weight, Stack rows, float* to, bool add) {
     product<Number>(
-        b.rows, [&](int) { return size; }, [&](int i) { return Reach{0, words<Number>(b.reach(i))}; }, weight, KEYS, 1,
+        b.rows, [&](int) { return size; },
+        [&](int i) { return Reach{b.hidden(i) / Words<Number>::together, words<Number>(b.reach(i))}; }, weight, KEYS, 1,
         rows.data, rows.step, NR, to, size, add);
 }
 
@@ -79,21 +89,26 @@ void weights_by_rows(const Block& b, int size, const float* weight, Stack rows, 
         rows.data, rows.step, NR, to, to_step, true);
 }
 
-// Scores of a block before they are scaled, with ALiBi added; keys that a row does not see, as far as its group reaches, are LOWEST.
+// Scores of a block before they are scaled, with softcap and ALiBi; keys that a row does not see, as far as its group
+// reaches, are UNSEEN.
 template <class Number>
-void scores(const Forest& f, const Shape& shape, const Block& b, const Number* query, Panels<Number>& keys, int64_t h,
-            float* out) {
+void scores(const Forest& f, const Block& b, const Number* query, Panels<Number>& keys, int64_t h, float* out) {
+    const Shape& shape = *b.shape;
     const Number* q = query + b.row * shape.query_token + h * shape.query_head;
     rows_by_keys(b, f, q, shape.query_token, keys, h / (shape.heads / shape.key_heads), out);
     for (int64_t i = 0; i < b.rows; ++i) {
         float* line = out + i * KEYS;
         const int64_t reach = whole(b.reach(i));
+        if (shape.softcap)
+            for (int64_t j = 0; j < reach; j += VL)
+                store(line + j, hyperbolic_tangent(load(line + j) * (shape.scale / shape.softcap)) * (shape.softcap / shape.scale));
         if (shape.slopes) {
             // Softmax ignores what is constant along a row; counting from the row's own position keeps numbers small.
-            const int64_t away = f.position[b.above] + b.key - f.start[b.above] - f.position[b.own] - b.row - i + f.start[b.own];
+            const int64_t away = b.key_position - b.position - i;
             for (int64_t j = 0; j < reach; ++j) line[j] += shape.slopes[h] / shape.scale * float(away + j);
         }
-        for (int64_t j = b.seen(i); j < reach; ++j) line[j] = LOWEST;
+        std::fill_n(line, b.hidden(i), UNSEEN);
+        for (int64_t j = b.seen(i); j < reach; ++j) line[j] = UNSEEN;
     }
 }
 
@@ -124,15 +139,15 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
     alignas(64) thread_local static float weight[ROWS * KEYS];
     float top[ROWS], *to = sums_of(size);
     double sum[ROWS];
-    std::fill_n(top, at.rows, LOWEST);
+    std::fill_n(top, at.rows, UNSEEN);
     std::fill_n(sum, at.rows, 0.);
     bool begun = false;
-    blocks_of(f, at.segment, at.row, at.rows, [&](const Block& b) {
-        scores(f, shape, b, query, keys, h, weight);
+    blocks_of(f, shape, at.segment, at.row, at.rows, [&](const Block& b) {
+        scores(f, b, query, keys, h, weight);
         for (int64_t i = 0; i < b.rows; ++i) {
             float* line = weight + i * KEYS;
             const int64_t reach = whole(b.reach(i));
-            vec highest = all(LOWEST);
+            vec highest = all(UNSEEN);
             for (int64_t j = 0; j < reach; j += VL) highest = larger(highest, load(line + j));
             const float now = std::max(top[i], std::ceil(scale * max_of(highest)));
             dvec sums = {};
@@ -161,8 +176,8 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
 // From scores and the weights' gradients of a block: `weight` and `stacked_slope` become the weights and the scores'
 // gradients as rows to sum over queries, `slope` the latter as rows of Numbers to sum over keys.
 template <class Number>
-void slopes_of(const Block& b, const float* shift, const float* along, float scale, float* weight, float* slope,
-               float* stacked_slope) {
+void slopes_of(const Block& b, const float* shift, const float* along, float* weight, float* slope, float* stacked_slope) {
+    const float scale = b.shape->scale, cap = b.shape->softcap;
     constexpr int together = Words<Number>::together;
     for (int64_t i = 0; i < b.rows; i += together) {
         const int64_t reach = whole(b.reach(i)), stacked = i / together * KEYS;
@@ -171,8 +186,10 @@ void slopes_of(const Block& b, const float* shift, const float* along, float sca
             vec w[together] = {}, s[together] = {};
             for (int64_t t = 0; t < rows; ++t) {
                 const int64_t at = (i + t) * KEYS;
-                w[t] = power_of_two<Number>(load(weight + at + j) * (scale * LOG2E) - shift[i + t], 0.f);
+                const vec score = load(weight + at + j);
+                w[t] = power_of_two<Number>(score * (scale * LOG2E) - shift[i + t], 0.f);
                 s[t] = w[t] * (load(slope + at + j) - along[i + t]) * scale;
+                if (cap) s[t] = w[t] > 0.f ? s[t] * (1.f - score * score * (scale / cap * (scale / cap))) : (vec){};
                 store_turned(reinterpret_cast<Number*>(slope + at) + j, s[t]);
             }
             if constexpr (together == 1) {
@@ -248,10 +265,10 @@ void backward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t 
     const Stack grad_rows = stacked(grad + here, step, at.rows, value_size, grad_room);
     const Stack query_rows = stacked(q, shape.query_token, at.rows, size, query_room);
     bool begun = false;
-    blocks_of(f, at.segment, at.row, at.rows, [&](const Block& b) {
-        scores(f, shape, b, query, keys, h, weight);
+    blocks_of(f, shape, at.segment, at.row, at.rows, [&](const Block& b) {
+        scores(f, b, query, keys, h, weight);
         rows_by_keys(b, f, grad + here, step, values, kh, slope);
-        slopes_of<Number>(b, total + h * f.tokens + at.row, along, shape.scale, weight, slope, stacked_slope);
+        slopes_of<Number>(b, total + h * f.tokens + at.row, along, weight, slope, stacked_slope);
         const int64_t there = pieces.depth[b.above] + b.key - f.start[b.above];
         weights_by_rows<Number>(b, value_size, weight, grad_rows, value_sums + there * value_size, value_size);
         weights_by_rows<Number>(b, size, stacked_slope, query_rows, key_sums + there * size, size);

@@ -17,7 +17,9 @@ struct Shape {
     int64_t heads, key_heads, size, value_size;  // H, K, D of queries and keys, D of values and outputs
     int64_t query_token, query_head, key_token, key_head, value_token, value_head;  // strides, in numbers
     float scale;
+    float softcap;  // scaled scores become softcap · tanh(score / softcap), or 0
     const float* slopes;  // ALiBi, (H,), or null
+    int64_t window, chunk;  // a token sees that many tokens back, itself included; its own chunk only; or 0
     int64_t threads;
 };
 
@@ -26,6 +28,14 @@ struct Shape {
 namespace {
 
 constexpr word NOTHING = 0.f;
+
+// The first path position that a token sees.
+int64_t first_seen(const Shape& shape, int64_t position) {
+    int64_t first = 0;
+    if (shape.window) first = std::max(first, position - shape.window + 1);
+    if (shape.chunk) first = std::max(first, position - position % shape.chunk);
+    return first;
+}
 
 // Where groups of `group` rows of each segment begin, one segment behind the other.
 struct Groups {

@@ -85,6 +85,16 @@ inline vec exponential(vec x) {
     return x > -87.f ? (vec)((ivec)poly + power) : (vec){};
 }
 
+// tanh(x), within a few units in the last place: near 0 by its series, where the quotient of exponentials cancels.
+inline vec hyperbolic_tangent(vec x) {
+    const vec size = x < (vec){} ? -x : x, square = x * x, e = exponential(size * -2.f), far = (1.f - e) / (1.f + e);
+    vec series = all(0.0218694885f);  // 62/2835
+    series = series * square - 0.0539682540f;  // 17/315
+    series = series * square + 0.133333333f;
+    series = series * square - 0.333333333f;
+    return size < 0.25f ? x + x * square * series : (x < (vec){} ? -far : far);
+}
+
 // 2^(t - top) for t <= top, a whole number, to a unit in the last place of what is kept of it: the polynomials (minimax on half a
 // unit to either side) are off by 2e-9 for float32 and by 3e-6 for bfloat16. What is too small for float32 becomes 0, and
 // all other results for two tops differ by a power of two exactly.
