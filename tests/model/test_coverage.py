@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 
 from scripts import model_coverage as coverage
+from scripts.coverage_table import Row, document
 from tests.support import families
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
@@ -35,22 +36,22 @@ def test_what_is_refused_is_said_in_words() -> None:
 
 
 def test_a_row_says_what_it_misses() -> None:
-    row = coverage.Row("x", logprob_error=0.1, half_error=4.0, half_noise=1.0, first_loss=0.7, traceback="…")
+    row = Row("x", logprob_error=0.1, half_error=4.0, half_noise=1.0, first_loss=0.7, traceback="…")
     assert row.problems == [
         "ends in a traceback",
         "log-probs off by 0.1 in float32",
         "log-probs off by 4.0 times the model's own rounding in bfloat16",
         "first loss 0.700000",
     ]
-    chaotic = coverage.Row("z", gradient_error=2e-4, gradient_noise=1e-4, logprob_error=2e-4, logprob_noise=1e-5)
+    chaotic = Row("z", gradient_error=2e-4, gradient_noise=1e-4, logprob_error=2e-4, logprob_noise=1e-5)
     assert chaotic.problems == ["log-probs off by 0.0002 in float32"]
-    good = coverage.Row("y", "native", 1e-6, 1e-6, 1e-6, 1e-6, "native", 0.1, 0.1, 0.1, 0.1, 0.693147, True)
+    good = Row("y", "native", 1e-6, 1e-6, 1e-6, 1e-6, "native", 0.1, 0.1, 0.1, 0.1, 0.693147, True)
     assert not good.problems
-    document = coverage.document([row, good, dataclasses.replace(good, commit="abc")], 3)
-    assert "3 of 3 families and variants" in document
-    assert "x." in document
-    assert "at commits (rows)  (2), abc (1)" in document
-    assert "| y | native | 1e-06 (1e-06) | 1e-06 (1e-06) | 0.1 (0.1) | 0.1 (0.1) | yes |  |" in document
+    text = document([row, good, dataclasses.replace(good, commit="abc")], 3)
+    assert "3 of 3 families and variants" in text
+    assert "x." in text
+    assert "at commits (rows)  (2), abc (1)" in text
+    assert "| y | native | 1e-06 (1e-06) | 1e-06 (1e-06) | 0.1 (0.1) | 0.1 (0.1) | yes |  |" in text
 
 
 def test_the_short_list_is_of_known_families() -> None:
