@@ -1,11 +1,15 @@
 // Attention over token trees: forward and backward, tile by tile, without a mask and without keeping weights.
 //
-// A query row attends its own segment up to itself and all of the segments above it. Row blocks and key blocks never
-// cross a segment, so a block is either seen whole or triangular. The weights of a block live in a thread's own memory
-// only (FlashAttention-2, arXiv 2307.08691): the forward pass keeps out and, per row, the log of the softmax's total;
-// the backward pass forms the weights again, piece by piece of a segment, and adds up the gradients of a piece's keys apart
-// from those of other pieces (`Pieces`). Exponentials are powers of two, of scores that are scaled accordingly. Products take numbers as the arrays hold them, float32 or bfloat16; scores,
-// softmax, sums and the gradients of keys and values are float32, and weights are rounded only to be multiplied.
+// A query row attends its own segment up to itself and all of the segments above it, as far back as window and chunk let
+// it see. Row blocks and key blocks never cross a segment, so a block is seen whole, or cut by a diagonal, or hidden. The
+// weights of a block live in a thread's own memory only (FlashAttention-2, arXiv 2307.08691): the forward pass keeps out
+// and, per row, the log of the softmax's total; the backward pass forms the weights again, piece by piece of a segment,
+// and adds up the gradients of a piece's keys apart from those of other pieces (`Pieces`).
+//
+// Exponentials are powers of two, of scores that are scaled accordingly. Products take numbers as the arrays hold them,
+// float32 or bfloat16; scores, softmax and sums are float32, the softmax's total float64, and weights are rounded only to be
+// multiplied. A row's output has the same bits however its path is cut into segments and blocks: keys are added up from
+// the root down, and what a running maximum rescales by is a power of two.
 //
 // Arrays: query, out and their gradients (T, H, D), key, value and theirs (T, K, D), strides given in numbers, D contiguous.
 // Values, and with them outputs, may have another D than queries and keys.
