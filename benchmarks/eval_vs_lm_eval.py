@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import PeakMemory, answer, fresh_process
+from side_by_side import PeakMemory, answer, fresh_process, kept_arguments
 
 # Small samples; `preftree evaluate --export-data DIR` writes the whole test sets.
-DATA = Path(__file__).parents[1] / "tests" / "samples" / "eval"
+DATA = Path(__file__).resolve().parents[1] / "tests" / "samples" / "eval"
 
 
 def main() -> int:
@@ -208,11 +208,11 @@ def _report(args: argparse.Namespace, runs: dict[str, list[dict[str, Any]]]) -> 
         f"together: {min(together):.2f} / {statistics.median(together):.2f} / {max(together):.2f} times as fast "
         f"(min / median / max); peak GiB: {', '.join(f'{side} {peak:.2f}' for side, peak in memory.items())}"
     )
-    asked = {name: value for name, value in vars(args).items() if name not in ("json", "child", "answers", "profile")}
     for found in (run for side in runs.values() for run in side[1:]):
         for task in found["tasks"].values():
             task.pop("answers")  # the first round's are enough
-    return {"table": "\n".join(lines), "environment": env, "arguments": asked, "ratios": ratios, "runs": runs}
+    arguments = kept_arguments(args, but=("json", "child", "answers", "profile"))
+    return {"table": "\n".join(lines), "environment": env, "arguments": arguments, "ratios": ratios, "runs": runs}
 
 
 if __name__ == "__main__":

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).resolve().parents[1]
 _MARK = "RESULT "
 
 
 def answer(found: dict[str, Any]) -> None:
     """In the child: hand the numbers to the process that started it."""
     print(_MARK + json.dumps(found))
+
+
+def kept_arguments(args: argparse.Namespace, *, but: Sequence[str]) -> dict[str, Any]:
+    """The arguments as a report keeps them: `but` left out, files of this repository named from its root."""
+
+    def shown(value: Any) -> Any:
+        inside = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(ROOT)
+        return str(Path(value).relative_to(ROOT)) if inside else value
+
+    return {name: shown(value) for name, value in vars(args).items() if name not in but}
 
 
 def fresh_process(command: Sequence[str], name: str, show_errors: bool = False) -> dict[str, Any]:

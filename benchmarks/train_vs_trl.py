@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from side_by_side import answer, fresh_process
+from side_by_side import answer, fresh_process, kept_arguments
 
-DATA = Path(__file__).parent / "data" / "orca_pairs.jsonl"
+DATA = Path(__file__).resolve().parent / "data" / "orca_pairs.jsonl"
 OURS = "preftree"
 #: Columns of a side's name in tables.
 WIDTH = 29
@@ -147,11 +147,10 @@ def _report(args: argparse.Namespace, results: dict[str, list[dict[str, Any]]]) 
     )
     shares = (f"{100 * median(OURS, 'peak_gib') / median(side, 'peak_gib'):.0f} % of {side}" for side in others)
     lines.append(f"memory: {', '.join(shares)}; largest difference of a step's loss {apart:.1e}")
-    asked = {name: value for name, value in vars(args).items() if name not in ("json", "child", "batch")}
     return {
         "table": "\n".join(lines),
         "environment": env,
-        "arguments": asked,
+        "arguments": kept_arguments(args, but=("json", "child", "batch")),
         "best": best,
         "ratios": ratios,
         "runs": results,

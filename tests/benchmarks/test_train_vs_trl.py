@@ -112,6 +112,7 @@ def test_the_ratio_is_stated_against_the_fastest(
     report = json.loads(found.read_text())
     assert report["best"] == "TRL, pairs of 2"
     assert report["ratios"] == [2.0, 2.0]
+    assert report["arguments"]["data"] == "benchmarks/data/orca_pairs.jsonl"  # whoever reads it has another root
     assert "speed against TRL, pairs of 2, TRL's best: min 2.00" in capsys.readouterr().out
 
 
