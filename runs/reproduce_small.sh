@@ -16,6 +16,7 @@ cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-.venv/bin/python}
 SEEDS=${SEEDS:-1 2 3}           # of training: order of the pairs, LoRA's first weights, dropout
+CHECKED_SEEDS=${CHECKED_SEEDS:-42 1 2 3 4}      # of the checked answers' training
 STEPS=${STEPS:-12}              # of 2 × 2 pairs
 SWEEP_STEPS=${SWEEP_STEPS:-4}   # of each of the sweep's runs
 LENGTH=${LENGTH:-512}           # of prompt and answer together, in tokens; half of it for the prompt
@@ -124,7 +125,7 @@ tables() {
 
 checked_answers() {
     local seed
-    for seed in $SEEDS; do
+    for seed in $CHECKED_SEEDS; do
         step "checked answers, seed $seed"
         whole "$OUT/demo/seed-$seed" --output_dir demo --seed "$seed"
         preftree demo --average "$OUT"/demo/seed-* | tee "$OUT/demo/average.txt"
