@@ -10,7 +10,6 @@ import random
 
 import pytest
 import torch
-from transformers import PreTrainedModel
 
 from preftree.forest import Bundle, Forest, ScoreRequest
 from preftree.model.score import attach
@@ -34,21 +33,10 @@ def bundles() -> list[Bundle]:
     ]
 
 
-def made(family: str) -> PreTrainedModel:
-    """With heads as long as the kernel's vectors: shorter ones are computed in torch."""
-    own = {
-        "mpt": {"heads": 2},
-        "mistral-window": {"head_dim": 16},
-        "qwen3": {"head_dim": 16},
-        "gemma2": {"head_dim": 16},
-    }
-    return tiny.FAMILIES[family](**own.get(family, {})).bfloat16()
-
-
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mpt", "mistral-window", "gemma2"])
 @pytest.mark.parametrize("trained", [True, False])
 def test_in_any_forest(family: str, trained: bool) -> None:
-    model = tiny.with_lora(made(family))
+    model = tiny.with_lora(tiny.for_kernels(family).bfloat16())
     model.requires_grad_(trained)
     with attach(model) as scorer, torch.no_grad():
         if scorer.name != "native":
@@ -67,9 +55,10 @@ def test_in_any_forest(family: str, trained: bool) -> None:
                     assert torch.equal(logprob_S, together[leaf])
 
 
-def test_in_any_stretch_of_a_stream() -> None:
+@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
+def test_in_any_stretch_of_a_stream(family: str) -> None:
     asked = [ScoreRequest(bundle.prompt, answer) for bundle in bundles() for answer in bundle.continuations]
-    with attach(made("llama").requires_grad_(False)) as scorer:
+    with attach(tiny.for_kernels(family).bfloat16().requires_grad_(False)) as scorer:
         if scorer.name != "native":
             pytest.skip(f"no compiled kernels here: {scorer.reason}")
         whole, *others = (score_requests(scorer, asked, budget) for budget in (4096, 512, 97))

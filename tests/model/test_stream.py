@@ -108,9 +108,9 @@ def test_chunks_of_the_head_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert [a.logprob for a in parts] == pytest.approx([a.logprob for a in whole], abs=1e-9)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gpt_neox", "mpt"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2", "mpt"])
 def test_the_compiled_attention_serves_streams(family: str) -> None:
-    model = tiny.FAMILIES[family]().requires_grad_(False)
+    model = tiny.for_kernels(family).requires_grad_(False)
     scorer = attach(model)
     if scorer.name != "native":
         pytest.skip(f"no compiled kernels here: {scorer.reason}")

@@ -95,10 +95,10 @@ def gpt_neox(seed: int = 0, **more: Any) -> PreTrainedModel:
     return _model("GPTNeoX", seed, **{**sizes, "rotary_pct": 0.5, **more})
 
 
-def mpt(seed: int = 0, *, heads: int = 4, **attention: Any) -> PreTrainedModel:
+def mpt(seed: int = 0, *, heads: int = 4, head_dim: int = 8, **attention: Any) -> PreTrainedModel:
     own = {
         "vocab_size": VOCABULARY,
-        "d_model": 8 * heads,
+        "d_model": head_dim * heads,
         "n_heads": heads,
         "n_layers": 4,
         "expansion_ratio": 2,
@@ -131,6 +131,11 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "mpt-6-heads": mpt_six_heads,
     "mpt-clip_qkv": mpt_clipped,
 }
+
+
+def for_kernels(family: str) -> PreTrainedModel:
+    """A model of the family whose heads are as long as the compiled kernels' vectors: shorter ones go to torch."""
+    return FAMILIES[family](head_dim=16)
 
 
 def with_lora(model: PreTrainedModel, seed: int = 1, **options: Any) -> PeftModel:
