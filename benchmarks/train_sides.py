@@ -46,9 +46,9 @@ class Clock(TrainerCallback):
 def run_side(args: argparse.Namespace) -> dict[str, Any]:
     """Train as `args` say and return what was measured.
 
-    The steady state is what comes after the first step. Where the reference is computed before it (full fine-tuning
-    here, `precompute_ref_log_probs` at TRL), that pass belongs to every step: what came before the first step is
-    spread evenly over all of them.
+    The steady state is what comes after the first step, which has the first pairs of the file on both sides. Where the
+    reference is computed before it (full fine-tuning here, `precompute_ref_log_probs` at TRL), that pass belongs to
+    every step: what came before the first step is spread evenly over all of them.
     """
     import torch
     from transformers import set_seed
@@ -86,7 +86,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         whole = time.perf_counter() - clock.began
     seconds, count = clock.seconds(), len(pairs) * args.epochs
     steady = seconds["later"] / (count - args.step) + (seconds["before"] / count if precomputed else 0.0)
-    useful = ModelFlops.of(model, peak).useful(_counts(args, pairs))
+    useful = ModelFlops.of(model, peak).useful(_counts(args, pairs, precomputed))
     return {
         "pairs_per_second": 1 / steady,
         "whole_pairs_per_second": count / whole,
@@ -94,7 +94,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": memory.peak / 2**30,
         "losses": losses,
         "gemm_peak_gflops": peak / 1e9,
-        "mfu": useful / (steady * count) / peak,
+        "mfu": useful / (steady * (count - args.step)) / peak,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -167,6 +167,7 @@ def _training(args: argparse.Namespace, folder: str) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+        "train_sampling_strategy": "sequential",  # so that it is known what the first step has computed
         "use_cpu": args.device == "cpu",
         "seed": 0,
     }
@@ -176,15 +177,23 @@ def _losses(trainer: Any) -> list[float]:
     return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
 
-def _counts(args: argparse.Namespace, pairs: list[Any]) -> Any:
-    """The counts of a run without any sharing between pairs: each pair's tree, the reference once."""
+def _counts(args: argparse.Namespace, pairs: list[Any], precomputed: bool) -> Any:
+    """The counts of a run's steady state without any sharing between pairs: each pair's tree, the reference once.
+
+    Args:
+        precomputed: the steps after the first have their share of one reference pass over all pairs, else their own.
+    """
     from preftree.train.metrics import SpeedMeter
 
-    tree = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    def tokens(some: list[Any]) -> tuple[int, int]:
+        scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in some)
+        return scored + sum(len(p.prompt_ids) for p in some), scored
+
+    (tree, scored), (later_tree, later_scored) = tokens(pairs), tokens(pairs[args.step :])
+    part = 1 - args.step / (len(pairs) * args.epochs)
     return SpeedMeter(
-        tree_tokens=args.epochs * tree,
-        scored_tokens=args.epochs * scored,
-        reference_tokens=tree,
-        reference_scored=scored,
+        tree_tokens=later_tree + (args.epochs - 1) * tree,
+        scored_tokens=later_scored + (args.epochs - 1) * scored,
+        reference_tokens=round(part * tree) if precomputed else later_tree,
+        reference_scored=round(part * scored) if precomputed else later_scored,
     )
