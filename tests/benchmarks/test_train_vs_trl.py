@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,20 @@ def test_all_sides_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         losses.append(found["losses"])
     assert len(losses[0]) == 3
     assert all(losses[0] == pytest.approx(others, abs=1e-4) for others in losses[1:])
+
+
+def test_arithmetic_is_that_of_the_steps_that_are_timed() -> None:
+    pairs = [
+        SimpleNamespace(prompt_ids=[0] * prompt, chosen_ids=[0] * chosen, rejected_ids=[0] * rejected)
+        for prompt, chosen, rejected in ((100, 50, 50), (10, 2, 3), (20, 4, 5))
+    ]
+    once, twice = (SimpleNamespace(step=1, epochs=epochs) for epochs in (1, 2))
+    own = train_sides._counts(once, pairs, precomputed=False)
+    assert (own.tree_tokens, own.scored_tokens) == (10 + 2 + 3 + 20 + 4 + 5, 2 + 3 + 4 + 5)
+    assert (own.reference_tokens, own.reference_scored) == (own.tree_tokens, own.scored_tokens)
+    share = train_sides._counts(twice, pairs, precomputed=True)
+    assert share.tree_tokens == 44 + 244
+    assert share.reference_tokens == round(5 / 6 * 244)  # of one pass over all pairs
 
 
 class _NoMemory:
