@@ -118,7 +118,6 @@ def _shape(query_HTD: Tensor, key_KTD: Tensor, value_KTD: Tensor, forest: Forest
         shapes = ", ".join(f"{tuple(x.shape)} {x.stride()} {x.dtype}" for x in (query_HTD, key_KTD, value_KTD))
         raise ValueError(f"the compiled attention needs {'; '.join(missing)}. Got {shapes} for {len(forest)} tokens.")
     slopes = rules.slopes_H.data_ptr() if rules.slopes_H is not None else None
-    rules = rules.for_forest(forest)
     numbers = (rules.scale, rules.softcap or 0.0, slopes, rules.window or 0, rules.chunk or 0)
     return _Shape(heads, key_heads, size, value_size, *strides, *numbers, torch.get_num_threads())
 

@@ -134,19 +134,16 @@ def test_values_and_gradients(
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     forest=forests(),
-    extra=st.sampled_from((None, "alibi", "sinks")),
+    extra=st.sampled_from((None, "alibi", "sinks", "softcap")),
+    reach=reaches,
     dtype=st.sampled_from((torch.float32, torch.bfloat16)),
     seed=st.integers(0, 99),
 )
 def test_a_row_has_the_same_bits_in_any_forest(
-    forest: Forest, extra: str | None, dtype: torch.dtype, seed: int
+    forest: Forest, extra: str | None, reach: dict[str, int], dtype: torch.dtype, seed: int
 ) -> None:
     """Whether its path is cut into segments, where, and what lies beside it: values, and gradients of queries."""
-    rules = Rules(
-        scale=0.25,
-        slopes_H=torch.linspace(0.0, 0.5, 4) if extra == "alibi" else None,
-        sinks_H=torch.linspace(-1.0, 4.0, 4).to(dtype) if extra == "sinks" else None,
-    )
+    rules = asked(extra, reach, 0.25, 4, dtype)
     query, key, value = (x.detach() * 3 for x in qkv(forest, (4, 2), 16, seed, dtype))
     weight = torch.randn(len(forest), 4, 16, generator=torch.Generator().manual_seed(seed + 1)).to(dtype)
 

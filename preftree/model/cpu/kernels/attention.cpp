@@ -31,8 +31,7 @@ struct Block {
     int64_t row, rows, own, above, key, keys;
     int64_t position, key_position;  // path positions of the first row and the first key
     int hidden(int64_t i) const {  // how many keys at the beginning are too far away for row i; no less for later rows
-        const bool all = !shape->window && !shape->chunk;
-        return all ? 0 : std::clamp<int64_t>(first_seen(*shape, position + i) - key_position, 0, keys);
+        return std::clamp<int64_t>(first_seen(*shape, position + i) - key_position, 0, keys);
     }
     int seen(int64_t i) const {  // up to where row i sees keys
         return own == above ? std::clamp<int64_t>(row + i - key + 1, 0, keys) : keys;
@@ -156,9 +155,9 @@ void forward_rows(const Forest& f, const Shape& shape, const Rows& at, int64_t h
             const float now = std::max(top[i], std::ceil(scale * max_of(highest)));
             dvec sums = {};
             for (int64_t j = 0; j < reach; j += VL) {
-                const vec e = kept<Number>(power_of_two<Number>(load(line + j) * scale, now));
-                sums += __builtin_convertvector(e, dvec);
-                store_turned(reinterpret_cast<Number*>(line) + j, e);  // never ahead of what is still to be read
+                const vec e = power_of_two<Number>(load(line + j) * scale, now);
+                // Never ahead of what is still to be read.
+                sums += __builtin_convertvector(store_turned(reinterpret_cast<Number*>(line) + j, e), dvec);
             }
             const float shrink = top[i] == now ? 1.f : std::exp2(top[i] - now);
             sum[i] = sum[i] * shrink + sum_of(sums);

@@ -151,22 +151,16 @@ inline vec paired(vec first, vec second) {
     return (vec)(__builtin_convertvector(rounded(second), uvec) | __builtin_convertvector(rounded(first), uvec) << 16);
 }
 
-// Numbers as `store` keeps them.
-template <class Number>
-inline vec kept(vec v) {
-    if constexpr (sizeof(Number) == 4) return v;
-    else return (vec)(__builtin_convertvector(rounded(v), uvec) << 16);
-}
-
-// Weights of keys that follow each other, to be multiplied by `paired` rows of those keys.
-inline void store_turned(float* p, vec v) { store(p, v); }
-inline void store_turned(bfloat* p, vec v) {
+// Stores weights of keys that follow each other, to be multiplied by `paired` rows of those keys; returns them as they are kept.
+inline vec store_turned(float* p, vec v) { store(p, v); return v; }
+inline vec store_turned(bfloat* p, vec v) {
     typedef uint32_t words __attribute__((vector_size(VL * 2)));
     const halves h = rounded(v);
     words w;
     std::memcpy(&w, &h, sizeof w);
     w = w << 16 | w >> 16;
     std::memcpy(p, &w, sizeof w);
+    return (vec)(__builtin_convertvector(h, uvec) << 16);
 }
 
 // Kernels as they are called from outside: work(pointer of the kind), and arrays as that kind.
