@@ -21,10 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from side_by_side import PeakMemory, answer, fresh_process, kept_arguments
+from side_by_side import ROOT, PeakMemory, answer, fresh_process, kept_arguments
 
 # Small samples; `preftree evaluate --export-data DIR` writes the whole test sets.
-DATA = Path(__file__).resolve().parents[1] / "tests" / "samples" / "eval"
+DATA = ROOT / "tests" / "samples" / "eval"
 
 
 def main() -> int:

@@ -24,7 +24,7 @@ def kept_arguments(args: argparse.Namespace, *, but: Sequence[str]) -> dict[str,
     """The arguments as a report keeps them: `but` left out, files of this repository named from its root."""
 
     def shown(value: Any) -> Any:
-        inside = isinstance(value, str) and Path(value).is_absolute() and Path(value).is_relative_to(ROOT)
+        inside = isinstance(value, str) and Path(value).is_relative_to(ROOT)
         return str(Path(value).relative_to(ROOT)) if inside else value
 
     return {name: shown(value) for name, value in vars(args).items() if name not in but}

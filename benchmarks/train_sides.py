@@ -85,7 +85,8 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         losses, precomputed = run(args, _training(args, folder), peft, tokenizer, pairs, clock)
         whole = time.perf_counter() - clock.began
     seconds, count = clock.seconds(), len(pairs) * args.epochs
-    steady = seconds["later"] / (count - args.step) + (seconds["before"] / count if precomputed else 0.0)
+    later = count - args.step
+    steady = seconds["later"] / later + (seconds["before"] / count if precomputed else 0.0)
     useful = ModelFlops.of(model, peak).useful(_counts(args, pairs, precomputed))
     return {
         "pairs_per_second": 1 / steady,
@@ -94,7 +95,7 @@ def run_side(args: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": memory.peak / 2**30,
         "losses": losses,
         "gemm_peak_gflops": peak / 1e9,
-        "mfu": useful / (steady * (count - args.step)) / peak,
+        "mfu": useful / (steady * later) / peak,
         "dtype": str(dtype).removeprefix("torch."),
     }
 
@@ -183,11 +184,12 @@ def _counts(args: argparse.Namespace, pairs: list[Any], precomputed: bool) -> An
     Args:
         precomputed: the steps after the first have their share of one reference pass over all pairs, else their own.
     """
+    from preftree.forest import pair_size
     from preftree.train.metrics import SpeedMeter
 
     def tokens(some: list[Any]) -> tuple[int, int]:
-        scored = sum(len(p.chosen_ids) + len(p.rejected_ids) for p in some)
-        return scored + sum(len(p.prompt_ids) for p in some), scored
+        tree = sum(map(pair_size, some))
+        return tree, tree - sum(len(p.prompt_ids) for p in some)
 
     (tree, scored), (later_tree, later_scored) = tokens(pairs), tokens(pairs[args.step :])
     part = 1 - args.step / (len(pairs) * args.epochs)

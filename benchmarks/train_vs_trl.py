@@ -19,9 +19,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from side_by_side import answer, fresh_process, kept_arguments
+from side_by_side import ROOT, answer, fresh_process, kept_arguments
 
-DATA = Path(__file__).resolve().parent / "data" / "orca_pairs.jsonl"
+DATA = ROOT / "benchmarks" / "data" / "orca_pairs.jsonl"
 OURS = "preftree"
 #: Columns of a side's name in tables.
 WIDTH = 29

@@ -79,7 +79,7 @@ def test_all_sides_train_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_arithmetic_is_that_of_the_steps_that_are_timed() -> None:
     pairs = [
-        SimpleNamespace(prompt_ids=[0] * prompt, chosen_ids=[0] * chosen, rejected_ids=[0] * rejected)
+        SimpleNamespace(prompt_ids=[0] * prompt, chosen_ids=[0] * chosen, rejected_ids=[0] * rejected, others=())
         for prompt, chosen, rejected in ((100, 50, 50), (10, 2, 3), (20, 4, 5))
     ]
     once, twice = (SimpleNamespace(step=1, epochs=epochs) for epochs in (1, 2))
