@@ -104,13 +104,16 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
     ids=["float32", "bfloat16 with larger batches in evaluation", "recomputed activations"],
 )
-def test_the_memory_is_within_15_percent(larger: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+def test_the_memory_is_within_10_percent(larger: Path, tmp_path: Path, flags: dict[str, Any]) -> None:
+    """With a limit, where freed memory is given back: without one it is kept, and where its gaps lie is chance, which
+    makes one run in two dozen 20 of 160 MiB smaller than the others."""
     usual = {"max_steps": 8, "max_length": 1000, "max_prompt_length": 900, "save_strategy": "no", "save_steps": 100}
-    given = command(larger, tmp_path / "O", **{**usual, "reference_cache": "false", **flags})
+    usual |= {"reference_cache": "false", "max_memory": "8GiB"}
+    given = command(larger, tmp_path / "O", **{**usual, **flags})
     predicted = growth([*given, "--dry_run", "true"], tmp_path / "dry")
     taken = growth(given, tmp_path / "run")
     assert taken > 100 * 2**20  # it is the activations that are compared
-    assert predicted == pytest.approx(taken, rel=0.15)
+    assert predicted == pytest.approx(taken, rel=0.1)
 
 
 def test_what_is_planned() -> None:
