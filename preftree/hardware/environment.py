@@ -17,20 +17,19 @@ import torch
 
 from preftree.hardware.memory import total_memory
 from preftree.hardware.precision import cpu_bf16_instructions
-from preftree.io.processor import cpuinfo
+from preftree.io.processor import processor_name
 
 _PACKAGES = "preftree torch transformers peft accelerate datasets tokenizers safetensors numpy gguf trl"
 
 
 def environment() -> dict[str, Any]:
     """Versions and hardware that explain a result: JSON values, no user, host or environment variable."""
-    info = cpuinfo()
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": {name: _version(name) for name in _PACKAGES.split() if _version(name)},
         "commit": _commit(),
-        "cpu": info.get("model name") or platform.processor() or platform.machine(),
+        "cpu": processor_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cpu_bf16": cpu_bf16_instructions(),
         "cores": psutil.cpu_count(logical=False),

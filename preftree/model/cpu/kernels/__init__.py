@@ -27,6 +27,7 @@ from preftree.errors import DeviceError
 from preftree.io.atomic import atomic_file, atomic_path
 from preftree.io.cache import cache_folder
 from preftree.io.private import make_private, why_not_private
+from preftree.io.processor import cpuinfo
 
 HERE = Path(__file__).parent
 SOURCES = ("attention.cpp", "elementwise.cpp", "softmax.cpp")
@@ -146,10 +147,8 @@ def _version(compiler: str) -> str:
 
 def _processor() -> str:
     """What -march=native looks at, as far as it can be read."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    wanted = ("model name", "flags", "Features", "CPU part")
-    return "\n".join([platform.machine(), *sorted({line for line in lines if line.startswith(wanted)})])
+    wanted = ("model name", "cpu family", "model", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *(f"{key}: {cpuinfo().get(key)}" for key in wanted)])
 
 
 def _build(compiler: str, target: Path) -> None:
