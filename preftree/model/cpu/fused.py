@@ -20,7 +20,7 @@ from preftree.model.cpu.kernels import KERNEL_DTYPES, addresses, library
 from preftree.model.patch import Patches
 
 Forward = Callable[[Any, Tensor], Tensor]
-#: Share of the memory there is that weights in another order may take, both directions together.
+#: Share of the memory there is that weights in other orders may take.
 PACKED_SHARE = 1 / 8
 
 
@@ -32,7 +32,7 @@ def pack_weights(model: nn.Module, patches: Patches, room: int) -> str:
     """
     layers = [each for each in model.modules() if type(each) is nn.Linear and _frozen(each)]
     weights = list({id(each.weight): each.weight for each in layers if each.weight.dtype in KERNEL_DTYPES}.values())
-    copies = 2 * sum(weight.numel() * weight.element_size() for weight in weights)
+    copies = sum((1 + linear.packs_backward(weight.dtype)) * weight.nbytes for weight in weights)
     if copies > PACKED_SHARE * room:
         return f"weights in one order: copies would take {copies / 2**30:.2f} of {max(room, 0) / 2**30:.2f} GiB"
     packed = [weight for weight in weights if linear.pack(weight)]

@@ -1,10 +1,11 @@
 """Products with weights on a CPU, by whichever of torch's libraries is faster here.
 
 torch carries oneDNN beside MKL. For float32 it takes MKL, which uses no more than AVX2 on processors of other makers
-than Intel: oneDNN is 2.3 to 3 times as fast on an AMD EPYC with AVX-512. And oneDNN's own order of a weight saves it
-from sorting that weight again in every product: `pack` keeps a frozen weight in that order, once for x Wᵀ and, as soon
-as there is a backward pass, once for g W. Packed products are as fast for any number of rows; others lose up to a fifth
-where rows are no multiple of 16, and half and more where they are few.
+than Intel: oneDNN is 1.1 to 3 times as fast on an AMD EPYC with AVX-512 (Zen 4, Zen 5). And oneDNN's own order of a
+weight saves it from sorting that weight again in every product: `pack` keeps a frozen weight in that order, once for
+x Wᵀ and, in bfloat16 as soon as there is a backward pass, once for g W. Float32 products take a weight for g W as it
+lies. Packed products are as fast for any number of rows; others lose up to a fifth where rows are no multiple of 16,
+and half and more where they are few.
 
 Both are operations of torch's compiler (`torch.ops.mkldnn`) without a public name, so they are looked up and compared
 once, and torch's own product stays wherever they are missing or differ.
@@ -39,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
     """The gradient with respect to x of `linear`: grad (…, O) and weight (O, I) to (…, I)."""
-    if (pack := packed(weight)) is not None:
+    if packs_backward(weight.dtype) and (pack := packed(weight)) is not None:
         if pack.backward is None:
             pack.backward = _reorder(weight.detach().t().contiguous())
         return _onednn(grad, pack.backward, None)
@@ -67,7 +68,7 @@ def trained(module: nn.Linear, x: Tensor) -> Tensor:
 
 @dataclass(eq=False)
 class Pack:
-    """A weight (O, I) in oneDNN's order: `forward` for x Wᵀ; `backward`, made when it is first needed, for g W."""
+    """A weight (O, I) in oneDNN's order: `forward` for x Wᵀ; `backward` for g W, None until one is needed."""
 
     forward: Tensor
     backward: Tensor | None
@@ -108,9 +109,14 @@ def unpack(weight: Tensor) -> None:
     _packs.pop(weight, None)
 
 
+def packs_backward(dtype: torch.dtype) -> bool:
+    """Does a backward pass keep a packed weight in a second order? float32 would gain nothing by it."""
+    return dtype == torch.bfloat16
+
+
 def promised_bytes(model: nn.Module) -> int:
     """What a model's packed weights will take beyond what they take now, once a backward pass went through them all."""
-    packs = (packed(parameter) for parameter in model.parameters())
+    packs = (packed(parameter) for parameter in model.parameters() if packs_backward(parameter.dtype))
     return sum(each.forward.nbytes for each in packs if each is not None and each.backward is None)
 
 

@@ -74,14 +74,18 @@ def test_a_weight_that_was_written_to_is_packed_no_more(write: Callable[[Tensor]
     assert linear.packed(layer.weight) is None
 
 
-def test_what_a_backward_pass_will_take_is_promised_until_it_is_taken() -> None:
-    needs_packing(torch.float32)
-    layer = nn.Linear(8, 6).requires_grad_(False)
+@pytest.mark.parametrize(("dtype", "promised"), [(torch.bfloat16, 8 * 6 * 2), (torch.float32, 0)])
+def test_what_a_backward_pass_will_take_is_promised_until_it_is_taken(dtype: torch.dtype, promised: int) -> None:
+    needs_packing(dtype)
+    layer = nn.Linear(8, 6).to(dtype).requires_grad_(False)
     assert linear.promised_bytes(layer) == 0
     linear.pack(layer.weight)
-    assert linear.promised_bytes(layer) == 8 * 6 * 4
-    linear.frozen(layer, torch.randn(3, 8, requires_grad=True)).sum().backward()
+    assert linear.promised_bytes(layer) == promised
+    linear.frozen(layer, torch.randn(3, 8, dtype=dtype, requires_grad=True)).sum().backward()
     assert linear.promised_bytes(layer) == 0
+    pack = linear.packed(layer.weight)
+    assert pack is not None
+    assert (pack.backward is not None) == bool(promised)
 
 
 def test_a_weight_put_in_place_of_another_is_not_taken_for_it() -> None:
