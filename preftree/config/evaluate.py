@@ -29,7 +29,7 @@ class EvaluateSettings:
     data: str = "hub"
     """hub, or a folder of local files (see docs/evaluation.md)."""
     limit: int | None = None
-    """Questions per task (of MMLU, per subject); for trying out."""
+    """Questions per task (of MMLU, per subject), and held-out pairs; for trying out."""
     num_fewshot: int | None = None
     """Few-shot examples, instead of the leaderboard's number."""
     apply_chat_template: bool = False
