@@ -143,7 +143,7 @@ def mkl_is_held_back() -> bool:
 
 @lru_cache(maxsize=2)
 def packs(dtype: torch.dtype) -> bool:
-    """Are oneDNN's products of this dtype right here, plain and packed, forward and backward?"""
+    """Are oneDNN's products of this dtype right here, all that are used: plain and packed, forward and backward?"""
     if dtype not in (torch.float32, torch.bfloat16):
         return False
     random = torch.Generator().manual_seed(0)
@@ -151,11 +151,14 @@ def packs(dtype: torch.dtype) -> bool:
     rtol, atol = (2e-2, 0.2) if dtype == torch.bfloat16 else (1e-4, 1e-3)
     try:
         with torch.no_grad():
-            found = (
+            found = [
                 (_onednn(x, weight, None), x @ weight.T),
                 (_onednn(x, _reorder(weight), None), x @ weight.T),
-                (_onednn(grad, _reorder(weight.t().contiguous()), None), grad @ weight),
-            )
+            ]
+            if packs_backward(dtype):
+                found += [(_onednn(grad, _reorder(weight.t().contiguous()), None), grad @ weight)]
+            else:  # gradients of input and weight take both as they lie
+                found += [(_onednn(grad, weight.T, None), grad @ weight), (_onednn(grad.T, x.T, None), grad.T @ x)]
             return all(torch.allclose(ours, theirs, rtol=rtol, atol=atol) for ours, theirs in found)
     except (AttributeError, RuntimeError):  # a torch without oneDNN, or a processor without its instructions
         return False

@@ -136,6 +136,22 @@ def test_a_torch_without_the_operation_keeps_its_own(monkeypatch: pytest.MonkeyP
         linear.packs.cache_clear()
 
 
+def test_a_wrong_product_with_a_weight_as_it_lies_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 the gradients of input and weight are computed so."""
+    needs_packing(torch.float32)
+    right = linear._onednn
+
+    def wrong(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return right(x, weight, bias) + float(weight.layout == torch.strided and not weight.is_contiguous())
+
+    monkeypatch.setattr(linear, "_onednn", wrong)
+    linear.packs.cache_clear()
+    try:
+        assert not linear.packs(torch.float32)
+    finally:
+        linear.packs.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("vendor", "capability", "expected"),
     [
