@@ -8,20 +8,28 @@ from pathlib import Path
 
 
 @lru_cache(maxsize=1)
-def cpuinfo() -> dict[str, str]:
-    """The first processor's entry in /proc/cpuinfo; empty where there is none."""
+def all_cpuinfo() -> list[dict[str, str]]:
+    """The entries of all logical processors in /proc/cpuinfo; empty where there is none."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
+        return []
+    entries = ([line.split(":", 1) for line in entry.splitlines() if ":" in line] for entry in text.split("\n\n"))
+    return [{key.strip(): value.strip() for key, value in entry} for entry in entries if entry]
+
+
+def cpuinfo() -> dict[str, str]:
+    """The first of them; empty where there is none."""
+    return next(iter(all_cpuinfo()), {})
 
 
 def processor_name() -> str:
-    """The name it gives itself, with the family and model of an x86 processor: virtual machines often leave it out of
-    the name which of a maker's processors they run on, and some of them are twice as fast as others."""
+    """The processor's name, on x86 with its family and model.
+
+    Virtual machines often give one name ("AMD EPYC") to several generations, one of which may be twice as fast.
+    """
     info = cpuinfo()
     name = info.get("model name") or platform.processor() or platform.machine()
-    exact = [f"{word} {info[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in info]
-    return f"{name} ({', '.join(exact)})" if exact else name
+    if "cpu family" in info and "model" in info:
+        return f"{name} (family {info['cpu family']}, model {info['model']})"
+    return name

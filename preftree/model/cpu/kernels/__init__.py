@@ -27,7 +27,7 @@ from preftree.errors import DeviceError
 from preftree.io.atomic import atomic_file, atomic_path
 from preftree.io.cache import cache_folder
 from preftree.io.private import make_private, why_not_private
-from preftree.io.processor import cpuinfo
+from preftree.io.processor import all_cpuinfo
 
 HERE = Path(__file__).parent
 SOURCES = ("attention.cpp", "elementwise.cpp", "softmax.cpp")
@@ -148,7 +148,9 @@ def _version(compiler: str) -> str:
 def _processor() -> str:
     """What -march=native looks at, as far as it can be read."""
     wanted = ("model name", "cpu family", "model", "flags", "Features", "CPU part")
-    return "\n".join([platform.machine(), *(f"{key}: {cpuinfo().get(key)}" for key in wanted)])
+    # Of all processors: those of one Arm machine may be of several kinds.
+    found = {f"{key}: {info[key]}" for info in all_cpuinfo() for key in wanted if key in info}
+    return "\n".join([platform.machine(), *sorted(found)])
 
 
 def _build(compiler: str, target: Path) -> None:
